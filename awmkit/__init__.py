@@ -1,0 +1,20 @@
+"""awmkit: policy gradients through world models and differentiable simulators, with every gradient path named."""
+
+from ._dynamics import AbstractDynamics as AbstractDynamics, AbstractTask as AbstractTask
+from ._fit import Fit as Fit, fit as fit
+from ._methods import Parallel as Parallel, Picard as Picard, Sequential as Sequential
+from ._normaliser import Normaliser as Normaliser
+from ._paths import BPO as BPO, Paths as Paths
+from ._policies import GaussianPolicy as GaussianPolicy, MLPPolicy as MLPPolicy
+from ._unroll import Trajectory as Trajectory, unroll as unroll, unroll_grad as unroll_grad
+from .models import (
+    AWM as AWM,
+    GRU as GRU,
+    HWM as HWM,
+    LSTM as LSTM,
+    RNN as RNN,
+    Markov as Markov,
+    Transformer as Transformer,
+)
+
+__version__ = "0.1.0"

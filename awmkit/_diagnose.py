@@ -1,0 +1,94 @@
+"""Where a gradient ceases to be finite: the step and the edge.
+
+A probe, an array of zeros, is added to whatever crosses each edge at each step; the gradient with respect to it is the
+gradient that flows along that edge, so that one more backward pass sees them all.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Bool, Float, PyTree, Scalar, ScalarLike
+
+from ._methods import Sequential
+from ._paths import EDGES, is_cut
+
+
+class _Probes(eqx.Module):
+    """One array of zeros for each edge, (H, S) or (H, A), in the order in which reverse mode reaches them within a step."""
+
+    state_to_reward: Float[Array, "H S"]
+    action_to_reward: Float[Array, "H A"]
+    state_to_model: Float[Array, "H S"]
+    action_to_model: Float[Array, "H A"]
+    state_to_policy: Float[Array, "H S"]
+
+
+class _ProbedDynamics(eqx.Module):
+    """A dynamics whose inputs pass the probes. Not an `AbstractDynamics`: only `Sequential` ever sees it."""
+
+    dynamics: PyTree
+    probes: _Probes
+
+    def init(self, state, horizon):
+        return self.dynamics.init(state, horizon)
+
+    def step(self, carry, state, action, t, *, key=None):
+        state = state + self.probes.state_to_model[t]
+        return self.dynamics.step(carry, state, action + self.probes.action_to_model[t], t, key=key)
+
+
+@eqx.filter_jit
+def raise_if_nonfinite(result, dynamics, policy, state, horizon, *, reward, key, paths, discount):
+    """`result`, the value and gradient of an unroll, or an error that names where they cease to be finite."""
+    forward, backward = _follow(dynamics, policy, state, horizon, reward, key, paths, discount)
+    flags = jnp.concatenate([forward.ravel(), backward[::-1].ravel(), jnp.ones(1, bool)])
+    messages = [
+        f"The unroll is not finite: at step t={t}, {what}; the gradient cannot be either."
+        for t in range(horizon)
+        for what in ("the policy's action a_t", "the reward r_t", "the next state s_{t+1}")
+    ]
+    messages += [
+        f"The gradient is not finite: going back from the return, first at step t={t} on the edge {edge}."
+        for t in reversed(range(horizon))
+        for edge in _Probes.__dataclass_fields__
+    ]
+    messages += ["The gradient is finite on every edge but not in the policy's own parameters."]
+    arrays, rest = eqx.partition(result, eqx.is_inexact_array)
+    broken = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(arrays)]))
+    return eqx.combine(eqx.branched_error_if(arrays, broken, jnp.argmax(flags), messages), rest)
+
+
+def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"]]:
+    """Whether actions, rewards and next states, and then the gradients along the edges, are not finite at each step."""
+
+    def value(probes):
+        probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t], t, key=key)
+        states, actions, _ = Sequential().run(
+            _ProbedDynamics(dynamics, probes),
+            policy if eqx.is_array(policy) else probed,
+            state,
+            horizon,
+            key=key,
+            paths=paths,
+        )
+        before = jnp.concatenate([state[None], states[:-1]]) + probes.state_to_reward
+        at_step = lambda s, a, t: reward(s, a, t)
+        rewards = jax.vmap(at_step)(before, actions + probes.action_to_reward, jnp.arange(horizon))
+        return total(rewards, discount), (actions, rewards[:, None], states)
+
+    of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))
+    zeros = _Probes(of_state, of_action, of_state, of_action, of_state)
+    flows, values = jax.grad(value, has_aux=True)(jtu.tree_map(lambda x: x.astype(state.dtype), zeros))
+    for edge in EDGES:  # What would flow into an edge that is cut does not flow on.
+        if is_cut(getattr(paths, edge)):
+            flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, replace_fn=jnp.zeros_like)
+    broken = lambda arrays: jnp.stack([jnp.any(~jnp.isfinite(x), axis=1) for x in arrays], axis=1)
+    return broken(values), broken(jtu.tree_leaves(flows))
+
+
+def total(rewards: Float[Array, " H"], discount: ScalarLike) -> Scalar:
+    """J = sum_t discount^t r_t."""
+    if isinstance(discount, int | float) and discount == 1:
+        return jnp.sum(rewards)
+    return jnp.sum(jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.size, dtype=rewards.dtype) * rewards)

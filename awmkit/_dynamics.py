@@ -1,0 +1,110 @@
+"""What moves a state: the one interface that simulators and world models share.
+
+It stands apart because everything else in awmkit is written against it, and it imports nothing of ours.
+"""
+
+import abc
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
+
+
+class AbstractDynamics(eqx.Module):
+    """Anything that maps a state and an action to the next state: a simulator or a world model.
+
+    A dynamics never decides where its `state` argument comes from or how much gradient it carries: the unroll does
+    ([`awmkit.Paths`][]). What a dynamics must remember beyond the state (a KV cache, a hidden state, a solver's warm start)
+    lives in `carry`.
+
+    **Fields** a subclass provides
+
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `reads_state`: class attribute, `False` promises that `step` ignores its `state` argument, as an actions world model
+      does: no predicted state is ever fed back, and `Parallel` may be used. The default is `True`.
+    """
+
+    state_size: eqx.AbstractVar[int]
+    action_size: eqx.AbstractVar[int]
+    reads_state: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def init(self, state: Float[Array, " S"], horizon: int) -> PyTree:
+        """The carry before the first step, primed with s_0 and with room for `horizon` steps.
+
+        **Arguments:** `state`: s_0, shape (S,). `horizon`: how many steps will follow.
+
+        **Raises:** `ValueError` where `horizon` is more than the dynamics can do.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self,
+        carry: PyTree,
+        state: Float[Array, " S"],
+        action: Float[Array, " A"],
+        t: ScalarLike,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[PyTree, Float[Array, " S"]]:
+        """One step: s_{t+1} from `carry`, s_t and a_t.
+
+        **Arguments:** `carry`: what `init` or the previous `step` returned. `state`: s_t, shape (S,). `action`: a_t in
+        [-1, 1], shape (A,). `t`: the step's index, an integer, possibly traced. `key`: for stochastic dynamics.
+
+        **Returns:** the new carry, of the same structure, shapes and dtypes, and s_{t+1}.
+        """
+
+    def open_loop(
+        self, state: Float[Array, " S"], actions: Float[Array, "H A"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "H S"]:
+        """s_1 ... s_H under a fixed sequence of actions.
+
+        By default a scan of `step`; an actions world model overrides it with one causal pass of equal values and gradients.
+
+        **Arguments:** `state`: s_0, shape (S,). `actions`: a_0 ... a_{H-1}, shape (H, A). `key`: split into one key a step.
+
+        **Returns:** shape (H, S).
+        """
+        horizon = actions.shape[0]
+
+        def step(loop, x):
+            carry, state = self.step(*loop, x[0], x[1], key=x[2])
+            return (carry, state), state
+
+        steps = (actions, jax.numpy.arange(horizon), step_keys(key, horizon))
+        return lax.scan(step, (self.init(state, horizon), state), steps)[1]
+
+
+class AbstractTask(AbstractDynamics):
+    """A dynamics with a purpose: a reward, a distribution of initial states and a horizon.
+
+    What BPO, Gymnasium and the examples take. `horizon` is the number of steps H of an episode.
+    """
+
+    horizon: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def reward(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
+        """r(s_t, a_t), from the state *before* the step; s_H is never scored.
+
+        **Arguments:** `state`: s_t, shape (S,). `action`: a_t, shape (A,). `t`: the step's index.
+
+        **Returns:** a scalar.
+        """
+
+    @abc.abstractmethod
+    def reset(self, key: PRNGKeyArray) -> Float[Array, " S"]:
+        """Draw s_0.
+
+        **Arguments:** `key`: consumed once; a task that always starts in the same state ignores it.
+
+        **Returns:** s_0, shape (S,).
+        """
+
+
+def step_keys(key: PRNGKeyArray | None, horizon: int) -> PRNGKeyArray | None:
+    """One key for each step, or none; `open_loop` and the unroll must draw the same ones to agree."""
+    return None if key is None else jax.random.split(key, horizon)

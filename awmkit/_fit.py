@@ -1,0 +1,155 @@
+"""Fitting a world model to whole episodes: one loop for every class of model.
+
+Apart from the models because the loss is the same for all: what differs is `predict`, and that is theirs.
+"""
+
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+
+from ._normaliser import Normaliser
+from ._progress import Progress
+from ._unroll import Trajectory
+from .models import AbstractWorldModel
+
+
+class Fit(eqx.Module):
+    """What `fit` returns.
+
+    - `model`: the fitted model.
+    - `losses`: of each update, on its batch, shape (updates,).
+    - `held_out`: mean square error of open-loop predictions of s_1 ... s_H from s_0 and the actions, on episodes held out,
+      each entry of the state in units of its standard deviation, shape (H,): 1 is no better than predicting the mean.
+      `None` where nothing was held out.
+    - `seconds`: of wall time, compilation included.
+    """
+
+    model: AbstractWorldModel
+    losses: Float[Array, " updates"]
+    held_out: Float[Array, " H"] | None
+    seconds: float
+
+
+def fit(
+    model: AbstractWorldModel,
+    episodes: Trajectory,
+    *,
+    key: PRNGKeyArray,
+    updates: int = 1000,
+    batch_size: int = 64,
+    optimiser: optax.GradientTransformation | None = None,
+    holdout: float = 0.1,
+    progress: bool = True,
+) -> Fit:
+    """Fit a world model to whole episodes by minibatch gradient descent.
+
+    The loss is 0.5 times the mean square error of `model.predict` over all steps, in units of the model's targets: an AWM
+    predicts from s_0 and the actions, an HWM from true histories, a Markov model one step at a time. Statistics of the data
+    are set beforehand, once:
+
+    ```python
+    model = AWM(task.state_size, task.action_size, Transformer(key=k1), key=k2).normalised(episodes.states)
+    model = fit(model, episodes, key=k3).model
+    ```
+
+    **Arguments**
+
+    - `episodes`: N episodes of one length H, a [`awmkit.Trajectory`][] with a leading axis; rewards are not used.
+    - `key`: for the split and the batches.
+    - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
+    - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
+    - `holdout`: share of the episodes kept to measure `Fit.held_out`, in [0, 1).
+    - `progress`: whether to show a progress bar on stderr.
+
+    **Returns:** a `Fit`.
+
+    **Raises:** `ValueError` for episodes that do not fit the model or are not finite, `RuntimeError` when the loss is not.
+    """
+    _check(model, episodes, updates, batch_size, holdout)
+    optimiser = optax.adam(1e-3) if optimiser is None else optimiser
+    split_key, batch_key = jax.random.split(key)
+    states, actions = jnp.asarray(episodes.states), jnp.asarray(episodes.actions)
+    order = jax.random.permutation(split_key, states.shape[0])
+    held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
+    kept, unseen = order[held:], order[:held]
+
+    weights, rest = eqx.partition(model, trainable(model))
+    loop = (weights, optimiser.init(weights), jnp.zeros(updates, states.dtype))
+    start, done, chunk = time.monotonic(), 0, 1
+    with Progress(f"fit {type(model).__name__}", updates, enabled=progress) as bar:
+        while done < updates:
+            began, stop = time.monotonic(), min(done + chunk, updates)
+            span = jnp.asarray(done), jnp.asarray(stop)
+            loop = _update(loop, rest, optimiser, states[kept], actions[kept], batch_key, batch_size, *span)
+            loss = float(loop[2][stop - 1])
+            if not np.isfinite(loss):
+                raise RuntimeError(
+                    f"The loss was {loss} after update {stop}; lower the learning rate, clip the gradient with "
+                    "optax.clip_by_global_norm, or normalise the model first with model.normalised(episodes.states)."
+                )
+            if done > 0:  # The first chunk compiles; the others last about half a second.
+                chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - began)))
+            done = stop
+            bar.update(done, f"loss {loss:.3g}")
+    model = eqx.combine(loop[0], rest)
+    held_out = _open_loop_error(model, states[unseen], actions[unseen], states) if held else None
+    return Fit(model, loop[2], held_out, time.monotonic() - start)
+
+
+def trainable(tree: PyTree) -> PyTree[bool]:
+    """Which leaves an optimiser may move: floating-point arrays outside of normalisers."""
+    is_normaliser = lambda x: isinstance(x, Normaliser)
+    return jtu.tree_map(lambda x: not is_normaliser(x) and eqx.is_inexact_array(x), tree, is_leaf=is_normaliser)
+
+
+def loss(model: AbstractWorldModel, states: Float[Array, "N H+1 S"], actions: Float[Array, "N H A"]) -> Scalar:
+    """0.5 times the mean square error of the model's predictions, in units of its targets."""
+    errors = (jax.vmap(model.predict)(states, actions) - states[:, 1:]) / lax.stop_gradient(model.targets.scale)
+    return 0.5 * jnp.mean(errors**2)
+
+
+@eqx.filter_jit
+def _update(loop, rest, optimiser, states, actions, key, batch_size, start, stop):
+    """Updates `start` to `stop`; both are traced, so that chunks of any length share one program."""
+
+    def update(i, loop):
+        weights, optimiser_state, losses = loop
+        batch = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, states.shape[0])
+        value_and_grad = jax.value_and_grad(lambda weights: loss(eqx.combine(weights, rest), states[batch], actions[batch]))
+        value, grads = value_and_grad(weights)
+        steps, optimiser_state = optimiser.update(grads, optimiser_state, weights)
+        return eqx.apply_updates(weights, steps), optimiser_state, losses.at[i].set(value)
+
+    return lax.fori_loop(start, stop, update, loop)
+
+
+@eqx.filter_jit
+def _open_loop_error(model, states, actions, all_states):
+    errors = jax.vmap(lambda s, a: model.open_loop(s[0], a))(states, actions) - states[:, 1:]
+    return jnp.mean((errors / Normaliser(states.shape[-1]).fitted(all_states).scale) ** 2, axis=(0, 2))
+
+
+def _check(model, episodes, updates, batch_size, holdout) -> None:
+    states, actions = episodes.states, episodes.actions
+    if not isinstance(model, AbstractWorldModel):
+        raise ValueError(f"fit got a {type(model).__name__}; pass a world model: Markov, HWM, AWM or your own subclass.")
+    needed = f"states (N, H+1, {model.state_size}) and actions (N, H, {model.action_size})"
+    if states.ndim != 3 or actions.shape != (states.shape[0], states.shape[1] - 1, model.action_size):
+        raise ValueError(f"fit got states {states.shape} and actions {actions.shape}; this model needs {needed}.")
+    if states.shape[2] != model.state_size or states.shape[0] < 2:
+        raise ValueError(f"fit got states {states.shape}; this model needs {needed}, with at least 2 episodes.")
+    for name, array in (("states", states), ("actions", actions)):
+        if not jnp.issubdtype(array.dtype, jnp.floating) or not bool(jnp.isfinite(array).all()):
+            raise ValueError(f"The episodes' {name} are not all finite floating-point numbers; leave out such episodes.")
+    if updates < 1 or batch_size < 1 or not 0 <= holdout < 1:
+        raise ValueError(
+            f"fit got updates={updates}, batch_size={batch_size}, holdout={holdout}; it needs at least 1, at least 1, and a "
+            "share in [0, 1)."
+        )

@@ -1,0 +1,213 @@
+"""How the gradient that `Paths` defines is computed: step by step, or for all steps at once.
+
+Apart from the unroll because they are interchangeable: on the same dynamics, policy and paths all methods agree in values
+and in gradients to float precision.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, ScalarLike
+
+from ._dynamics import AbstractDynamics, step_keys
+from ._paths import Paths, is_cut
+
+Policy = Callable[..., Array] | Array
+Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Int[Array, ""] | None]
+
+
+class AbstractMethod(eqx.Module):
+    """A way to run, and so to differentiate, the loop of a policy and a dynamics."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        dynamics: AbstractDynamics,
+        policy: Policy,
+        state: Float[Array, " S"],
+        horizon: int,
+        *,
+        key: PRNGKeyArray | None,
+        paths: Paths,
+    ) -> Rollout:
+        """s_1 ... s_H (H, S), a_0 ... a_{H-1} (H, A) and, where there were any, the number of Picard sweeps."""
+
+
+class Sequential(AbstractMethod):
+    """Step by step, by one scan; reverse mode is backpropagation through time. For every dynamics.
+
+    **Arguments**
+
+    - `checkpoint`: what reverse mode keeps. `"none"`: all intermediate values, fastest. `"step"`: the carries between steps,
+      at the price of one more forward pass. `"nested"`: those of every sqrt(H)-th step and of one block, so that memory
+      grows like sqrt(H), at the price of two more forward passes (Griewank & Walther, *Evaluating Derivatives*, ch. 12).
+      Gradients are equal.
+
+    **Raises:** `ValueError` for any other `checkpoint`.
+    """
+
+    checkpoint: Literal["none", "step", "nested"] = eqx.field(static=True, default="none")
+
+    def __check_init__(self):
+        if self.checkpoint not in ("none", "step", "nested"):
+            raise ValueError(f"Sequential got checkpoint={self.checkpoint!r}; use 'none', 'step' or 'nested'.")
+
+    def run(self, dynamics, policy, state, horizon, *, key, paths):
+        policy_keys, dynamics_key = split_key(key, horizon)
+
+        def step(loop, x):
+            carry, state = loop
+            t, planned, policy_key, dynamics_key = x
+            action = planned if eqx.is_array(policy) else policy(paths.to_policy(state), t, key=policy_key)
+            carry, state = dynamics.step(
+                carry, paths.feed_back(state), paths.to_model(action), t, key=dynamics_key
+            )
+            return (carry, state), (state, action)
+
+        planned = policy if eqx.is_array(policy) else None
+        steps = (jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
+        _, (states, actions) = self._scan(step, (dynamics.init(state, horizon), state), steps, horizon)
+        return states, actions, None
+
+    def _scan(self, step: Callable, loop: PyTree, steps: PyTree, horizon: int) -> tuple[PyTree, PyTree]:
+        if self.checkpoint == "none":
+            return lax.scan(step, loop, steps)
+        step = jax.checkpoint(step, prevent_cse=False)
+        if self.checkpoint == "step":
+            return lax.scan(step, loop, steps)
+        block = math.isqrt(horizon)
+        whole = horizon - horizon % block
+        blocks = jtu.tree_map(lambda x: x[:whole].reshape(-1, block, *x.shape[1:]), steps)
+        run_block = jax.checkpoint(lambda loop, steps: lax.scan(step, loop, steps), prevent_cse=False)
+        loop, first = lax.scan(run_block, loop, blocks)
+        loop, rest = lax.scan(step, loop, jtu.tree_map(lambda x: x[whole:], steps))
+        return loop, jtu.tree_map(lambda x, y: jnp.concatenate([x.reshape(whole, *y.shape[1:]), y]), first, rest)
+
+
+class Picard(eqx.Module):
+    """Sweeps to the fixed point of a map that is causal in time, each sweep one parallel pass.
+
+    Step t of a causal map depends on earlier steps only, so that n sweeps settle at least the first n steps and H sweeps all
+    of them; a handful is enough where distant steps interact weakly.
+
+    **Arguments**
+
+    - `tolerance`: sweeps stop when none of the values moves by more in units of the largest (at least 1, an action's bound, for actions). By
+      default 8 units in the last place.
+    - `max_sweeps`: the largest number of sweeps; a run that needs more is an error. By default H, at which sweeps are exact.
+
+    **Raises:** `ValueError` for a `tolerance` below 0 or `max_sweeps` below 1.
+    """
+
+    tolerance: float | None = None
+    max_sweeps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise ValueError(f"Picard got tolerance={self.tolerance}; give a number of at least 0, such as 1e-6.")
+        if self.max_sweeps is not None and self.max_sweeps < 1:
+            raise ValueError(f"Picard got max_sweeps={self.max_sweeps}; give at least 1, or None for the horizon.")
+
+    def solve(
+        self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
+    ) -> tuple[Float[Array, "H D"], Int[Array, ""]]:
+        """The fixed point of `sweep`, started from `x`, in values of size `unit`, and the number of sweeps it took."""
+        tolerance = 8 * jnp.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
+        limit = min(x.shape[0], self.max_sweeps or x.shape[0])
+
+        def unfinished(loop):
+            _, moved, size, n = loop
+            return (moved > tolerance * jnp.maximum(size, unit)) & (n < limit)
+
+        def body(loop):
+            x, _, _, n = loop
+            y = sweep(x)
+            return y, jnp.max(jnp.abs(y - x)), jnp.max(jnp.abs(y)), n + 1
+
+        start = (x, jnp.asarray(jnp.inf, x.dtype), jnp.ones((), x.dtype), jnp.asarray(0))
+        x, moved, size, n = lax.while_loop(unfinished, body, start)
+        if limit < x.shape[0]:  # At H sweeps the result is exact whatever the last one moved.
+            message = (
+                f"Picard sweeps had not settled after max_sweeps={limit}; raise max_sweeps or the tolerance, "
+                "or sample with Parallel(sampling=Sequential())."
+            )
+            x = eqx.error_if(x, moved > tolerance * jnp.maximum(size, unit), message)
+        return x, n
+
+
+class Parallel(AbstractMethod):
+    """All steps at once, for a dynamics that never reads a predicted state: an actions world model.
+
+    The closed loop a = policy(AWM(s_0, a)) is a causal fixed point. It is found without gradient; then one causal pass over
+    all actions, differentiated, gives
+
+    - with `state_to_policy` cut (BPO), the exact gradient, with no backward scan;
+    - else the exact closed-loop gradient, whose adjoint equation lambda = g + A^T lambda is nilpotent and is solved by sweeps,
+      the n-th of which adds the paths that cross the policy edge n times. Forward mode and higher orders work too.
+
+    **Arguments**
+
+    - `sampling`: how the fixed point is found: `Sequential()`, the cached scan, or `Picard()`, sweeps of one parallel pass.
+    - `adjoint`: the sweeps of the closed-loop gradient.
+    """
+
+    sampling: Sequential | Picard = Sequential()
+    adjoint: Picard = Picard()
+
+    def run(self, dynamics, policy, state, horizon, *, key, paths):
+        act, predict = _passes(dynamics, policy, state, horizon, key=key, paths=paths)
+        if eqx.is_array(policy):
+            return predict(policy), policy, None
+        states, actions, sweeps = self._sample(dynamics, policy, state, horizon, key)
+        if is_cut(paths.state_to_policy):
+            actions = act(states)
+        else:
+            actions = lax.custom_root(lambda a: a - act(predict(a)), actions, lambda _, root: root, self._solve_adjoint)
+        return predict(actions), actions, sweeps
+
+    def _sample(self, dynamics, policy, state, horizon, key) -> Rollout:
+        detach = lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
+        dynamics, policy, state = jtu.tree_map(detach, (dynamics, policy, state))
+        if isinstance(self.sampling, Sequential):
+            return self.sampling.run(dynamics, policy, state, horizon, key=key, paths=Paths())
+        act, predict = _passes(dynamics, policy, state, horizon, key=key, paths=Paths())
+        start = jnp.zeros((horizon, dynamics.action_size), state.dtype)
+        actions, sweeps = self.sampling.solve(lambda a: act(predict(a)), start, unit=1.0)
+        return predict(actions), actions, sweeps
+
+    def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
+        """x such that residual(x) = x - A x = g; transposed, that is the adjoint equation."""
+
+        def solve(residual, g):
+            return self.adjoint.solve(lambda x: g + (x - residual(x)), g, unit=jnp.max(jnp.abs(g)))[0]
+
+        return lax.custom_linear_solve(residual, g, solve, transpose_solve=solve)
+
+
+def _passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """The two parallel passes: actions for all states (H, S) -> (H, A), and states for all actions (H, A) -> (H, S)."""
+    policy_keys, dynamics_key = split_key(key, horizon)
+
+    def act(states):  # s_H comes after the last action, which s_{H-1} has decided.
+        states = paths.to_policy(jnp.concatenate([state[None], states[:-1]]))
+        return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, jnp.arange(horizon), policy_keys)
+
+    def predict(actions):
+        return dynamics.open_loop(state, paths.to_model(actions), key=dynamics_key)
+
+    return act, predict
+
+
+def split_key(key: PRNGKeyArray | None, horizon: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+    """The policy's keys, one a step, and the key of the dynamics: the same for every method."""
+    if key is None:
+        return None, None
+    policy_key, dynamics_key = jax.random.split(key)
+    return step_keys(policy_key, horizon), dynamics_key

@@ -1,0 +1,136 @@
+"""Policies: what turns a state into an action in [-1, 1].
+
+Apart from the models because nothing needs them: any callable with this signature is a policy.
+"""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
+
+from ._normaliser import Normaliser
+
+
+class AbstractPolicy(eqx.Module):
+    """A module called as `policy(state, t, *, key=None) -> action (A,)`."""
+
+    inputs: eqx.AbstractVar[Normaliser]
+
+    @abc.abstractmethod
+    def __call__(
+        self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " A"]:
+        """a_t in [-1, 1], shape (A,), from s_t, shape (S,), and the step's index t."""
+
+
+class MLPPolicy(AbstractPolicy):
+    """A deterministic policy: a_t = tanh(MLP(s_t)).
+
+    **Arguments**
+
+    - `state_size`, `action_size`: S and A.
+    - `width`, `depth`: of the hidden layers, with swish between them.
+    - `horizon`: if given, t / horizon is one more input: what a finite-horizon optimum needs in general.
+    - `key`: for the weights.
+
+    `inputs` normalises the state; set it with `eqx.tree_at(lambda p: p.inputs, policy, policy.inputs.fitted(states))`.
+    """
+
+    inputs: Normaliser
+    network: eqx.nn.MLP
+    horizon: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        *,
+        width: int = 64,
+        depth: int = 2,
+        horizon: int | None = None,
+        key: PRNGKeyArray,
+    ):
+        self.inputs = Normaliser(state_size)
+        self.network = _mlp(state_size, action_size, width, depth, horizon, key)
+        self.horizon = horizon
+
+    def __call__(self, state, t, *, key=None):
+        return jnp.tanh(self.network(_features(self.inputs(state), t, self.horizon)))
+
+
+class GaussianPolicy(AbstractPolicy):
+    """A stochastic policy: a_t = tanh(mu(s_t) + sigma(s_t) * noise), reparameterised so that gradients pass through.
+
+    Called without a key it takes its mode, tanh(mu): how a policy is evaluated. Haarnoja et al. (2018), *Soft Actor-Critic*,
+    appendix C.
+
+    **Arguments:** as for [`awmkit.MLPPolicy`][], and `std`: sigma before training, in units of the pre-tanh action.
+
+    **Raises:** `ValueError` for a `std` that is not positive.
+    """
+
+    inputs: Normaliser
+    network: eqx.nn.MLP
+    log_std: Float[Array, " A"]
+    horizon: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        *,
+        width: int = 64,
+        depth: int = 2,
+        horizon: int | None = None,
+        std: float = 0.5,
+        key: PRNGKeyArray,
+    ):
+        if not std > 0:
+            raise ValueError(f"GaussianPolicy got std={std}; give a positive number, such as 0.5.")
+        self.inputs = Normaliser(state_size)
+        self.network = _mlp(state_size, 2 * action_size, width, depth, horizon, key)
+        self.log_std = jnp.full(action_size, math.log(std))
+        self.horizon = horizon
+
+    def __call__(self, state, t, *, key=None):
+        mean, log_std = self.gaussian(state, t)
+        if key is None:
+            return jnp.tanh(mean)
+        return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype))
+
+    def mode(self, state: Float[Array, " S"], t: ScalarLike) -> Float[Array, " A"]:
+        """tanh(mu(s_t)), shape (A,)."""
+        return self(state, t)
+
+    def gaussian(self, state: Float[Array, " S"], t: ScalarLike) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
+        """Mean and log standard deviation of the action before tanh, each of shape (A,)."""
+        mean, log_std = jnp.split(self.network(_features(self.inputs(state), t, self.horizon)), 2)
+        return mean, self.log_std + log_std
+
+    def log_prob(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
+        """log pi(a_t | s_t), the density on (-1, 1)^A. Infinite on its boundary, which samples reach by rounding."""
+        return self._log_prob(state, jnp.arctanh(action), t)
+
+    def entropy(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:
+        """An unbiased, reparameterised one-sample estimate of the entropy -E[log pi], which has no closed form."""
+        mean, log_std = self.gaussian(state, t)
+        return -self._log_prob(state, mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype), t)
+
+    def _log_prob(self, state, u, t) -> Scalar:
+        mean, log_std = self.gaussian(state, t)
+        normal = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(u)^2) without cancellation.
+        return jnp.sum(normal - 2 * (math.log(2) - u - jax.nn.softplus(-2 * u)))
+
+
+def _mlp(state_size, out_size, width, depth, horizon, key) -> eqx.nn.MLP:
+    return eqx.nn.MLP(state_size + (horizon is not None), out_size, width, depth, jax.nn.swish, key=key)
+
+
+def _features(state, t, horizon) -> Array:
+    if horizon is None:
+        return state
+    return jnp.append(state, jnp.asarray(t, state.dtype) / horizon)

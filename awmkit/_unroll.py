@@ -1,0 +1,149 @@
+"""The loop of a policy and a dynamics, and its gradient: the calls everything else is made of.
+
+It owns the edges between steps; what moves the state is behind `AbstractDynamics`, how the gradient is computed behind a
+method, and which edges carry it in `Paths`.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
+
+from ._checks import check_arguments, check_functions
+from ._diagnose import raise_if_nonfinite, total
+from ._dynamics import AbstractDynamics
+from ._methods import AbstractMethod, Parallel, Policy, Sequential
+from ._paths import Paths
+
+Reward = Callable[..., Scalar]
+
+
+class Trajectory(eqx.Module):
+    """What an unroll did. Under `jax.vmap`, a batch of episodes: every field gains a leading axis.
+
+    - `states`: s_0 ... s_H, shape (H+1, S).
+    - `actions`: a_0 ... a_{H-1}, shape (H, A).
+    - `rewards`: r(s_t, a_t) for t < H, shape (H,); `None` where no reward was given.
+    - `sweeps`: the number of Picard sweeps that sampling took; `None` where it took none.
+    """
+
+    states: Float[Array, "*batch H+1 S"]
+    actions: Float[Array, "*batch H A"]
+    rewards: Float[Array, "*batch H"] | None = None
+    sweeps: Int[Array, "*batch"] | None = None
+
+
+def unroll(
+    dynamics: AbstractDynamics,
+    policy: Policy,
+    state: Float[Array, " S"],
+    horizon: int,
+    *,
+    reward: Reward | None = None,
+    key: PRNGKeyArray | None = None,
+    paths: Paths = Paths(),
+    method: AbstractMethod | None = None,
+) -> Trajectory:
+    """Run a policy in a dynamics for `horizon` steps: a_t = policy(s_t, t), s_{t+1} = dynamics(s_t, a_t).
+
+    Differentiable in everything it is given, in forward and reverse mode (`jax.grad`, `jax.jacfwd`); `paths` says which
+    edges carry the gradient. Unbatched: `jax.vmap` over states, policies or keys.
+
+    ```python
+    trajectory = unroll(model, policy, s_0, 100, reward=task.reward)
+    episodes = jax.vmap(lambda s, k: unroll(task, policy, s, 100, reward=task.reward, key=k))(starts, keys)
+    ```
+
+    **Arguments**
+
+    - `dynamics`: a simulator or a world model.
+    - `policy`: called as `policy(state, t, *, key)`, returns an action (A,) in [-1, 1]; or an array of actions (H, A).
+    - `state`: s_0, shape (S,), floating point.
+    - `horizon`: the number of steps H, at least 1; static.
+    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step.
+    - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
+    - `paths`: gains of the gradient on the edges; they change no value.
+    - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
+      fastest: `Parallel` for given actions in an actions world model, else `Sequential`.
+
+    **Returns:** a [`awmkit.Trajectory`][].
+
+    **Raises:** `ValueError` for wrong shapes, dtypes, horizons, a non-finite `state` (where it is known before the run),
+    or a `Parallel` method for a dynamics that reads its state.
+    """
+    state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
+    if method is None:
+        method = Parallel() if eqx.is_array(policy) and not dynamics.reads_state else Sequential()
+    return _unroll(dynamics, policy, state, horizon, reward, key, paths, method)
+
+
+def unroll_grad(
+    dynamics: AbstractDynamics,
+    policy: Policy,
+    state: Float[Array, " S"],
+    horizon: int,
+    *,
+    reward: Reward,
+    key: PRNGKeyArray | None = None,
+    paths: Paths = Paths(),
+    discount: ScalarLike = 1.0,
+    method: AbstractMethod | None = None,
+    check: bool = False,
+) -> tuple[Scalar, PyTree]:
+    """The return J = sum_t discount^t r(s_t, a_t) of an unroll and its gradient with respect to the policy.
+
+    With `paths=BPO` this is the policy gradient of Ma et al. (2024), in which the policy reads detached states:
+
+        dJ/dtheta = sum_t [ dr_t/da_t dpi(s_t)/dtheta + dr_t/ds_t sum_{k<t} ds_t/da_k dpi(s_k)/dtheta ]
+
+    and with `paths=Paths()`, the default, that of the closed loop.
+
+    ```python
+    value, grads = unroll_grad(model, policy, s_0, 100, reward=task.reward, paths=BPO)
+    ```
+
+    **Arguments:** as for [`awmkit.unroll`][], and
+
+    - `reward`: `reward(state, action, t) -> scalar`.
+    - `discount`: a scalar, 1 by default, as in the paper.
+    - `method`: by default the fastest exact one: `Parallel()` for an actions world model, else `Sequential()`.
+    - `check`: find out where a gradient ceases to be finite. A second, sequential pass follows the gradient along each edge
+      and raises an error that names the first step and edge, seen from the return backwards, at which it is not.
+
+    **Returns:** J, a scalar, and dJ/dpolicy: a policy-shaped tree with `None` for what is not a floating-point array, or,
+    for an array of actions, dJ/da of shape (H, A).
+
+    **Raises:** `ValueError` as `unroll` does; a runtime error from `check`.
+    """
+    state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
+    if method is None:
+        method = Sequential() if dynamics.reads_state else Parallel()
+    value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method)
+    if check:
+        value, grads = raise_if_nonfinite(
+            (value, grads), dynamics, policy, state, horizon, reward=reward, key=key, paths=paths, discount=discount
+        )
+    return value, grads
+
+
+# Compiled here so that a call outside of jit is compiled once for each shape, as a call inside is.
+@eqx.filter_jit
+def _unroll(dynamics, policy, state, horizon, reward, key, paths, method) -> Trajectory:
+    check_functions(dynamics, policy, state, horizon, reward=reward, key=key)
+    states, actions, sweeps = method.run(dynamics, policy, state, horizon, key=key, paths=paths)
+    states = jnp.concatenate([state[None], states])
+    rewards = None
+    if reward is not None:
+        rewards = jax.vmap(lambda s, a, t: reward(s, a, t))(states[:-1], actions, jnp.arange(horizon))
+    return Trajectory(states, actions, rewards, sweeps)
+
+
+@eqx.filter_jit
+def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method) -> tuple[Scalar, PyTree]:
+    @eqx.filter_value_and_grad
+    def value_and_grad(policy):
+        return total(_unroll(dynamics, policy, state, horizon, reward, key, paths, method).rewards, discount)
+
+    return value_and_grad(policy)

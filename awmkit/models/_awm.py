@@ -1,0 +1,105 @@
+"""The actions world model: every state from the initial state and the actions alone."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from .._dynamics import AbstractDynamics
+from .._normaliser import Normaliser
+from ._backbone import AbstractBackbone
+from ._world_model import AbstractWorldModel, decode, head
+
+
+class AWM(AbstractWorldModel):
+    """s'_{t+1} = g(s_0, a_0 ... a_t) (Ma et al., 2024): no prediction is ever fed back.
+
+    The gradient from a reward to an action runs through the sequence network and nothing else, and inherits the network's
+    gradient propagation.
+
+    **Arguments**
+
+    - `state_size`, `action_size`: S and A.
+    - `backbone`: a sequence network: `Transformer`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the following are a_t.
+    - `predict_changes`: predict s_t - s_0 (the default), or s_t itself.
+    - `key`: for the weights of embeddings and head.
+    """
+
+    inputs: Normaliser
+    targets: Normaliser
+    embed_state: Callable
+    embed_action: Callable
+    backbone: AbstractBackbone
+    head: Callable
+    state_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
+    predict_changes: bool = eqx.field(static=True)
+    reads_state: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        backbone: AbstractBackbone,
+        *,
+        predict_changes: bool = True,
+        key: PRNGKeyArray,
+    ):
+        state_key, action_key, head_key = jax.random.split(key, 3)
+        self.state_size = state_size
+        self.action_size = action_size
+        self.inputs = Normaliser(state_size)
+        self.targets = Normaliser(state_size)
+        self.embed_state = eqx.nn.Linear(state_size, backbone.width, key=state_key)
+        self.embed_action = eqx.nn.Linear(action_size, backbone.width, key=action_key)
+        self.backbone = backbone
+        self.head = head(backbone.width, state_size, key=head_key)
+        self.predict_changes = predict_changes
+
+    @staticmethod
+    def from_dynamics(dynamics: AbstractDynamics) -> "AWM":
+        """The AWM whose recurrent cell is `dynamics`, its hidden state the state.
+
+        With the true simulator it *is* the simulator: equal values and, where `state_to_model` carries its full gradient,
+        equal gradients. So "backpropagation through a Markov model" is an AWM with a poor sequence network.
+        """
+        size, actions = dynamics.state_size, dynamics.action_size
+        awm = AWM(size, actions, _Cell(dynamics, size), predict_changes=False, key=jax.random.key(0))
+        identity = eqx.nn.Identity()
+        return eqx.tree_at(lambda m: (m.embed_state, m.embed_action, m.head), awm, (identity, identity, identity))
+
+    def init(self, state, horizon):
+        return self.backbone.init(self.embed_state(self.inputs(state)), horizon), state
+
+    def step(self, carry, state, action, t, *, key=None):
+        memory, first = carry
+        memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
+        return (memory, first), decode(self, self.head(feature), first)
+
+    def open_loop(self, state, actions, *, key=None):
+        first = self.embed_state(self.inputs(state))
+        features = self.backbone(first, jax.vmap(self.embed_action)(actions), key=key)
+        return decode(self, jax.vmap(self.head)(features), state)
+
+    def predict(self, states, actions):
+        return self.open_loop(states[0], actions)
+
+    def origin(self, states):
+        return jnp.broadcast_to(states[0], states[1:].shape)
+
+
+class _Cell(AbstractBackbone):
+    """A dynamics as a recurrent network: tokens are s_0 and the actions, the hidden state and the feature are the state."""
+
+    dynamics: AbstractDynamics
+    width: int = eqx.field(static=True)
+
+    def init(self, first, horizon):
+        return self.dynamics.init(first, horizon), first
+
+    def step(self, memory, token, t, *, key=None):
+        carry, state = self.dynamics.step(*memory, token, t, key=key)
+        return (carry, state), state

@@ -1,0 +1,46 @@
+"""The interface of a causal sequence network: what an AWM or an HWM predicts with.
+
+Apart so that world models and networks know each other only through it.
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from .._dynamics import step_keys
+
+
+class AbstractBackbone(eqx.Module):
+    """A causal sequence network, primed with a first token and then fed one token a step.
+
+    It can be run step by step (`init`, `step`) or over all tokens at once (`__call__`); values and gradients are equal.
+
+    **Fields** a subclass provides: `width`, the size W of tokens and of features.
+    """
+
+    width: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def init(self, first: Float[Array, " W"], horizon: int) -> PyTree:
+        """The memory after the first token, with room for `horizon` more.
+
+        **Raises:** `ValueError` for a `horizon` beyond the one the network was built for.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self, memory: PyTree, token: Float[Array, " W"], t: ScalarLike, *, key: PRNGKeyArray | None = None
+    ) -> tuple[PyTree, Float[Array, " W"]]:
+        """The memory after, and the feature at, the token of step `t`, which follows the first token and t others."""
+
+    def __call__(
+        self, first: Float[Array, " W"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "H W"]:
+        """The features at all `tokens`. By default a scan of `step`."""
+        horizon = tokens.shape[0]
+        steps = (tokens, jnp.arange(horizon), step_keys(key, horizon))
+        step = lambda memory, x: self.step(memory, x[0], x[1], key=x[2])
+        return lax.scan(step, self.init(first, horizon), steps)[1]

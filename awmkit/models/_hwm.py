@@ -1,0 +1,71 @@
+"""The history world model: the next state from all states and actions so far."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from .._normaliser import Normaliser
+from ._backbone import AbstractBackbone
+from ._world_model import AbstractWorldModel, decode, head
+
+
+class HWM(AbstractWorldModel):
+    """s'_{t+1} = h(s'_0 ... s'_t, a_0 ... a_t): the usual sequence world model.
+
+    Trained teacher-forced, in one pass over a true episode; unrolled on its own predictions, so that its gradient takes
+    2^(t-k-1) paths from a_k to s_t, most of them through many predicted states.
+
+    **Arguments**
+
+    - `state_size`, `action_size`: S and A.
+    - `backbone`: a sequence network: `Transformer`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the following (s_t, a_t).
+    - `predict_changes`: predict s_{t+1} - s_t (the default), or s_{t+1} itself.
+    - `key`: for the weights of embedding and head.
+    """
+
+    inputs: Normaliser
+    targets: Normaliser
+    embed_first: eqx.nn.Linear
+    embed: eqx.nn.Linear
+    backbone: AbstractBackbone
+    head: eqx.nn.MLP
+    state_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
+    predict_changes: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        backbone: AbstractBackbone,
+        *,
+        predict_changes: bool = True,
+        key: PRNGKeyArray,
+    ):
+        first_key, embed_key, head_key = jax.random.split(key, 3)
+        self.state_size = state_size
+        self.action_size = action_size
+        self.inputs = Normaliser(state_size)
+        self.targets = Normaliser(state_size)
+        self.embed_first = eqx.nn.Linear(state_size, backbone.width, key=first_key)
+        self.embed = eqx.nn.Linear(state_size + action_size, backbone.width, key=embed_key)
+        self.backbone = backbone
+        self.head = head(backbone.width, state_size, key=head_key)
+        self.predict_changes = predict_changes
+
+    def init(self, state, horizon):
+        return self.backbone.init(self.embed_first(self.inputs(state)), horizon)
+
+    def step(self, carry, state, action, t, *, key=None):
+        token = self.embed(jnp.concatenate([self.inputs(state), action]))
+        carry, feature = self.backbone.step(carry, token, t, key=key)
+        return carry, decode(self, self.head(feature), state)
+
+    def predict(self, states, actions):
+        first = self.embed_first(self.inputs(states[0]))
+        tokens = jax.vmap(self.embed)(jnp.concatenate([self.inputs(states[:-1]), actions], axis=1))
+        return decode(self, jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1])
+
+    def origin(self, states):
+        return states[:-1]

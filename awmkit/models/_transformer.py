@@ -1,0 +1,184 @@
+"""The transformer backbone, with attention written here.
+
+Library attention keeps its softmax in float32 and has no cache; ours is exact in float64, and the cached steps and the
+parallel pass run the same code on one token or on all.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from ._backbone import AbstractBackbone
+
+
+class Transformer(AbstractBackbone):
+    """A causal, pre-norm transformer (Vaswani et al., 2017; Xiong et al., 2020); by default of the paper's size.
+
+    **Arguments**
+
+    - `width`: of tokens; a multiple of `heads`.
+    - `depth`, `heads`: blocks, and attention heads in each.
+    - `horizon`: build a learned time embedding for up to this many steps. `None`: rotary embedding (Su et al., 2021) of the
+      distance between steps, which knows no longest horizon.
+    - `key`: for the weights.
+
+    **Raises:** `ValueError` for a width that the heads do not divide (evenly, with rotary embedding).
+    """
+
+    blocks: list["Block"]
+    time: Float[Array, "H+1 W"] | None
+    norm: eqx.nn.LayerNorm
+    width: int = eqx.field(static=True)
+    horizon: int | None = eqx.field(static=True)
+
+    def __init__(
+        self, width: int = 48, depth: int = 2, heads: int = 3, *, horizon: int | None = None, key: PRNGKeyArray
+    ):
+        if width % heads or (horizon is None and width // heads % 2):
+            raise ValueError(
+                f"A Transformer of width {width} cannot have {heads} heads; make width a multiple of heads, and of 2 * heads "
+                "for rotary embedding."
+            )
+        self.blocks = [Block(width, heads, rotary=horizon is None, key=k) for k in jax.random.split(key, depth)]
+        # Learned from a start in which neighbouring steps look alike.
+        self.time = None if horizon is None else _sinusoids(horizon + 1, width)
+        self.norm = eqx.nn.LayerNorm(width)
+        self.width = width
+        self.horizon = horizon
+
+    def init(self, first, horizon):
+        self._check(horizon)
+        empty = [block.attention.empty(horizon + 1, first.dtype) for block in self.blocks]
+        return self._advance(empty, first, jnp.asarray(0))[0]
+
+    def step(self, memory, token, t, *, key=None):
+        del key
+        return self._advance(memory, token, jnp.asarray(t) + 1)
+
+    def __call__(self, first, tokens, *, key=None):
+        del key
+        horizon = tokens.shape[0]
+        self._check(horizon)
+        tokens = jnp.concatenate([first[None], tokens])
+        if self.time is not None:
+            tokens = tokens + self.time[: horizon + 1]
+        positions = jnp.arange(horizon + 1)
+        mask = positions[:, None] >= positions
+        for block in self.blocks:
+            tokens = block(tokens, positions, mask)
+        return jax.vmap(self.norm)(tokens[1:])
+
+    def _advance(self, memory, token, position):
+        if self.time is not None:
+            token = token + self.time[position]
+        tokens, caches = token[None], []
+        for block, cache in zip(self.blocks, memory, strict=True):
+            cache, tokens = block.step(cache, tokens, position)
+            caches.append(cache)
+        return caches, self.norm(tokens[0])
+
+    def _check(self, horizon: int) -> None:
+        if self.horizon is not None and horizon > self.horizon:
+            raise ValueError(
+                f"The horizon is {horizon}, but this Transformer learned a time embedding for {self.horizon} steps; build it "
+                f"with horizon={horizon}, or with horizon=None for rotary embedding, which has no limit."
+            )
+
+
+class Block(eqx.Module):
+    """Attention and an MLP, each on the normalised tokens and added to them."""
+
+    attention: "CausalAttention"
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+    before_attention: eqx.nn.LayerNorm
+    before_mlp: eqx.nn.LayerNorm
+
+    def __init__(self, width: int, heads: int, *, rotary: bool, key: PRNGKeyArray):
+        attention_key, up_key, down_key = jax.random.split(key, 3)
+        self.attention = CausalAttention(width, heads, rotary=rotary, key=attention_key)
+        self.up = eqx.nn.Linear(width, 4 * width, key=up_key)
+        self.down = eqx.nn.Linear(4 * width, width, key=down_key)
+        self.before_attention = eqx.nn.LayerNorm(width)
+        self.before_mlp = eqx.nn.LayerNorm(width)
+
+    def __call__(self, tokens: Float[Array, "T W"], positions: Int[Array, " T"], mask: Bool[Array, "T T"]) -> Array:
+        q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), positions)
+        return self._mlp(tokens + self.attention.mix(q, k, v, mask))
+
+    def step(self, cache: tuple[Array, Array], tokens: Float[Array, "1 W"], position: Int[Array, ""]):
+        """As `__call__`, for the one token at `position`, of which the cache remembers the predecessors."""
+        q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), position[None])
+        keys = jax.lax.dynamic_update_index_in_dim(cache[0], k[0], position, 0)
+        values = jax.lax.dynamic_update_index_in_dim(cache[1], v[0], position, 0)
+        mask = (jnp.arange(keys.shape[0]) <= position)[None]
+        return (keys, values), self._mlp(tokens + self.attention.mix(q, keys, values, mask))
+
+    def _mlp(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
+        return tokens + jax.vmap(lambda x: self.down(jax.nn.gelu(self.up(self.before_mlp(x)))))(tokens)
+
+
+class CausalAttention(eqx.Module):
+    """Multi-head attention in three parts, so that keys and values can be cached between the first and the second."""
+
+    projection: eqx.nn.Linear
+    output: eqx.nn.Linear
+    heads: int = eqx.field(static=True)
+    rotary: bool = eqx.field(static=True)
+
+    def __init__(self, width: int, heads: int, *, rotary: bool, key: PRNGKeyArray):
+        projection_key, output_key = jax.random.split(key)
+        self.projection = eqx.nn.Linear(width, 3 * width, key=projection_key)
+        self.output = eqx.nn.Linear(width, width, key=output_key)
+        self.heads = heads
+        self.rotary = rotary
+
+    def empty(self, length: int, dtype) -> tuple[Float[Array, "T N D"], Float[Array, "T N D"]]:
+        """A cache of keys and values for `length` tokens."""
+        width = self.output.in_features
+        zeros = jnp.zeros((length, self.heads, int(width) // self.heads), dtype)
+        return zeros, zeros
+
+    def project(self, tokens: Float[Array, "T W"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each of shape (T, N, D)."""
+        projected = jax.vmap(self.projection)(tokens)
+        q, k, v = (x.reshape(x.shape[0], self.heads, -1) for x in jnp.split(projected, 3, axis=1))
+        if self.rotary:
+            q, k = _rotate(q, positions), _rotate(k, positions)
+        return q, k, v
+
+    def mix(
+        self,
+        q: Float[Array, "T N D"],
+        k: Float[Array, "U N D"],
+        v: Float[Array, "U N D"],
+        mask: Bool[Array, "T U"],
+    ) -> Float[Array, "T W"]:
+        """softmax(q k^T / sqrt(D)) v over what `mask` shows, all heads joined."""
+        scores = jnp.einsum("tnd,und->ntu", q, k) / math.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+        mixed = jnp.einsum("ntu,und->tnd", weights, v)
+        return jax.vmap(self.output)(mixed.reshape(q.shape[0], -1))
+
+
+def _rotate(x: Float[Array, "T N D"], positions: Int[Array, " T"]) -> Float[Array, "T N D"]:
+    """Rotate pairs of entries by angles proportional to position, so that products depend on distances alone."""
+    half = x.shape[-1] // 2
+    angles = positions[:, None, None].astype(x.dtype) * _frequencies(half).astype(x.dtype)
+    left, right = x[..., :half], x[..., half:]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
+
+
+def _sinusoids(length: int, width: int) -> Float[Array, "T W"]:
+    half = (width + 1) // 2
+    angles = jnp.arange(length)[:, None] * _frequencies(half)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :width]
+
+
+def _frequencies(count: int) -> Float[Array, " F"]:
+    """Radians a step, from 1 down to 1/10,000."""
+    return 10_000.0 ** (-jnp.arange(count) / count)

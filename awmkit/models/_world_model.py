@@ -1,0 +1,61 @@
+"""What every learned model has beyond a dynamics: what it predicts from data, and the statistics it predicts with.
+
+Apart from the models so that `fit` serves any of them, and a user's own.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._dynamics import AbstractDynamics
+from .._normaliser import Normaliser
+
+
+class AbstractWorldModel(AbstractDynamics):
+    """A dynamics that is fitted to episodes.
+
+    **Fields** a subclass provides
+
+    - `inputs`: normalises the states that it reads.
+    - `targets`: normalises what its network puts out.
+    - `predict_changes`: whether that is a change from `origin`, or the state itself.
+    """
+
+    inputs: eqx.AbstractVar[Normaliser]
+    targets: eqx.AbstractVar[Normaliser]
+    predict_changes: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def predict(self, states: Float[Array, "H+1 S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
+        """s_1 ... s_H as the model is trained to predict them from an episode, in one pass.
+
+        Markov: each from the true state before. HWM: each from the true history. AWM: all from s_0 and the actions.
+        """
+
+    @abc.abstractmethod
+    def origin(self, states: Float[Array, "H+1 S"]) -> Float[Array, "H S"]:
+        """What s_1 ... s_H are changes from."""
+
+    def normalised(self, states: Float[Array, "N H+1 S"]) -> "AbstractWorldModel":
+        """This model with the statistics of episodes' `states`. Weights stay: do it once, before the first fit."""
+        targets = states[:, 1:]
+        if self.predict_changes:
+            targets = targets - jax.vmap(self.origin)(states)
+        statistics = self.inputs.fitted(states), self.targets.fitted(targets)
+        return eqx.tree_at(lambda m: (m.inputs, m.targets), self, statistics)
+
+
+def decode(model: AbstractWorldModel, outputs: Array, origin: Array) -> Array:
+    """States from what a network put out."""
+    states = model.targets.inverse(outputs)
+    return origin + states if model.predict_changes else states
+
+
+def head(width: int, state_size: int, *, key) -> eqx.nn.MLP:
+    """From a backbone's feature to what the model puts out."""
+    return eqx.nn.MLP(width, state_size, width, 1, jax.nn.swish, key=key)
+
+
