@@ -30,6 +30,11 @@ class AbstractDynamics(eqx.Module):
     action_size: eqx.AbstractVar[int]
     reads_state: ClassVar[bool] = True
 
+    @property
+    def parallel(self) -> bool:
+        """Whether `open_loop` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
+        return False
+
     @abc.abstractmethod
     def init(self, state: Float[Array, " S"], horizon: int) -> PyTree:
         """The carry before the first step, primed with s_0 and with room for `horizon` steps.

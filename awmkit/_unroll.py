@@ -66,7 +66,7 @@ def unroll(
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges; they change no value.
     - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
-      fastest: `Parallel` for given actions in an actions world model, else `Sequential`.
+      fastest: `Parallel` for given actions in an AWM with a parallel backbone, else `Sequential`.
 
     **Returns:** a [`awmkit.Trajectory`][].
 
@@ -75,7 +75,7 @@ def unroll(
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     if method is None:
-        method = Parallel() if eqx.is_array(policy) and not dynamics.reads_state else Sequential()
+        method = Parallel() if eqx.is_array(policy) and dynamics.parallel else Sequential()
     return _unroll(dynamics, policy, state, horizon, reward, key, paths, method)
 
 
@@ -108,7 +108,8 @@ def unroll_grad(
 
     - `reward`: `reward(state, action, t) -> scalar`.
     - `discount`: a scalar, 1 by default, as in the paper.
-    - `method`: by default the fastest exact one: `Parallel()` for an actions world model, else `Sequential()`.
+    - `method`: by default the fastest exact one: `Parallel()` for an AWM with a parallel backbone (a transformer), else
+      `Sequential()`.
     - `check`: find out where a gradient ceases to be finite. A second, sequential pass follows the gradient along each edge
       and raises an error that names the first step and edge, seen from the return backwards, at which it is not.
 
@@ -119,7 +120,7 @@ def unroll_grad(
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     if method is None:
-        method = Sequential() if dynamics.reads_state else Parallel()
+        method = Parallel() if dynamics.parallel else Sequential()
     value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method)
     if check:
         value, grads = raise_if_nonfinite(

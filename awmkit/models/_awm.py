@@ -71,6 +71,10 @@ class AWM(AbstractWorldModel):
         identity = eqx.nn.Identity()
         return eqx.tree_at(lambda m: (m.embed_state, m.embed_action, m.head), awm, (identity, identity, identity))
 
+    @property
+    def parallel(self):
+        return self.backbone.parallel
+
     def init(self, state, horizon):
         return self.backbone.init(self.embed_state(self.inputs(state)), horizon), state
 

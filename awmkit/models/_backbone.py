@@ -4,6 +4,7 @@ Apart so that world models and networks know each other only through it.
 """
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,10 +19,14 @@ class AbstractBackbone(eqx.Module):
 
     It can be run step by step (`init`, `step`) or over all tokens at once (`__call__`); values and gradients are equal.
 
-    **Fields** a subclass provides: `width`, the size W of tokens and of features.
+    **Fields** a subclass provides
+
+    - `width`: the size W of tokens and of features.
+    - `parallel`: class attribute, `True` where `__call__` handles all tokens at once. The default is `False`.
     """
 
     width: eqx.AbstractVar[int]
+    parallel: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, first: Float[Array, " W"], horizon: int) -> PyTree:

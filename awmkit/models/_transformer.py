@@ -5,10 +5,12 @@ parallel pass run the same code on one token or on all.
 """
 
 import math
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._backbone import AbstractBackbone
@@ -33,6 +35,7 @@ class Transformer(AbstractBackbone):
     norm: eqx.nn.LayerNorm
     width: int = eqx.field(static=True)
     horizon: int | None = eqx.field(static=True)
+    parallel: ClassVar[bool] = True
 
     def __init__(
         self, width: int = 48, depth: int = 2, heads: int = 3, *, horizon: int | None = None, key: PRNGKeyArray
@@ -65,10 +68,8 @@ class Transformer(AbstractBackbone):
         tokens = jnp.concatenate([first[None], tokens])
         if self.time is not None:
             tokens = tokens + self.time[: horizon + 1]
-        positions = jnp.arange(horizon + 1)
-        mask = positions[:, None] >= positions
         for block in self.blocks:
-            tokens = block(tokens, positions, mask)
+            tokens = block(tokens)
         return jax.vmap(self.norm)(tokens[1:])
 
     def _advance(self, memory, token, position):
@@ -105,15 +106,23 @@ class Block(eqx.Module):
         self.before_attention = eqx.nn.LayerNorm(width)
         self.before_mlp = eqx.nn.LayerNorm(width)
 
-    def __call__(self, tokens: Float[Array, "T W"], positions: Int[Array, " T"], mask: Bool[Array, "T T"]) -> Array:
+    def __call__(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
+        positions = jnp.arange(tokens.shape[0])
         q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), positions)
-        return self._mlp(tokens + self.attention.mix(q, k, v, mask))
+        # Rows in groups, each against the keys that it may see: half the work, in pieces that fit a cache.
+        rows = max(64, -(-positions.size // 8))
+        mixed = []
+        for start in range(0, positions.size, rows):
+            end = min(start + rows, positions.size)
+            mask = positions[start:end, None] >= positions[:end]
+            mixed.append(self.attention.mix(q[start:end], k[:end], v[:end], mask))
+        return self._mlp(tokens + jnp.concatenate(mixed))
 
     def step(self, cache: tuple[Array, Array], tokens: Float[Array, "1 W"], position: Int[Array, ""]):
         """As `__call__`, for the one token at `position`, of which the cache remembers the predecessors."""
         q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), position[None])
-        keys = jax.lax.dynamic_update_index_in_dim(cache[0], k[0], position, 0)
-        values = jax.lax.dynamic_update_index_in_dim(cache[1], v[0], position, 0)
+        keys = lax.dynamic_update_index_in_dim(cache[0], k[0], position, 0)
+        values = lax.dynamic_update_index_in_dim(cache[1], v[0], position, 0)
         mask = (jnp.arange(keys.shape[0]) <= position)[None]
         return (keys, values), self._mlp(tokens + self.attention.mix(q, keys, values, mask))
 
@@ -158,10 +167,12 @@ class CausalAttention(eqx.Module):
         mask: Bool[Array, "T U"],
     ) -> Float[Array, "T W"]:
         """softmax(q k^T / sqrt(D)) v over what `mask` shows, all heads joined."""
-        scores = jnp.einsum("tnd,und->ntu", q, k) / math.sqrt(q.shape[-1])
-        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
-        mixed = jnp.einsum("ntu,und->tnd", weights, v)
-        return jax.vmap(self.output)(mixed.reshape(q.shape[0], -1))
+        scores = jnp.einsum("tnd,und->ntu", q / math.sqrt(q.shape[-1]), k)
+        scores = jnp.where(mask, scores, -jnp.inf)
+        weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+        # Normalised after the product: D divisions a row instead of U.
+        mixed = jnp.einsum("ntu,und->ntd", weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
+        return jax.vmap(self.output)(mixed.swapaxes(0, 1).reshape(q.shape[0], -1))
 
 
 def _rotate(x: Float[Array, "T N D"], positions: Int[Array, " T"]) -> Float[Array, "T N D"]:
