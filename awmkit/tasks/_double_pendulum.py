@@ -11,7 +11,8 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+from jax import lax
+from jaxtyping import Array, Float, Int, Scalar
 
 from .._dynamics import AbstractDynamics, AbstractTask
 from ._ode import ode_step
@@ -183,8 +184,7 @@ class PassiveDoublePendulum(AbstractTask):
         self.action_size = 1
         at_rest = lambda th1: pendulum.coordinates.encode(jnp.array([th1, 0.0, release[1], 0.0]))
         self.start = at_rest(0.0)
-        off = jnp.zeros((horizon - 1, 2))
-        self.goal = pendulum.open_loop(at_rest(release[0]), off)[-1]
+        self.goal = _drift(pendulum, at_rest(release[0]), jnp.asarray(horizon - 1))
 
     def init(self, state, horizon):
         return self.pendulum.init(state, horizon)
@@ -202,6 +202,13 @@ class PassiveDoublePendulum(AbstractTask):
     def reset(self, key):
         del key
         return self.start
+
+
+@eqx.filter_jit
+def _drift(pendulum: DoublePendulum, state: Array, steps: Int[Array, ""]) -> Array:
+    """The state after `steps` without torque; the number is traced, so that tasks of all horizons share one program."""
+    off = jnp.zeros(2, state.dtype)
+    return lax.fori_loop(0, steps, lambda t, state: pendulum.step(None, state, off, t)[1], state)
 
 
 class DrivenDoublePendulum(AbstractTask):

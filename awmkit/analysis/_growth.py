@@ -1,0 +1,75 @@
+"""Does it explode? The law by which a norm grows with the horizon, decided by data.
+
+Apart because it needs nothing but numbers: any norm against any horizon will do.
+"""
+
+import math
+from typing import Literal
+
+import equinox as eqx
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+class Growth(eqx.Module):
+    """What `fit_growth` found.
+
+    - `law`: `"exponential"`, `"polynomial"`, or `"undecided"` where the data tell neither from the other.
+    - `rate`: of exp(rate * H), per step of the horizon; `rate_interval`: its 95 % confidence interval.
+    - `degree`: of H^degree; `degree_interval`: its 95 % confidence interval.
+    - `margin`: Akaike information criterion of the polynomial minus that of the exponential; positive favours the latter.
+    """
+
+    law: Literal["exponential", "polynomial", "undecided"]
+    rate: float
+    rate_interval: tuple[float, float]
+    degree: float
+    degree_interval: tuple[float, float]
+    margin: float
+
+    def __str__(self) -> str:
+        exponential = f"exp({self.rate:.3g} H)"
+        polynomial = f"H^{self.degree:.2g}"
+        if self.law == "undecided":
+            return f"undecided: {exponential} or {polynomial}"
+        return exponential if self.law == "exponential" else polynomial
+
+
+def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) -> Growth:
+    """Fit exp(rate * H) and H^degree to norms against horizons, and say which it is.
+
+    Both are lines in the logarithm of the norm with as many parameters, so that the difference of their information criteria
+    is n log(RSS_polynomial / RSS_exponential) (Burnham & Anderson, *Model Selection*, ch. 2). Intervals are where the profile
+    likelihood falls by half the 95 % quantile of chi^2. A rate whose interval reaches 0 is no exponential growth: then the law
+    is polynomial, a degree near 0 meaning none at all.
+
+    **Arguments**
+
+    - `horizons`: at least 4 different positive numbers, shape (n,). `norms`: positive, finite, shape (n,).
+    - `decisive`: the margin below which the data cannot decide.
+
+    **Raises:** `ValueError` for fewer horizons, and for norms that are not positive and finite.
+    """
+    h, y = np.asarray(horizons, float), np.asarray(norms, float)
+    if h.ndim != 1 or h.shape != y.shape or np.unique(h).size < 4 or not (h > 0).all():
+        raise ValueError(f"fit_growth got horizons {h.shape} and norms {y.shape}; give at least 4 different horizons, all > 0.")
+    if not (np.isfinite(y).all() and (y > 0).all()):
+        raise ValueError("fit_growth got norms that are not all positive and finite; leave out those horizons.")
+    rate, rate_width, rss_exponential = _line(h, np.log(y))
+    degree, degree_width, rss_polynomial = _line(np.log(h), np.log(y))
+    margin = h.size * math.log(max(rss_polynomial, 1e-300) / max(rss_exponential, 1e-300))
+    law = "undecided"
+    if margin < -decisive or rate - rate_width <= 0:
+        law = "polynomial"
+    elif margin > decisive:
+        law = "exponential"
+    intervals = (rate - rate_width, rate + rate_width), (degree - degree_width, degree + degree_width)
+    return Growth(law, rate, intervals[0], degree, intervals[1], margin)
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Slope of the least-squares line, half the width of its interval, and the residual sum of squares."""
+    n, spread = x.size, float(np.sum((x - x.mean()) ** 2))
+    slope = float(np.sum((x - x.mean()) * y) / spread)
+    rss = float(np.sum((y - y.mean() - slope * (x - x.mean())) ** 2))
+    return slope, math.sqrt(rss * math.expm1(3.841 / n) / spread), rss
