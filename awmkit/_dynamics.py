@@ -9,7 +9,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 
 class AbstractDynamics(eqx.Module):
@@ -110,6 +110,6 @@ class AbstractTask(AbstractDynamics):
         """
 
 
-def step_keys(key: PRNGKeyArray | None, horizon: int) -> PRNGKeyArray | None:
+def step_keys(key: PRNGKeyArray | None, horizon: int) -> Key[Array, " H"] | None:
     """One key for each step, or none; `open_loop` and the unroll must draw the same ones to agree."""
     return None if key is None else jax.random.split(key, horizon)

@@ -109,7 +109,7 @@ def trainable(tree: PyTree) -> PyTree[bool]:
     return jtu.tree_map(lambda x: not is_normaliser(x) and eqx.is_inexact_array(x), tree, is_leaf=is_normaliser)
 
 
-def loss(model: AbstractWorldModel, states: Float[Array, "N H+1 S"], actions: Float[Array, "N H A"]) -> Scalar:
+def loss(model: AbstractWorldModel, states: Float[Array, "N T S"], actions: Float[Array, "N H A"]) -> Scalar:
     """0.5 times the mean square error of the model's predictions, in units of its targets."""
     errors = (jax.vmap(model.predict)(states, actions) - states[:, 1:]) / lax.stop_gradient(model.targets.scale)
     return 0.5 * jnp.mean(errors**2)

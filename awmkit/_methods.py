@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, ScalarLike
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, ScalarLike
 
 from ._dynamics import AbstractDynamics, step_keys
 from ._paths import Paths, is_cut
@@ -205,7 +205,7 @@ def _passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[
     return act, predict
 
 
-def split_key(key: PRNGKeyArray | None, horizon: int) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+def split_key(key: PRNGKeyArray | None, horizon: int) -> tuple[Key[Array, " H"] | None, PRNGKeyArray | None]:
     """The policy's keys, one a step, and the key of the dynamics: the same for every method."""
     if key is None:
         return None, None

@@ -29,7 +29,7 @@ class Trajectory(eqx.Module):
     - `sweeps`: the number of Picard sweeps that sampling took; `None` where it took none.
     """
 
-    states: Float[Array, "*batch H+1 S"]
+    states: Float[Array, "*batch T S"]
     actions: Float[Array, "*batch H A"]
     rewards: Float[Array, "*batch H"] | None = None
     sweeps: Int[Array, "*batch"] | None = None

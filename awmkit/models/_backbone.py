@@ -29,7 +29,7 @@ class AbstractBackbone(eqx.Module):
     parallel: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def init(self, first: Float[Array, " W"], horizon: int) -> PyTree:
+    def init(self, first: Float[Array, " S"], horizon: int) -> PyTree:
         """The memory after the first token, with room for `horizon` more.
 
         **Raises:** `ValueError` for a `horizon` beyond the one the network was built for.
@@ -38,12 +38,12 @@ class AbstractBackbone(eqx.Module):
     @abc.abstractmethod
     def step(
         self, memory: PyTree, token: Float[Array, " W"], t: ScalarLike, *, key: PRNGKeyArray | None = None
-    ) -> tuple[PyTree, Float[Array, " W"]]:
+    ) -> tuple[PyTree, Float[Array, " F"]]:
         """The memory after, and the feature at, the token of step `t`, which follows the first token and t others."""
 
     def __call__(
-        self, first: Float[Array, " W"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "H W"]:
+        self, first: Float[Array, " S"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "H F"]:
         """The features at all `tokens`. By default a scan of `step`."""
         horizon = tokens.shape[0]
         steps = (tokens, jnp.arange(horizon), step_keys(key, horizon))

@@ -77,7 +77,7 @@ class LSTM(AbstractRecurrent):
     """
 
     drive: eqx.nn.Linear
-    recurrent: Float[Array, "4*W W"]
+    recurrent: Float[Array, "G W"]
     width: int = eqx.field(static=True)
 
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):
@@ -103,7 +103,7 @@ class GRU(AbstractRecurrent):
     """
 
     drive: eqx.nn.Linear
-    recurrent: Float[Array, "3*W W"]
+    recurrent: Float[Array, "G W"]
     width: int = eqx.field(static=True)
 
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):

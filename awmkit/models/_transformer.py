@@ -31,7 +31,7 @@ class Transformer(AbstractBackbone):
     """
 
     blocks: list["Block"]
-    time: Float[Array, "H+1 W"] | None
+    time: Float[Array, "T W"] | None
     norm: eqx.nn.LayerNorm
     width: int = eqx.field(static=True)
     horizon: int | None = eqx.field(static=True)
@@ -186,7 +186,7 @@ def _rotate(x: Float[Array, "T N D"], positions: Int[Array, " T"]) -> Float[Arra
 
 def _sinusoids(length: int, width: int) -> Float[Array, "T W"]:
     half = (width + 1) // 2
-    angles = jnp.arange(length)[:, None] * _frequencies(half)
+    angles = jnp.arange(length, dtype=float)[:, None] * _frequencies(half)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :width]
 
 

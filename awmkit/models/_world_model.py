@@ -29,17 +29,17 @@ class AbstractWorldModel(AbstractDynamics):
     predict_changes: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def predict(self, states: Float[Array, "H+1 S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
+    def predict(self, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
         """s_1 ... s_H as the model is trained to predict them from an episode, in one pass.
 
         Markov: each from the true state before. HWM: each from the true history. AWM: all from s_0 and the actions.
         """
 
     @abc.abstractmethod
-    def origin(self, states: Float[Array, "H+1 S"]) -> Float[Array, "H S"]:
+    def origin(self, states: Float[Array, "T S"]) -> Float[Array, "H S"]:
         """What s_1 ... s_H are changes from."""
 
-    def normalised(self, states: Float[Array, "N H+1 S"]) -> "AbstractWorldModel":
+    def normalised(self, states: Float[Array, "N T S"]) -> "AbstractWorldModel":
         """This model with the statistics of episodes' `states`. Weights stay: do it once, before the first fit."""
         targets = states[:, 1:]
         if self.predict_changes:

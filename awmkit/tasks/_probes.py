@@ -6,7 +6,7 @@ Apart from the tasks that mean something: a test or a new analysis starts here.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, ScalarLike
 
 from .._dynamics import AbstractTask
 
@@ -70,7 +70,7 @@ class LinearQuadratic(AbstractTask):
         return jax.random.normal(key, (self.state_size,))
 
 
-def spiral(rate: float, angle: float, *, horizon: int = 20) -> LinearQuadratic:
+def spiral(rate: ScalarLike, angle: ScalarLike, *, horizon: int = 20) -> LinearQuadratic:
     """The plane turned by `angle` radians and scaled by `rate` at each step, pushed along the first axis by the action.
 
     |ds_t/da_k| = rate^(t-k-1): a rotation at 1, a contraction below, an expansion above.

@@ -1,0 +1,17 @@
+"""Exactness is tested in float64, with no implicit promotion; hypothesis runs few examples unless asked for many."""
+
+from pathlib import Path
+
+import hypothesis
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax-tests"))
+# Tests compile far more than they compute.
+jax.config.update("jax_disable_most_optimizations", True)
+
+common = {"deadline": None, "derandomize": True, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("quick", max_examples=5, **common)
+hypothesis.settings.register_profile("deep", max_examples=1000, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.load_profile("quick")  # `pytest --hypothesis-profile=deep` for many

@@ -1,0 +1,68 @@
+"""The conformance table: every dynamics and every policy. A new class is one row, and every test that takes the table runs it.
+
+No row's gradient vanishes, or tests would pass for the wrong reason: the linear system expands by up to 1.2 a step, the
+pendulum is conservative, networks are unrolled for few steps from states and actions of size 0.5, and the reward is quadratic
+in the states, so that every step and every entry counts.
+"""
+
+import jax
+import jax.numpy as jnp
+from awmkit import AWM, GRU, GaussianPolicy, HWM, LSTM, MLPPolicy, Markov, RNN, Transformer
+from awmkit.tasks import Circles, DoublePendulum, DrivenDoublePendulum, LinearQuadratic, PassiveDoublePendulum, spiral
+
+HORIZON = 6
+LEARNED = 3, 2  # sizes of state and action
+
+
+def _keys(seed: int):
+    return jax.random.split(jax.random.key(seed))
+
+
+def _awm(backbone, **options):
+    return AWM(*LEARNED, backbone, **options, key=_keys(1)[0])
+
+
+def _hwm(backbone):
+    return HWM(*LEARNED, backbone, key=_keys(2)[0])
+
+
+def _noisy():
+    A = jnp.array([[1.1, 0.3], [-0.2, 0.9]])
+    return LinearQuadratic(A, jnp.array([[0.5], [1.0]]), noise=0.1)
+
+
+DYNAMICS = {
+    "linear, with noise": _noisy,
+    "spiral, expanding": lambda: spiral(1.2, 0.7),
+    "double pendulum, driven": lambda: DrivenDoublePendulum(HORIZON),
+    "double pendulum, passive": lambda: PassiveDoublePendulum(HORIZON, pendulum=DoublePendulum(Circles())),
+    "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, key=_keys(3)[0]),
+    "Markov, states": lambda: Markov(*LEARNED, width=8, predict_changes=False, key=_keys(3)[0]),
+    "HWM transformer": lambda: _hwm(Transformer(12, 2, 3, key=_keys(4)[1])),
+    "HWM GRU": lambda: _hwm(GRU(8, key=_keys(5)[1])),
+    "AWM transformer, learned time": lambda: _awm(Transformer(12, 2, 3, horizon=2 * HORIZON, key=_keys(6)[1])),
+    "AWM transformer, rotary time": lambda: _awm(Transformer(12, 2, 3, key=_keys(7)[1]), predict_changes=False),
+    "AWM RNN": lambda: _awm(RNN(8, key=_keys(8)[1])),
+    "AWM LSTM": lambda: _awm(LSTM(8, key=_keys(9)[1])),
+    "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1])),
+    "AWM from the linear system": lambda: AWM.from_dynamics(_noisy()),
+    "AWM from the pendulum": lambda: AWM.from_dynamics(DrivenDoublePendulum(HORIZON)),
+}
+
+POLICIES = {
+    "actions": lambda s, a: 0.5 * jax.random.normal(jax.random.key(20), (HORIZON, a)),
+    "MLP": lambda s, a: MLPPolicy(s, a, width=8, key=jax.random.key(21)),
+    "Gaussian, with time": lambda s, a: GaussianPolicy(s, a, width=8, horizon=HORIZON, key=jax.random.key(22)),
+}
+
+
+def start(dynamics, seed: int = 0):
+    """A state of size 0.5."""
+    if isinstance(dynamics, PassiveDoublePendulum):
+        return dynamics.start
+    return 0.5 * jax.random.normal(jax.random.key(seed), (dynamics.state_size,))
+
+
+def reward(state, action, t):
+    """Weighs every entry of every state and action, differently at each step."""
+    return jnp.sum(state**2) * (1 + 0.1 * jnp.asarray(t, state.dtype)) + jnp.sum(jnp.sin(action))

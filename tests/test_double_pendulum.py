@@ -1,0 +1,112 @@
+"""The double pendulum: physics, the solver's order, derivatives by an independent way, and the two tasks."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from awmkit import unroll, unroll_grad
+from awmkit.tasks import Angles, Circles, DoublePendulum, DrivenDoublePendulum, ode_step, PassiveDoublePendulum
+from hypothesis import given, strategies as st
+
+ANGLES = st.tuples(*[st.floats(-3, 3)] * 4)
+
+
+@given(angles=ANGLES, tau=st.tuples(*[st.floats(-5, 5)] * 2))
+def test_the_vector_field_is_that_of_the_lagrangian(angles, tau):
+    pendulum = DoublePendulum(masses=(1.3, 0.7), lengths=(0.9, 1.2))
+
+    def lagrangian(th, w):
+        potential = pendulum.energy(jnp.stack([th[0], 0.0 * w[0], th[1], 0.0 * w[1]]))
+        return pendulum.energy(jnp.stack([th[0], w[0], th[1], w[1]])) - 2 * potential
+
+    y, tau = jnp.asarray(angles), jnp.asarray(tau)
+    th, w = y[::2], y[1::2]
+    # d/dt dL/dw = dL/dth + Q, solved for the accelerations.
+    mass = jax.hessian(lagrangian, 1)(th, w)
+    force = jax.grad(lagrangian, 0)(th, w) + jnp.stack([tau[0] - tau[1], tau[1]])
+    force = force - jax.jacobian(jax.grad(lagrangian, 1), 0)(th, w) @ w
+    field = pendulum.field(y, tau)
+    assert jnp.allclose(field[::2], w) and jnp.allclose(field[1::2], jnp.linalg.solve(mass, force), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2), (diffrax.Bosh3(), 3), (diffrax.Tsit5(), 5)])
+def test_energy_is_conserved_to_the_order_of_the_solver(solver, order):
+    start, steps = jnp.array([2.0, 0.0, 1.0, 0.0]), np.array([1, 2, 4, 8])
+
+    def drift(substeps):
+        dt = 0.05 if order == 5 else 0.02
+        pendulum = DoublePendulum(solver=solver, dt=dt, substeps=int(substeps))
+        end = unroll(pendulum, jnp.zeros((20, 2)), start, 20).states[-1]
+        return abs(float(pendulum.energy(end) - pendulum.energy(start)))
+
+    slope = np.polyfit(np.log(1 / steps), np.log([drift(n) for n in steps]), 1)[0]
+    assert order - 0.4 < slope < order + 1.6  # Energy may be kept better than the state, by at most an order.
+
+
+def test_the_default_solver_keeps_energy_over_200_steps():
+    pendulum = DoublePendulum()
+    states = unroll(pendulum, jnp.zeros((200, 2)), jnp.array([1.9, 0.0, 1.9, 0.0]), 200).states
+    energies = jax.vmap(pendulum.energy)(states)
+    assert jnp.max(jnp.abs(energies - energies[0])) < 0.02  # J, of a range of 58.8
+
+
+def test_a_step_has_the_value_and_derivative_of_diffeqsolve_with_recursive_checkpointing():
+    pendulum, tau, h = DoublePendulum(substeps=3), jnp.array([1.0, -2.0]), 0.05
+
+    def reference(y):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, tau: pendulum.field(y, tau)),
+            diffrax.Tsit5(),
+            0.0,
+            h,
+            h / 3,
+            y,
+            tau,
+            stepsize_controller=diffrax.ConstantStepSize(),
+            adjoint=diffrax.RecursiveCheckpointAdjoint(),
+        ).ys[-1]
+
+    y = jnp.array([2.0, 0.5, -1.0, 1.5])
+    flow = lambda y: pendulum.flow(y, tau)
+    assert jnp.allclose(flow(y), reference(y), rtol=1e-12)
+    assert jnp.allclose(jax.jacrev(flow)(y), jax.jacrev(reference)(y), rtol=1e-10)
+    assert jnp.allclose(jax.jacfwd(flow)(y), jax.jacrev(reference)(y), rtol=1e-10)
+
+
+def test_ode_steps_of_any_solver_solve_a_linear_equation():
+    for solver in (diffrax.Euler(), diffrax.Dopri5(), diffrax.Tsit5()):
+        end = ode_step(lambda t, y, rate: rate * y, jnp.ones(1), -1.0, solver=solver, dt=0.5, substeps=1000)
+        assert jnp.allclose(end, jnp.exp(-0.5), atol=2e-4)
+
+
+@given(angles=ANGLES)
+def test_both_coordinates_move_alike(angles):
+    on_circles, in_angles, torques = DoublePendulum(Circles()), DoublePendulum(Angles()), jnp.array([0.3, -0.4])
+    y = jnp.asarray(angles)
+    moved = on_circles.step(None, Circles().encode(y), torques, 0)[1]
+    assert jnp.allclose(moved, Circles().encode(in_angles.step(None, y, torques, 0)[1]), atol=1e-12)
+    assert jnp.allclose(Circles().heights(moved), Angles().heights(Circles().decode(moved)))
+
+
+@pytest.mark.parametrize("coordinates", [Angles(), Circles()], ids=["angles", "circles"])
+def test_the_passive_goal_is_reached_by_its_release_and_later_actions_do_nothing(coordinates):
+    task = PassiveDoublePendulum(30, pendulum=DoublePendulum(coordinates))
+    start = task.reset(jax.random.key(0))
+    at_goal = jnp.zeros((30, 1)).at[0].set(0.6)
+    value, grads = unroll_grad(task, at_goal, start, 30, reward=task.reward)
+    assert jnp.allclose(value, 0, atol=1e-18) and jnp.max(jnp.abs(grads)) < 1e-8
+    away, grads = unroll_grad(task, at_goal.at[0].set(0.5), start, 30, reward=task.reward)
+    assert away < -1e-3 and abs(grads[0, 0]) > 1e-3 and (grads[1:] == 0).all()
+    noisy = unroll(task, at_goal.at[1:].set(0.7), start, 30, reward=task.reward)
+    assert jnp.allclose(noisy.rewards, 0, atol=1e-18) and (noisy.rewards[:-1] == 0).all()
+
+
+def test_the_driven_task_starts_near_rest_pays_for_height_and_feels_every_torque():
+    task = DrivenDoublePendulum(20)
+    states = jax.vmap(task.reset)(jax.random.split(jax.random.key(0), 50))
+    assert jnp.max(jnp.abs(states)) <= 0.1 and jnp.std(states) > 0.03
+    up, down = (task.reward(jnp.array([th, 0.0, th, 0.0]), jnp.zeros(2), 0) * 20 for th in (jnp.pi, 0.0))
+    assert np.isclose(up, 1) and np.isclose(down, -1)
+    _, grads = unroll_grad(task, jnp.zeros((20, 2)), states[0], 20, reward=task.reward)
+    assert (jnp.abs(grads[:-1]) > 1e-8).all()  # The last action only costs, and costs nothing at zero.

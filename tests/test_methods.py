@@ -1,0 +1,111 @@
+"""All methods agree; checkpointing saves memory; sweeps are counted, limited and few."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from awmkit import AWM, BPO, GaussianPolicy, MLPPolicy, Parallel, Paths, Picard, Sequential, Transformer, unroll, unroll_grad
+from awmkit.tasks import spiral
+from hypothesis import given, strategies as st
+from systems import reward
+
+
+def _awm(seed: int = 0) -> AWM:
+    keys = jax.random.split(jax.random.key(seed))
+    return AWM(3, 2, Transformer(12, 2, 3, key=keys[0]), key=keys[1])
+
+
+def _largest_difference(x, y) -> float:
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b)) / (1e-12 + jnp.max(jnp.abs(a)))) for a, b in pairs)
+
+
+@pytest.mark.parametrize("paths", [BPO, Paths(), Paths(0.5, 1.0, 0.8)], ids=["BPO", "closed loop", "gains"])
+def test_sequential_and_parallel_agree_in_values_and_gradients(paths):
+    policy = GaussianPolicy(3, 2, width=8, key=jax.random.key(1))
+    methods = [Sequential(), Sequential("nested"), Parallel(), Parallel(sampling=Picard())]
+
+    @eqx.filter_jit
+    def run(seed):
+        model_key, state_key, key = jax.random.split(jax.random.key(seed), 3)
+        model = AWM(3, 2, Transformer(12, 1, 3, key=model_key), key=model_key)
+        state = jax.random.normal(state_key, (3,))
+        return [unroll_grad(model, policy, state, 23, reward=reward, key=key, paths=paths, method=m) for m in methods]
+
+    @given(seed=st.integers(0, 2**31 - 1))
+    def check(seed):
+        first, *others = run(jnp.asarray(seed))
+        assert all(_largest_difference(first, other) < 1e-11 for other in others)
+
+    check()
+
+
+@pytest.mark.parametrize("paths", [BPO, Paths()], ids=["BPO", "closed loop"])
+def test_parallel_agrees_in_forward_mode_and_at_second_order(paths):
+    model, state = _awm(), jnp.array([0.5, -0.3, 0.2])
+    policy = MLPPolicy(3, 2, width=4, depth=1, key=jax.random.key(1))
+    weights, rest = eqx.partition(policy, eqx.is_inexact_array)
+    direction = jax.tree.map(jnp.ones_like, weights)
+
+    def value(h, method):
+        moved = jax.tree.map(lambda w, d: w + h * d, weights, direction)
+        return jnp.sum(
+            unroll(model, eqx.combine(moved, rest), state, 9, reward=reward, paths=paths, method=method).rewards
+        )
+
+    for derivative in (jax.jacfwd(value), jax.jacfwd(jax.grad(value)), jax.grad(jax.grad(value))):
+        one, other = (derivative(0.1, m) for m in (Sequential(), Parallel(sampling=Picard())))
+        assert jnp.allclose(one, other, rtol=1e-9) and abs(one) > 1e-3
+
+
+@given(horizon=st.integers(1, 30))
+def test_checkpointing_changes_no_gradient_at_any_horizon(horizon):
+    system, policy = spiral(1.05, 0.3), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
+    grads = [
+        unroll_grad(system, policy, jnp.ones(2), horizon, reward=reward, method=Sequential(checkpoint))
+        for checkpoint in ("none", "step", "nested")
+    ]
+    assert all(_largest_difference(grads[0], g) < 1e-12 for g in grads[1:])
+
+
+def test_checkpointing_saves_memory():
+    system, policy = spiral(1.0, 0.3), MLPPolicy(2, 1, width=64, depth=4, key=jax.random.key(0))
+
+    def memory(checkpoint):
+        run = lambda s: jax.tree.leaves(unroll_grad(system, policy, s, 4096, reward=reward, method=Sequential(checkpoint)))
+        return jax.jit(run).lower(jnp.ones(2)).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory("none") > 3 * memory("step") > 3 * memory("nested")
+
+
+@given(seed=st.integers(0, 2**31 - 1))
+def test_sampling_by_sweeps_is_the_scan_and_takes_few_of_them(seed):
+    policy = MLPPolicy(3, 2, width=8, key=jax.random.key(2))
+    state = jax.random.normal(jax.random.key(seed), (3,))
+    scan = unroll(_awm(), policy, state, 100)
+    sweeps = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard()))
+    assert scan.sweeps is None and 2 <= sweeps.sweeps < 50
+    assert jnp.allclose(scan.states, sweeps.states, atol=1e-12) and jnp.allclose(scan.actions, sweeps.actions, atol=1e-12)
+    coarse = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard(tolerance=1e-3)))
+    assert coarse.sweeps < sweeps.sweeps and jnp.allclose(coarse.actions, scan.actions, atol=1e-2)
+
+
+def test_sweeps_that_cannot_settle_within_their_limit_are_an_error_and_h_sweeps_are_exact():
+    # An expanding system with a policy that feeds back: each sweep settles one more step and upsets the rest.
+    dynamics, policy = AWM.from_dynamics(spiral(1.5, 1.0)), lambda s, t, *, key=None: jnp.tanh(3 * s[:1])
+    with pytest.raises(eqx.EquinoxRuntimeError, match="max_sweeps=3"):
+        unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(max_sweeps=3)))
+    exact = unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(tolerance=0.0)))
+    assert jnp.allclose(exact.states, unroll(dynamics, policy, jnp.ones(2), 20).states, rtol=1e-12)
+
+
+def test_adjoint_sweep_n_adds_the_paths_that_cross_the_policy_edge_n_times():
+    # Cutting the edge leaves sweep 0; a gain g weighs sweep n by g^n, so that J'(g) is a polynomial in g.
+    model, policy = _awm(), MLPPolicy(3, 2, width=8, key=jax.random.key(2))
+    slope = lambda g: jnp.concatenate(
+        [x.ravel() for x in jax.tree.leaves(unroll_grad(model, policy, jnp.ones(3), 3, reward=reward, paths=Paths(g))[1])]
+    )
+    slopes = jnp.stack([slope(jnp.asarray(g)) for g in (0.0, 0.5, 1.0, 1.5)])
+    # Three steps: the policy edge is crossed at most twice between an action and the last reward.
+    third_difference = slopes[3] - 3 * slopes[2] + 3 * slopes[1] - slopes[0]
+    assert jnp.max(jnp.abs(third_difference)) < 1e-10 < jnp.max(jnp.abs(slopes[2] - 2 * slopes[1] + slopes[0]))

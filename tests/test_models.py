@@ -1,0 +1,111 @@
+"""World models: the parallel pass is the cached one, predictions are what is trained, statistics are no weights."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from awmkit import AWM, fit, HWM, LSTM, Markov, Normaliser, Trajectory, Transformer, unroll
+from awmkit._fit import trainable
+from awmkit.models import AbstractWorldModel
+from awmkit.tasks import LinearQuadratic, spiral
+from hypothesis import given, strategies as st
+from systems import DYNAMICS, HORIZON, start
+
+MODELS = [name for name in DYNAMICS if isinstance(DYNAMICS[name](), AbstractWorldModel) and "from" not in name]
+
+
+def _episodes(count: int = 32, horizon: int = HORIZON, scale=(1.0, 1.0, 1.0)):
+    system = LinearQuadratic(jnp.array([[0.9, 0.3, 0.0], [-0.3, 0.9, 0.1], [0.0, 0.0, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 0.5], [0.3, 0.3]]))
+    states, actions = jax.random.normal(jax.random.key(0), (count, 3)), jax.random.normal(jax.random.key(1), (count, horizon, 2))
+    episodes = jax.vmap(lambda s, a: unroll(system, a, s, horizon))(states, actions)
+    return eqx.tree_at(lambda e: e.states, episodes, episodes.states * jnp.asarray(scale))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_open_loop_is_init_and_step_in_values_and_gradients(name):
+    model = DYNAMICS[name]().normalised(_episodes().states)
+    state, actions = start(model), jax.random.normal(jax.random.key(1), (HORIZON, 2))
+    both = [model.open_loop, lambda s, a: super(type(model), model).open_loop(s, a)]  # The latter: the default, a scan.
+    values = [f(state, actions) for f in both]
+    grads = [jax.grad(lambda s, a, f=f: jnp.sum(jnp.sin(3 * f(s, a))), (0, 1))(state, actions) for f in both]
+    for one, other in zip(*map(jax.tree.leaves, (values[:1] + [grads[0]], values[1:] + [grads[1]])), strict=True):
+        assert jnp.allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_teacher_forced_predictions_are_steps_from_the_truth(name):
+    model = DYNAMICS[name]()
+    states, actions = _episodes(2).states[0], _episodes(2).actions[0]
+    carry, expected = model.init(states[0], HORIZON), []
+    for t in range(HORIZON):
+        carry, state = model.step(carry, states[t], actions[t], t)
+        expected.append(state)
+    assert jnp.allclose(model.predict(states, actions), jnp.stack(expected), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("horizon", [63, 64, 65, 200])
+def test_attention_by_groups_of_rows_is_the_cached_one_at_every_length(horizon):
+    model = AWM(3, 2, Transformer(12, 1, 3, key=jax.random.key(0)), key=jax.random.key(1))
+    actions = jax.random.normal(jax.random.key(2), (horizon, 2))
+    assert jnp.allclose(model.open_loop(jnp.ones(3), actions), super(AWM, model).open_loop(jnp.ones(3), actions), atol=1e-12)
+
+
+@given(scale=st.tuples(*[st.floats(1e-4, 1e4)] * 3), shift=st.floats(-1e3, 1e3))
+def test_a_normalised_model_does_not_care_about_units(scale, shift):
+    # Predictions of changes in the units of the data are the same numbers, whatever the units: 800 beside 0.04.
+    episodes = _episodes()
+    model = Markov(3, 2, width=8, key=jax.random.key(0))
+    scale = jnp.asarray(scale)
+    states = episodes.states * scale + shift
+    plain = jax.vmap(model.normalised(episodes.states).predict)(episodes.states, episodes.actions)
+    scaled = jax.vmap(model.normalised(states).predict)(states, episodes.actions)
+    assert jnp.allclose((scaled - shift) / scale, plain, atol=1e-6)
+
+
+def test_a_normaliser_leaves_constant_entries_finite_and_inverts():
+    data = jnp.stack([jnp.arange(9.0), jnp.full(9, 0.1)], axis=1)
+    normaliser = Normaliser(2).fitted(data)
+    normal = normaliser(data)
+    assert jnp.allclose(normal.mean(0), 0) and jnp.allclose(normal.std(0), jnp.array([1.0, 0.0]), atol=1e-9)
+    assert jnp.allclose(normaliser.inverse(normal), data) and (Normaliser(2)(data) == data).all()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Markov(3, 2, width=32, key=jax.random.key(0)),
+        HWM(3, 2, LSTM(32, key=jax.random.key(1)), key=jax.random.key(0)),
+        AWM(3, 2, LSTM(32, key=jax.random.key(1)), key=jax.random.key(0)),
+        AWM(3, 2, Transformer(24, 1, 2, horizon=HORIZON, key=jax.random.key(1)), key=jax.random.key(0), predict_changes=False),
+    ],
+    ids=["Markov", "HWM", "AWM LSTM", "AWM transformer"],
+)
+def test_fit_learns_a_system_of_mixed_units_and_moves_no_statistics(model):
+    episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
+    model = model.normalised(episodes.states)
+    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
+    assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
+    assert result.losses[-10:].mean() < 0.2 * result.losses[:10].mean()
+    assert (result.model.targets.scale == model.targets.scale).all() and (result.model.inputs.shift == model.inputs.shift).all()
+    repeated = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
+    assert (repeated.losses == result.losses).all(), "chunks of another length must not change the batches"
+
+
+def test_statistics_are_not_trainable():
+    model = Markov(3, 2, key=jax.random.key(0))
+    weights = eqx.filter(model, trainable(model))
+    assert weights.inputs.shift is None and weights.targets.scale is None and weights.network.enter.weight is not None
+
+
+def test_fit_shows_progress_with_time_left(capsys):
+    fit(Markov(3, 2, width=4, key=jax.random.key(0)), Trajectory(_episodes().states, _episodes().actions), key=jax.random.key(0), updates=3)
+    assert "fit Markov" in (line := capsys.readouterr().err) and "3/3" in line and "loss" in line
+
+
+def test_an_awm_from_a_dynamics_is_that_dynamics():
+    system = spiral(1.1, 0.4)
+    actions = np.random.default_rng(0).normal(size=(8, 1))
+    awm = AWM.from_dynamics(system)
+    assert isinstance(awm, AWM) and not awm.reads_state
+    assert (awm.open_loop(jnp.ones(2), jnp.asarray(actions)) == system.open_loop(jnp.ones(2), jnp.asarray(actions))).all()
