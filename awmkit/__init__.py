@@ -13,8 +13,8 @@ from .models import (
     GRU as GRU,
     HWM as HWM,
     LSTM as LSTM,
-    RNN as RNN,
     Markov as Markov,
+    RNN as RNN,
     Transformer as Transformer,
 )
 

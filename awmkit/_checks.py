@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ._dynamics import AbstractDynamics
-from ._methods import Parallel
+from ._methods import Parallel, Policy
 
 
-def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], object]:
+def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
     """Raise for what can be seen without tracing; return state and policy, as arrays where they are array-like."""
     if not isinstance(dynamics, AbstractDynamics):
         raise ValueError(f"The dynamics is a {type(dynamics).__name__}; pass an instance of awmkit.AbstractDynamics.")
@@ -41,7 +42,7 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
 
 def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
     """Raise for functions that return the wrong thing. Traces each of them once, abstractly."""
-    if eqx.is_array(policy):
+    if isinstance(policy, Array):
         action = jax.ShapeDtypeStruct(policy.shape[1:], policy.dtype)
     else:
         action = eqx.filter_eval_shape(lambda s, t, k: policy(s, t, key=k), state, jnp.asarray(0), key)
@@ -93,7 +94,7 @@ def _as_float(x, what: str, shape: tuple[int, ...], hint: str) -> Array:
         raise ValueError(f"{what} has dtype {x.dtype}; gradients need floating point, so pass it .astype(float).")
     if x.shape != shape:
         raise ValueError(f"{what} has shape {x.shape}; this dynamics needs {shape}: {hint}.")
-    if not isinstance(x, jax.core.Tracer) and not np.isfinite(x).all():
+    if not isinstance(x, Tracer) and not np.isfinite(x).all():
         where = np.argwhere(~np.isfinite(np.asarray(x)))[0].tolist()
         raise ValueError(f"{what} is not finite at index {where}; remove the NaN or infinity before the unroll.")
     return jnp.asarray(x)

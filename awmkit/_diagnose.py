@@ -8,8 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, Scalar, ScalarLike
 
+from ._dynamics import AbstractDynamics
 from ._methods import Sequential
 from ._paths import EDGES, is_cut
 
@@ -24,11 +25,13 @@ class _Probes(eqx.Module):
     state_to_policy: Float[Array, "H S"]
 
 
-class _ProbedDynamics(eqx.Module):
-    """A dynamics whose inputs pass the probes. Not an `AbstractDynamics`: only `Sequential` ever sees it."""
+class _ProbedDynamics(AbstractDynamics):
+    """A dynamics whose inputs pass the probes."""
 
-    dynamics: PyTree
+    dynamics: AbstractDynamics
     probes: _Probes
+    state_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
 
     def init(self, state, horizon):
         return self.dynamics.init(state, horizon)
@@ -65,8 +68,8 @@ def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> t
     def value(probes):
         probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t], t, key=key)
         states, actions, _ = Sequential().run(
-            _ProbedDynamics(dynamics, probes),
-            policy if eqx.is_array(policy) else probed,
+            _ProbedDynamics(dynamics, probes, dynamics.state_size, dynamics.action_size),
+            policy if isinstance(policy, Array) else probed,
             state,
             horizon,
             key=key,

@@ -76,7 +76,8 @@ class AbstractDynamics(eqx.Module):
         horizon = actions.shape[0]
 
         def step(loop, x):
-            carry, state = self.step(*loop, x[0], x[1], key=x[2])
+            (carry, state), (action, t, key) = loop, x
+            carry, state = self.step(carry, state, action, t, key=key)
             return (carry, state), state
 
         steps = (actions, jax.numpy.arange(horizon), step_keys(key, horizon))

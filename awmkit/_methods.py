@@ -7,7 +7,7 @@ and in gradients to float precision.
 import abc
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -17,9 +17,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, ScalarLike
 
 from ._dynamics import AbstractDynamics, step_keys
-from ._paths import Paths, is_cut
+from ._paths import is_cut, Paths
 
-Policy = Callable[..., Array] | Array
+Policy = Callable[..., Any] | Array
 Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Int[Array, ""] | None]
 
 
@@ -65,13 +65,11 @@ class Sequential(AbstractMethod):
         def step(loop, x):
             carry, state = loop
             t, planned, policy_key, dynamics_key = x
-            action = planned if eqx.is_array(policy) else policy(paths.to_policy(state), t, key=policy_key)
-            carry, state = dynamics.step(
-                carry, paths.feed_back(state), paths.to_model(action), t, key=dynamics_key
-            )
+            action = planned if isinstance(policy, Array) else policy(paths.to_policy(state), t, key=policy_key)
+            carry, state = dynamics.step(carry, paths.feed_back(state), paths.to_model(action), t, key=dynamics_key)
             return (carry, state), (state, action)
 
-        planned = policy if eqx.is_array(policy) else None
+        planned = policy if isinstance(policy, Array) else None
         steps = (jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
         _, (states, actions) = self._scan(step, (dynamics.init(state, horizon), state), steps, horizon)
         return states, actions, None
@@ -99,7 +97,7 @@ class Picard(eqx.Module):
 
     **Arguments**
 
-    - `tolerance`: sweeps stop when none of the values moves by more in units of the largest (at least 1, an action's bound, for actions). By
+    - `tolerance`: sweeps stop when no value moves by more, in units of the largest (for actions at least 1, their bound). By
       default 8 units in the last place.
     - `max_sweeps`: the largest number of sweeps; a run that needs more is an error. By default H, at which sweeps are exact.
 
@@ -163,7 +161,7 @@ class Parallel(AbstractMethod):
 
     def run(self, dynamics, policy, state, horizon, *, key, paths):
         act, predict = _passes(dynamics, policy, state, horizon, key=key, paths=paths)
-        if eqx.is_array(policy):
+        if isinstance(policy, Array):
             return predict(policy), policy, None
         states, actions, sweeps = self._sample(dynamics, policy, state, horizon, key)
         if is_cut(paths.state_to_policy):

@@ -20,9 +20,7 @@ class AbstractPolicy(eqx.Module):
     inputs: eqx.AbstractVar[Normaliser]
 
     @abc.abstractmethod
-    def __call__(
-        self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " A"]:
+    def __call__(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None) -> Float[Array, " A"]:
         """a_t in [-1, 1], shape (A,), from s_t, shape (S,), and the step's index t."""
 
 

@@ -75,7 +75,7 @@ def unroll(
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     if method is None:
-        method = Parallel() if eqx.is_array(policy) and dynamics.parallel else Sequential()
+        method = Parallel() if isinstance(policy, Array) and dynamics.parallel else Sequential()
     return _unroll(dynamics, policy, state, horizon, reward, key, paths, method)
 
 
@@ -145,6 +145,8 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method) -> Tra
 def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method) -> tuple[Scalar, PyTree]:
     @eqx.filter_value_and_grad
     def value_and_grad(policy):
-        return total(_unroll(dynamics, policy, state, horizon, reward, key, paths, method).rewards, discount)
+        rewards = _unroll(dynamics, policy, state, horizon, reward, key, paths, method).rewards
+        assert rewards is not None
+        return total(rewards, discount)
 
     return value_and_grad(policy)

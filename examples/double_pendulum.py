@@ -32,16 +32,15 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.lines import Line2D
+
 from awmkit import AbstractDynamics, AWM, fit, HWM, LSTM, Markov, Progress, Trajectory, Transformer, unroll, unroll_grad
 from awmkit.analysis import fit_growth, lyapunov
 from awmkit.tasks import Circles, DoublePendulum, PassiveDoublePendulum
-from jaxtyping import Array, Float, PRNGKeyArray
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 RELEASE = (0.6 * math.pi, 0.6 * math.pi)
 COLOURS = {"simulator": "black", "AWM transformer": "C0", "AWM LSTM": "C2", "HWM transformer": "C1", "Markov": "C3"}
@@ -142,9 +141,9 @@ def growth(dynamics: AbstractDynamics, setting: Setting, angles: Float[Array, " 
     states, ds = tangents(angles)
     to_return = []
     for horizon in setting.horizons:
-        task = task_of(horizon)
-        reward_gradient = jax.vmap(jax.grad(lambda s: task.reward(s, jnp.zeros(1), horizon - 1)))(states[:, horizon - 1])
-        to_return.append(np.abs(np.sum(reward_gradient * ds[:, horizon - 1], axis=-1)))
+        reward = lambda s, task=task_of(horizon), t=horizon - 1: task.reward(s, jnp.zeros(1), t)
+        slope = jax.vmap(jax.grad(reward))(states[:, horizon - 1])
+        to_return.append(np.abs(np.sum(slope * ds[:, horizon - 1], axis=-1)))
     to_state = np.linalg.norm(np.asarray(ds)[:, np.array(setting.horizons)], axis=-1).T
     return {"to_state": to_state, "to_return": np.stack(to_return)}
 
@@ -156,6 +155,7 @@ def returns(dynamics: AbstractDynamics, task: PassiveDoublePendulum, angles: Flo
     @jax.vmap
     def value(angle):
         rewards = unroll(dynamics, Release(angle), task.start, task.horizon, reward=task.reward).rewards
+        assert rewards is not None
         return jnp.sum(rewards)
 
     return np.asarray(value(angles))
@@ -200,7 +200,9 @@ def run_seed(setting: Setting, seed: int) -> dict:
 
     free = jnp.zeros((setting.lyapunov_steps, 2))
     pendulum = DoublePendulum()
-    exponents = jax.jit(jax.vmap(lambda a: lyapunov(pendulum, jnp.stack([jnp.pi * a, 0.0, RELEASE[1], 0.0]), free).exponents[0]))
+    exponents = jax.jit(
+        jax.vmap(lambda a: lyapunov(pendulum, jnp.stack([jnp.pi * a, 0.0, RELEASE[1], 0.0]), free).exponents[0])
+    )
     out["lyapunov"] = exponents(releases)
     out["growth"] = {name: growth(dynamics, setting, releases) for name, dynamics in everything.items()}
     grid = jnp.linspace(-1, 1, setting.landscape)
@@ -237,9 +239,7 @@ def summarise(setting: Setting, runs: list[dict]) -> dict:
         "lyapunov_per_second": float(np.median([run["lyapunov"] for run in runs]) / dt),
     }
     ascent = {
-        horizon: {
-            name: [float(np.median(run["ascent"][horizon][name]["true"])) for run in runs] for name in ["start", *names]
-        }
+        horizon: {name: [float(np.median(run["ascent"][horizon][name]["true"])) for run in runs] for name in ["start", *names]}
         for horizon in runs[0]["ascent"]
     }
     spread = lambda values: float(np.sum(np.abs(np.diff(values))) / (np.ptp(values) + 1e-12))
@@ -253,9 +253,7 @@ def summarise(setting: Setting, runs: list[dict]) -> dict:
         "law_text": {name: str(law) for name, law in laws.items()},
         "chaos": chaos,
         "ascent_median_true_return": ascent,
-        "open_loop_error": {
-            name: np.mean([run["open_loop_error"][name] for run in runs], axis=0) for name in names[1:]
-        },
+        "open_loop_error": {name: np.mean([run["open_loop_error"][name] for run in runs], axis=0) for name in names[1:]},
         "roughness": {"horizon": int(last), **rough},
     }
 
@@ -327,8 +325,8 @@ def figure(setting: Setting, runs: list[dict], summary: dict, path: Path) -> Non
             axes.set_title("2. The return's landscape (dotted: the goal's release)")
     axes.set_xlabel("release angle of the upper rod, degrees")
     draw_ascent(fig.add_subplot(grid[:, 2]), runs, shown)
-    handles = [plt.Line2D([], [], color=colour, marker="o", ms=4, label=name) for name, colour in COLOURS.items()]
-    handles.append(plt.Line2D([], [], color="grey", marker="x", ls="", label="before ascent"))
+    handles = [Line2D([], [], color=colour, marker="o", ms=4, label=name) for name, colour in COLOURS.items()]
+    handles.append(Line2D([], [], color="grey", marker="x", ls="", label="before ascent"))
     fig.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     fig.savefig(path, dpi=110)
     plt.close(fig)
@@ -370,12 +368,14 @@ def draw_ascent(axes, runs: list[dict], horizons: list[str]) -> None:
 
 
 def plain(x):
-    """Arrays as lists, for JSON."""
+    """Arrays as lists of numbers of six digits, for JSON."""
     if isinstance(x, dict):
         return {k: plain(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
         return [plain(v) for v in x]
-    return np.asarray(x).tolist() if hasattr(x, "shape") else x
+    if hasattr(x, "shape"):
+        return plain(np.asarray(x).tolist())
+    return float(f"{x:.6g}") if isinstance(x, float) else x
 
 
 def write(setting: Setting, runs: list[dict], out: Path) -> dict:

@@ -13,5 +13,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 common = {"deadline": None, "derandomize": True, "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("quick", max_examples=5, **common)
-hypothesis.settings.register_profile("deep", max_examples=1000, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.register_profile(
+    "deep", max_examples=1000, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
 hypothesis.settings.load_profile("quick")  # `pytest --hypothesis-profile=deep` for many

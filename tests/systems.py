@@ -7,7 +7,8 @@ in the states, so that every step and every entry counts.
 
 import jax
 import jax.numpy as jnp
-from awmkit import AWM, GRU, GaussianPolicy, HWM, LSTM, MLPPolicy, Markov, RNN, Transformer
+
+from awmkit import AWM, GaussianPolicy, GRU, HWM, LSTM, Markov, MLPPolicy, RNN, Transformer
 from awmkit.tasks import Circles, DoublePendulum, DrivenDoublePendulum, LinearQuadratic, PassiveDoublePendulum, spiral
 
 HORIZON = 6

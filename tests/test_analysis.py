@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import given, strategies as st
+
 from awmkit import AWM, RNN
 from awmkit.analysis import fit_growth, lyapunov
 from awmkit.tasks import DoublePendulum, LinearQuadratic, spiral
-from hypothesis import given, strategies as st
 
 HORIZONS = np.array([4, 8, 16, 32, 64, 128, 256, 512])
 
@@ -14,7 +15,10 @@ HORIZONS = np.array([4, 8, 16, 32, 64, 128, 256, 512])
 @given(rate=st.floats(0.02, 1), degree=st.floats(0, 4), seed=st.integers(0, 2**31 - 1))
 def test_growth_of_either_law_is_recognised_under_noise(rate, degree, seed):
     noise = np.exp(0.3 * np.random.default_rng(seed).normal(size=8))
-    exponential, polynomial = fit_growth(HORIZONS, np.exp(rate * HORIZONS) * noise), fit_growth(HORIZONS, HORIZONS**degree * noise)
+    exponential, polynomial = (
+        fit_growth(HORIZONS, np.exp(rate * HORIZONS) * noise),
+        fit_growth(HORIZONS, HORIZONS**degree * noise),
+    )
     assert exponential.law == "exponential" and abs(exponential.rate - rate) < 0.01
     assert polynomial.law != "exponential" and abs(polynomial.degree - degree) < 0.5
 

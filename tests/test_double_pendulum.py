@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
+
 from awmkit import unroll, unroll_grad
 from awmkit.tasks import Angles, Circles, DoublePendulum, DrivenDoublePendulum, ode_step, PassiveDoublePendulum
-from hypothesis import given, strategies as st
 
 ANGLES = st.tuples(*[st.floats(-3, 3)] * 4)
 
@@ -30,7 +31,9 @@ def test_the_vector_field_is_that_of_the_lagrangian(angles, tau):
     assert jnp.allclose(field[::2], w) and jnp.allclose(field[1::2], jnp.linalg.solve(mass, force), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2), (diffrax.Bosh3(), 3), (diffrax.Tsit5(), 5)])
+@pytest.mark.parametrize(
+    "solver, order", [(diffrax.Euler(), 1), (diffrax.Heun(), 2), (diffrax.Bosh3(), 3), (diffrax.Tsit5(), 5)]
+)
 def test_energy_is_conserved_to_the_order_of_the_solver(solver, order):
     start, steps = jnp.array([2.0, 0.0, 1.0, 0.0]), np.array([1, 2, 4, 8])
 

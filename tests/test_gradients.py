@@ -4,14 +4,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from awmkit import Parallel, Paths, Picard, Sequential, unroll, unroll_grad
-from awmkit._dynamics import step_keys
-from awmkit._fit import trainable
-from awmkit._methods import split_key
 from hypothesis import given, strategies as st
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
+
+from awmkit import Parallel, Paths, Picard, Sequential, unroll, unroll_grad
+from awmkit._dynamics import step_keys
+from awmkit._fit import trainable
+from awmkit._methods import split_key
 
 GAIN = st.sampled_from([0.0, 1.0]) | st.floats(-0.5, 1.5)
 
@@ -60,7 +61,11 @@ def compare(dynamics, policy, seed, gains):
     h = 1e-5
     plain, above, below = jax.vmap(value)(jnp.array([0, h, -h]))
     grads = [ravel_pytree(eqx.filter(g, trainable(policy)))[0] for _, g in results]
-    return plain, (above - below) / (2 * h), [(v, g @ direction, jnp.linalg.norm(g)) for (v, _), g in zip(results, grads, strict=True)]
+    return (
+        plain,
+        (above - below) / (2 * h),
+        [(v, g @ direction, jnp.linalg.norm(g)) for (v, _), g in zip(results, grads, strict=True)],
+    )
 
 
 @pytest.mark.parametrize("policy_name", POLICIES)
@@ -84,7 +89,9 @@ def test_gradient_is_that_of_differences_for_any_gains(name, policy_name):
 def test_a_gain_known_to_be_0_or_1_is_the_traced_one(name):
     dynamics = DYNAMICS[name]()
     policy = POLICIES["MLP"](dynamics.state_size, dynamics.action_size)
-    traced = eqx.filter_jit(lambda gains: unroll_grad(dynamics, policy, start(dynamics), HORIZON, reward=reward, paths=Paths(*gains)))
+    traced = eqx.filter_jit(
+        lambda gains: unroll_grad(dynamics, policy, start(dynamics), HORIZON, reward=reward, paths=Paths(*gains))
+    )
     for gains in [(0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0)]:
         known = unroll_grad(dynamics, policy, start(dynamics), HORIZON, reward=reward, paths=Paths(*gains))
         for x, y in zip(jax.tree.leaves(known), jax.tree.leaves(traced(jnp.asarray(gains))), strict=True):

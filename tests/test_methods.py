@@ -4,10 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-from awmkit import AWM, BPO, GaussianPolicy, MLPPolicy, Parallel, Paths, Picard, Sequential, Transformer, unroll, unroll_grad
-from awmkit.tasks import spiral
 from hypothesis import given, strategies as st
 from systems import reward
+
+from awmkit import AWM, BPO, GaussianPolicy, MLPPolicy, Parallel, Paths, Picard, Sequential, Transformer, unroll, unroll_grad
+from awmkit.tasks import spiral
 
 
 def _awm(seed: int = 0) -> AWM:
@@ -49,9 +50,7 @@ def test_parallel_agrees_in_forward_mode_and_at_second_order(paths):
 
     def value(h, method):
         moved = jax.tree.map(lambda w, d: w + h * d, weights, direction)
-        return jnp.sum(
-            unroll(model, eqx.combine(moved, rest), state, 9, reward=reward, paths=paths, method=method).rewards
-        )
+        return jnp.sum(unroll(model, eqx.combine(moved, rest), state, 9, reward=reward, paths=paths, method=method).rewards)
 
     for derivative in (jax.jacfwd(value), jax.jacfwd(jax.grad(value)), jax.grad(jax.grad(value))):
         one, other = (derivative(0.1, m) for m in (Sequential(), Parallel(sampling=Picard())))

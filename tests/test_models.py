@@ -5,19 +5,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
+from systems import DYNAMICS, HORIZON, start
+
 from awmkit import AWM, fit, HWM, LSTM, Markov, Normaliser, Trajectory, Transformer, unroll
 from awmkit._fit import trainable
 from awmkit.models import AbstractWorldModel
 from awmkit.tasks import LinearQuadratic, spiral
-from hypothesis import given, strategies as st
-from systems import DYNAMICS, HORIZON, start
 
 MODELS = [name for name in DYNAMICS if isinstance(DYNAMICS[name](), AbstractWorldModel) and "from" not in name]
 
 
 def _episodes(count: int = 32, horizon: int = HORIZON, scale=(1.0, 1.0, 1.0)):
-    system = LinearQuadratic(jnp.array([[0.9, 0.3, 0.0], [-0.3, 0.9, 0.1], [0.0, 0.0, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 0.5], [0.3, 0.3]]))
-    states, actions = jax.random.normal(jax.random.key(0), (count, 3)), jax.random.normal(jax.random.key(1), (count, horizon, 2))
+    system = LinearQuadratic(
+        jnp.array([[0.9, 0.3, 0.0], [-0.3, 0.9, 0.1], [0.0, 0.0, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 0.5], [0.3, 0.3]])
+    )
+    states, actions = (
+        jax.random.normal(jax.random.key(0), (count, 3)),
+        jax.random.normal(jax.random.key(1), (count, horizon, 2)),
+    )
     episodes = jax.vmap(lambda s, a: unroll(system, a, s, horizon))(states, actions)
     return eqx.tree_at(lambda e: e.states, episodes, episodes.states * jnp.asarray(scale))
 
@@ -71,6 +77,14 @@ def test_a_normaliser_leaves_constant_entries_finite_and_inverts():
     assert jnp.allclose(normaliser.inverse(normal), data) and (Normaliser(2)(data) == data).all()
 
 
+@pytest.fixture
+def optax_promotes():
+    """optax mixes dtypes, which only tests forbid."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("optax_promotes")
 @pytest.mark.parametrize(
     "model",
     [
@@ -98,8 +112,13 @@ def test_statistics_are_not_trainable():
     assert weights.inputs.shift is None and weights.targets.scale is None and weights.network.enter.weight is not None
 
 
-def test_fit_shows_progress_with_time_left(capsys):
-    fit(Markov(3, 2, width=4, key=jax.random.key(0)), Trajectory(_episodes().states, _episodes().actions), key=jax.random.key(0), updates=3)
+def test_fit_shows_progress_with_time_left(capsys, optax_promotes):
+    fit(
+        Markov(3, 2, width=4, key=jax.random.key(0)),
+        Trajectory(_episodes().states, _episodes().actions),
+        key=jax.random.key(0),
+        updates=3,
+    )
     assert "fit Markov" in (line := capsys.readouterr().err) and "3/3" in line and "loss" in line
 
 

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from awmkit import BPO, Paths
-from awmkit._paths import scale_gradient
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
+
+from awmkit import BPO, Paths
+from awmkit._paths import scale_gradient
 
 ARRAYS = hnp.arrays(float, hnp.array_shapes(max_dims=2, max_side=4), elements=st.floats(-1e3, 1e3))
 

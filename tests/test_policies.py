@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from awmkit import GaussianPolicy, MLPPolicy
 from hypothesis import given, strategies as st
+
+from awmkit import GaussianPolicy, MLPPolicy
 
 
 @given(seed=st.integers(0, 2**31 - 1), size=st.floats(0, 1e3))

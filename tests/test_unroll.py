@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
-from awmkit.tasks import LinearQuadratic, spiral
 from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
+
+from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
+from awmkit.tasks import LinearQuadratic, spiral
 
 
 @given(seed=st.integers(0, 2**31 - 1), horizon=st.integers(1, 8), discount=st.floats(0, 1))

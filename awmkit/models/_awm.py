@@ -67,7 +67,7 @@ class AWM(AbstractWorldModel):
         equal gradients. So "backpropagation through a Markov model" is an AWM with a poor sequence network.
         """
         size, actions = dynamics.state_size, dynamics.action_size
-        awm = AWM(size, actions, _Cell(dynamics, size), predict_changes=False, key=jax.random.key(0))
+        awm = AWM(size, actions, _Cell(dynamics=dynamics, width=size), predict_changes=False, key=jax.random.key(0))
         identity = eqx.nn.Identity()
         return eqx.tree_at(lambda m: (m.embed_state, m.embed_action, m.head), awm, (identity, identity, identity))
 
@@ -105,5 +105,6 @@ class _Cell(AbstractBackbone):
         return self.dynamics.init(first, horizon), first
 
     def step(self, memory, token, t, *, key=None):
-        carry, state = self.dynamics.step(*memory, token, t, key=key)
+        carry, state = memory
+        carry, state = self.dynamics.step(carry, state, token, t, key=key)
         return (carry, state), state

@@ -37,9 +37,7 @@ class Transformer(AbstractBackbone):
     horizon: int | None = eqx.field(static=True)
     parallel: ClassVar[bool] = True
 
-    def __init__(
-        self, width: int = 48, depth: int = 2, heads: int = 3, *, horizon: int | None = None, key: PRNGKeyArray
-    ):
+    def __init__(self, width: int = 48, depth: int = 2, heads: int = 3, *, horizon: int | None = None, key: PRNGKeyArray):
         if width % heads or (horizon is None and width // heads % 2):
             raise ValueError(
                 f"A Transformer of width {width} cannot have {heads} heads; make width a multiple of heads, and of 2 * heads "

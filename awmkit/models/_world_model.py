@@ -7,7 +7,6 @@ import abc
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .._dynamics import AbstractDynamics
@@ -57,5 +56,3 @@ def decode(model: AbstractWorldModel, outputs: Array, origin: Array) -> Array:
 def head(width: int, state_size: int, *, key) -> eqx.nn.MLP:
     """From a backbone's feature to what the model puts out."""
     return eqx.nn.MLP(width, state_size, width, 1, jax.nn.swish, key=key)
-
-

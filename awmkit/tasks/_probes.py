@@ -76,4 +76,4 @@ def spiral(rate: ScalarLike, angle: ScalarLike, *, horizon: int = 20) -> LinearQ
     |ds_t/da_k| = rate^(t-k-1): a rotation at 1, a contraction below, an expansion above.
     """
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return LinearQuadratic(rate * jnp.array([[cos, -sin], [sin, cos]]), jnp.array([[1.0], [0.0]]), horizon=horizon)
+    return LinearQuadratic(jnp.asarray(rate) * jnp.array([[cos, -sin], [sin, cos]]), jnp.array([[1.0], [0.0]]), horizon=horizon)
