@@ -7,7 +7,8 @@ from ._normaliser import Normaliser as Normaliser
 from ._paths import BPO as BPO, Paths as Paths
 from ._policies import GaussianPolicy as GaussianPolicy, MLPPolicy as MLPPolicy
 from ._progress import Progress as Progress
-from ._unroll import Trajectory as Trajectory, unroll as unroll, unroll_grad as unroll_grad
+from ._trajectory import Trajectory as Trajectory
+from ._unroll import unroll as unroll, unroll_grad as unroll_grad
 from .models import (
     AWM as AWM,
     GRU as GRU,

@@ -14,7 +14,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ._dynamics import AbstractDynamics
-from ._methods import Parallel, Policy
+from ._methods import AbstractMethod, Parallel, Policy
+from ._paths import Paths
 
 
 def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
@@ -32,12 +33,25 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
         )
     if key is not None and not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         raise ValueError(f"The key is {_describe(key)}; pass one key made by jax.random.key(seed), or vmap over several.")
+    if not isinstance(paths, Paths):
+        raise ValueError(f"The paths are a {type(paths).__name__}; pass awmkit.Paths(...), such as awmkit.BPO.")
+    if method is not None and not isinstance(method, AbstractMethod):
+        raise ValueError(f"The method is {method!r}; pass Sequential(), Parallel() or None for the fastest.")
     if isinstance(method, Parallel) and dynamics.reads_state:
         raise ValueError(
             f"Parallel cannot run {type(dynamics).__name__}, whose step reads the state that the previous step predicted, so "
             "that no pass over the actions alone exists; use method=Sequential(), or an actions world model (AWM)."
         )
     return state, policy
+
+
+def check_differentiable(policy) -> None:
+    """Raise for a policy whose gradient would be empty."""
+    if not any(map(eqx.is_inexact_array, jtu.tree_leaves(policy))):
+        raise ValueError(
+            f"The policy, a {type(policy).__name__}, holds no floating-point array to differentiate; make it an eqx.Module "
+            "whose fields are its parameters, or pass an array of actions."
+        )
 
 
 def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:

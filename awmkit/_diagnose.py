@@ -8,11 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float
 
 from ._dynamics import AbstractDynamics
 from ._methods import Sequential
 from ._paths import EDGES, is_cut
+from ._trajectory import Trajectory
 
 
 class _Probes(eqx.Module):
@@ -78,7 +79,8 @@ def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> t
         before = jnp.concatenate([state[None], states[:-1]]) + probes.state_to_reward
         at_step = lambda s, a, t: reward(s, a, t)
         rewards = jax.vmap(at_step)(before, actions + probes.action_to_reward, jnp.arange(horizon))
-        return total(rewards, discount), (actions, rewards[:, None], states)
+        value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).value(discount)
+        return value, (actions, rewards[:, None], states)
 
     of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))
     zeros = _Probes(of_state, of_action, of_state, of_action, of_state)
@@ -88,10 +90,3 @@ def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> t
             flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, replace_fn=jnp.zeros_like)
     broken = lambda arrays: jnp.stack([jnp.any(~jnp.isfinite(x), axis=1) for x in arrays], axis=1)
     return broken(values), broken(jtu.tree_leaves(flows))
-
-
-def total(rewards: Float[Array, " H"], discount: ScalarLike) -> Scalar:
-    """J = sum_t discount^t r_t."""
-    if isinstance(discount, int | float) and discount == 1:
-        return jnp.sum(rewards)
-    return jnp.sum(jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.size, dtype=rewards.dtype) * rewards)

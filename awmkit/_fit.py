@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from ._normaliser import Normaliser
 from ._progress import Progress
-from ._unroll import Trajectory
+from ._trajectory import Trajectory
 from .models import AbstractWorldModel
 
 

@@ -9,30 +9,16 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_arguments, check_functions
-from ._diagnose import raise_if_nonfinite, total
+from ._checks import check_arguments, check_differentiable, check_functions
+from ._diagnose import raise_if_nonfinite
 from ._dynamics import AbstractDynamics
 from ._methods import AbstractMethod, Parallel, Policy, Sequential
 from ._paths import Paths
+from ._trajectory import Trajectory
 
 Reward = Callable[..., Scalar]
-
-
-class Trajectory(eqx.Module):
-    """What an unroll did. Under `jax.vmap`, a batch of episodes: every field gains a leading axis.
-
-    - `states`: s_0 ... s_H, shape (H+1, S).
-    - `actions`: a_0 ... a_{H-1}, shape (H, A).
-    - `rewards`: r(s_t, a_t) for t < H, shape (H,); `None` where no reward was given.
-    - `sweeps`: the number of Picard sweeps that sampling took; `None` where it took none.
-    """
-
-    states: Float[Array, "*batch T S"]
-    actions: Float[Array, "*batch H A"]
-    rewards: Float[Array, "*batch H"] | None = None
-    sweeps: Int[Array, "*batch"] | None = None
 
 
 def unroll(
@@ -116,9 +102,10 @@ def unroll_grad(
     **Returns:** J, a scalar, and dJ/dpolicy: a policy-shaped tree with `None` for what is not a floating-point array, or,
     for an array of actions, dJ/da of shape (H, A).
 
-    **Raises:** `ValueError` as `unroll` does; a runtime error from `check`.
+    **Raises:** `ValueError` as `unroll` does, and for a policy without parameters; a runtime error from `check`.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
+    check_differentiable(policy)
     if method is None:
         method = Parallel() if dynamics.parallel else Sequential()
     value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method)
@@ -145,8 +132,6 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method) -> Tra
 def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method) -> tuple[Scalar, PyTree]:
     @eqx.filter_value_and_grad
     def value_and_grad(policy):
-        rewards = _unroll(dynamics, policy, state, horizon, reward, key, paths, method).rewards
-        assert rewards is not None
-        return total(rewards, discount)
+        return _unroll(dynamics, policy, state, horizon, reward, key, paths, method).value(discount)
 
     return value_and_grad(policy)

@@ -154,9 +154,7 @@ def returns(dynamics: AbstractDynamics, task: PassiveDoublePendulum, angles: Flo
     @jax.jit
     @jax.vmap
     def value(angle):
-        rewards = unroll(dynamics, Release(angle), task.start, task.horizon, reward=task.reward).rewards
-        assert rewards is not None
-        return jnp.sum(rewards)
+        return unroll(dynamics, Release(angle), task.start, task.horizon, reward=task.reward).value()
 
     return np.asarray(value(angles))
 

@@ -89,7 +89,7 @@ def test_the_bpo_gradient_is_the_formula_of_the_paper():
 
 def test_it_composes_with_jit_vmap_grad_and_jacfwd():
     system, policy = DYNAMICS["linear, with noise"](), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
-    run = lambda s, k: unroll(system, policy, s, 5, reward=reward, key=k).rewards.sum()
+    run = lambda s, k: unroll(system, policy, s, 5, reward=reward, key=k).value()
     states, keys = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.split(jax.random.key(2), 4)
     batched = jax.jit(jax.vmap(run))(states, keys)
     assert jnp.allclose(batched, jnp.stack([run(s, k) for s, k in zip(states, keys, strict=True)]))
