@@ -240,9 +240,9 @@ def summarise(setting: Setting, runs: list[dict]) -> dict:
         horizon: {name: [float(np.median(run["ascent"][horizon][name]["true"])) for run in runs] for name in ["start", *names]}
         for horizon in runs[0]["ascent"]
     }
-    spread = lambda values: float(np.sum(np.abs(np.diff(values))) / (np.ptp(values) + 1e-12))
+    maxima = lambda y: int(np.sum((y[1:-1] > y[:-2]) & (y[1:-1] > y[2:])))
     last = max(runs[0]["landscape"], key=int)
-    rough = {name: float(np.median([spread(run["landscape"][last][name]) for run in runs])) for name in names}
+    optima = {name: float(np.median([maxima(run["landscape"][last][name]) for run in runs])) for name in names}
     return {
         "to_return": to_return,
         "to_state": to_state,
@@ -252,7 +252,7 @@ def summarise(setting: Setting, runs: list[dict]) -> dict:
         "chaos": chaos,
         "ascent_median_true_return": ascent,
         "open_loop_error": {name: np.mean([run["open_loop_error"][name] for run in runs], axis=0) for name in names[1:]},
-        "roughness": {"horizon": int(last), **rough},
+        "local_maxima": {"horizon": int(last), **optima},
     }
 
 
@@ -261,9 +261,10 @@ def table(setting: Setting, summary: dict) -> str:
     horizons = list(summary["ascent_median_true_return"])
     error_at = min(40, max(setting.horizons)) - 1
     heads = [f"true return, H={h}" for h in horizons]
-    rough = summary["roughness"]
+    optima = summary["local_maxima"]
+    maxima_head = f"maxima, H={optima['horizon']}"
     lines = [
-        f"{'':<16} {'|dJ/da_0| against H':<38} {f'error, step {error_at + 1}':>14} {'roughness':>10} "
+        f"{'':<16} {'|dJ/da_0| against H':<38} {f'error, step {error_at + 1}':>14} {maxima_head:>14} "
         + " ".join(f"{h:>19}" for h in heads)
     ]
     for name in ["start", *COLOURS]:
@@ -272,12 +273,15 @@ def table(setting: Setting, summary: dict) -> str:
         cells = [
             f"{law:<38}",
             f"{error[error_at]:>14.3f}" if error is not None else " " * 14,
-            f"{rough[name]:>10.1f}" if name in rough else " " * 10,
+            f"{optima[name]:>14.0f}" if name in optima else " " * 14,
             *(f"{np.median(summary['ascent_median_true_return'][h][name]):>19.4f}" for h in horizons),
         ]
         lines.append(f"{name:<16} " + " ".join(cells))
     chaos = summary["chaos"]
     lines += [
+        "",
+        "Medians over releases, starts and seeds. error: mean square of open-loop predictions, in standard deviations of the data;",
+        f"maxima: local maxima of the return over {setting.landscape} release angles.",
         "",
         f"Simulator: median |ds_H/da_0| at H = {max(setting.horizons)} is {chaos['norm_ratio']:.0f} times that at "
         f"H = {min(setting.horizons)}; law {chaos['law']}, {chaos['rate_per_second']:.2f} per second;",
