@@ -280,7 +280,7 @@ def table(setting: Setting, summary: dict) -> str:
     chaos = summary["chaos"]
     lines += [
         "",
-        "Medians over releases, starts and seeds. error: mean square of open-loop predictions, in standard deviations of the data;",
+        "Medians over releases, starts, seeds. error: mean square of open-loop predictions, in the data's standard deviations;",
         f"maxima: local maxima of the return over {setting.landscape} release angles.",
         "",
         f"Simulator: median |ds_H/da_0| at H = {max(setting.horizons)} is {chaos['norm_ratio']:.0f} times that at "
