@@ -48,7 +48,8 @@ def unroll(
     - `policy`: called as `policy(state, t, *, key)`, returns an action (A,) in [-1, 1]; or an array of actions (H, A).
     - `state`: s_0, shape (S,), floating point.
     - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step.
+    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step. Each function compiles anew: define it
+      once, outside of loops.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges; they change no value.
     - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
