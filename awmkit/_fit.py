@@ -105,8 +105,8 @@ def fit(
 
 def trainable(tree: PyTree) -> PyTree[bool]:
     """Which leaves an optimiser may move: floating-point arrays outside of normalisers."""
-    is_normaliser = lambda x: isinstance(x, Normaliser)
-    return jtu.tree_map(lambda x: not is_normaliser(x) and eqx.is_inexact_array(x), tree, is_leaf=is_normaliser)
+    # A normaliser taken as a leaf is no array.
+    return jtu.tree_map(eqx.is_inexact_array, tree, is_leaf=lambda x: isinstance(x, Normaliser))
 
 
 def loss(model: AbstractWorldModel, states: Float[Array, "N T S"], actions: Float[Array, "N H A"]) -> Scalar:
