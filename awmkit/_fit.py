@@ -78,7 +78,7 @@ def fit(
     states, actions = jnp.asarray(episodes.states), jnp.asarray(episodes.actions)
     order = jax.random.permutation(split_key, states.shape[0])
     held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
-    kept, unseen = order[held:], order[:held]
+    kept, unseen = ((states[i], actions[i]) for i in (order[held:], order[:held]))
 
     weights, rest = eqx.partition(model, trainable(model))
     loop = (weights, optimiser.init(weights), jnp.zeros(updates, states.dtype))
@@ -87,19 +87,15 @@ def fit(
         while done < updates:
             began, stop = time.monotonic(), min(done + chunk, updates)
             span = jnp.asarray(done), jnp.asarray(stop)
-            loop = _update(loop, rest, optimiser, states[kept], actions[kept], batch_key, batch_size, *span)
+            loop = _update(loop, rest, optimiser, *kept, batch_key, batch_size, *span)
             loss = float(loop[2][stop - 1])
-            if not np.isfinite(loss):
-                raise RuntimeError(
-                    f"The loss was {loss} after update {stop}; lower the learning rate, clip the gradient with "
-                    "optax.clip_by_global_norm, or normalise the model first with model.normalised(episodes.states)."
-                )
+            _require_finite(loss, stop)
             if done > 0:  # The first chunk compiles; the others last about half a second.
                 chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - began)))
             done = stop
             bar.update(done, f"loss {loss:.3g}")
     model = eqx.combine(loop[0], rest)
-    held_out = _open_loop_error(model, states[unseen], actions[unseen], states) if held else None
+    held_out = _open_loop_error(model, *unseen, states) if held else None
     return Fit(model, loop[2], held_out, time.monotonic() - start)
 
 
@@ -152,4 +148,12 @@ def _check(model, episodes, updates, batch_size, holdout) -> None:
         raise ValueError(
             f"fit got updates={updates}, batch_size={batch_size}, holdout={holdout}; it needs at least 1, at least 1, and a "
             "share in [0, 1)."
+        )
+
+
+def _require_finite(loss: float, update: int) -> None:
+    if not np.isfinite(loss):
+        raise RuntimeError(
+            f"The loss was {loss} after update {update}; lower the learning rate, clip the gradient with "
+            "optax.clip_by_global_norm, or normalise the model first with model.normalised(episodes.states)."
         )
