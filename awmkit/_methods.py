@@ -160,7 +160,7 @@ class Parallel(AbstractMethod):
     adjoint: Picard = Picard()
 
     def run(self, dynamics, policy, state, horizon, *, key, paths):
-        act, predict = _passes(dynamics, policy, state, horizon, key=key, paths=paths)
+        act, predict = passes(dynamics, policy, state, horizon, key=key, paths=paths)
         if isinstance(policy, Array):
             return predict(policy), policy, None
         states, actions, sweeps = self._sample(dynamics, policy, state, horizon, key)
@@ -175,7 +175,7 @@ class Parallel(AbstractMethod):
         dynamics, policy, state = jtu.tree_map(detach, (dynamics, policy, state))
         if isinstance(self.sampling, Sequential):
             return self.sampling.run(dynamics, policy, state, horizon, key=key, paths=Paths())
-        act, predict = _passes(dynamics, policy, state, horizon, key=key, paths=Paths())
+        act, predict = passes(dynamics, policy, state, horizon, key=key, paths=Paths())
         start = jnp.zeros((horizon, dynamics.action_size), state.dtype)
         actions, sweeps = self.sampling.solve(lambda a: act(predict(a)), start, unit=1.0)
         return predict(actions), actions, sweeps
@@ -189,7 +189,7 @@ class Parallel(AbstractMethod):
         return lax.custom_linear_solve(residual, g, solve, transpose_solve=solve)
 
 
-def _passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+def passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """The two parallel passes: actions for all states (H, S) -> (H, A), and states for all actions (H, A) -> (H, S)."""
     policy_keys, dynamics_key = split_key(key, horizon)
 

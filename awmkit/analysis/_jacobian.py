@@ -1,0 +1,94 @@
+"""How every state depends on every action, in O(H) passes.
+
+Apart from the spectrum of hops because this is the whole and that is its parts.
+"""
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._dynamics import AbstractDynamics
+from .._unroll import unroll
+from ._tangents import check_plan
+
+
+class ActionJacobian(eqx.Module):
+    """What `action_jacobian` found.
+
+    - `blocks`: `blocks[t, k]` is ds_t/da_k, an (S, A) matrix; zero where k >= t. Shape (H+1, H, S, A).
+    """
+
+    blocks: Float[Array, "*batch T H S A"]
+
+    @property
+    def norms(self) -> Float[Array, "*batch T H"]:
+        """The Frobenius norm of each block."""
+        return jnp.linalg.norm(self.blocks, axis=(-2, -1))
+
+    @property
+    def by_lag(self) -> Float[Array, "*batch H"]:
+        """The root mean square of the norms at each lag t - k = 1 ... H, over all pairs that far apart."""
+        return lag_mean(self.norms**2) ** 0.5
+
+
+def lag_mean(of_pairs: Float[Array, "*batch T H"]) -> Float[Array, "*batch H"]:
+    """The mean over all pairs (t, k) with t - k = 1 ... H."""
+    horizon = of_pairs.shape[-1]
+    at_lag = [jnp.mean(jnp.diagonal(of_pairs, -lag, -2, -1), axis=-1) for lag in range(1, horizon + 1)]
+    return jnp.stack(at_lag, axis=-1)
+
+
+def action_jacobian(
+    dynamics: AbstractDynamics,
+    state: Float[Array, " S"],
+    actions: Float[Array, "H A"],
+    *,
+    key: PRNGKeyArray | None = None,
+    mode: Literal["forward", "reverse"] | None = None,
+    batch_size: int = 64,
+) -> ActionJacobian:
+    """ds_t/da_k for all t and k, along given actions.
+
+    For a simulator or a Markov model this is (prod_{k<i<t} df/ds_i) df/da_k; for an actions world model the Jacobian of its
+    sequence network. `jax.jit`, `jax.vmap` and `jax.grad` compose with it.
+
+    ```python
+    norms = action_jacobian(model, state, actions).by_lag  # does |ds_{k+n}/da_k| grow with n?
+    ```
+
+    **Arguments**
+
+    - `state`: s_0, shape (S,). `actions`: shape (H, A). `key`: for a stochastic dynamics, as `unroll` takes it.
+    - `mode`: `"forward"`, H A tangents, or `"reverse"`, H S cotangents; each is one pass over the episode. By default
+      whichever are fewer. Equal results.
+    - `batch_size`: how many passes are made at once; memory grows with it.
+
+    **Returns:** an `ActionJacobian`.
+
+    **Raises:** `ValueError` as `unroll` does, and for any other `mode`.
+    """
+    state, actions = check_plan(dynamics, state, actions, key=key)
+    if mode not in (None, "forward", "reverse"):
+        raise ValueError(f"action_jacobian got mode={mode!r}; use 'forward', 'reverse' or None for the cheaper one.")
+    if mode is None:
+        mode = "forward" if dynamics.action_size <= dynamics.state_size else "reverse"
+    return _jacobian(dynamics, state, actions, key, mode, batch_size)
+
+
+@eqx.filter_jit
+def _jacobian(dynamics, state, actions, key, mode, batch_size) -> ActionJacobian:
+    (horizon, action_size), states = actions.shape, (actions.shape[0] + 1, state.shape[0])
+    f = lambda actions: unroll(dynamics, actions, state, horizon, key=key).states
+    if mode == "forward":
+        push = lambda da: jax.jvp(f, (actions,), (da,))[1]
+        basis = jnp.eye(actions.size, dtype=actions.dtype).reshape(-1, *actions.shape)
+        columns = lax.map(push, basis, batch_size=min(batch_size, actions.size))
+        return ActionJacobian(columns.reshape(horizon, action_size, *states).transpose(2, 0, 3, 1))
+    pull = jax.vjp(f, actions)[1]
+    basis = jnp.eye(states[0] * states[1], dtype=state.dtype).reshape(-1, *states)
+    rows = lax.map(lambda ds: pull(ds)[0], basis, batch_size=min(batch_size, basis.shape[0]))
+    return ActionJacobian(rows.reshape(*states, horizon, action_size).transpose(0, 2, 1, 3))
