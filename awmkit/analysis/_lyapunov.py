@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
+from ._tangents import check_plan, step_map, steps_of
 
 
 class Lyapunov(eqx.Module):
@@ -20,39 +21,63 @@ class Lyapunov(eqx.Module):
     - `running`: their estimates after each step, which show how far they have converged, shape (H, count).
     """
 
-    exponents: Float[Array, " count"]
-    running: Float[Array, "H count"]
+    exponents: Float[Array, "*batch count"]
+    running: Float[Array, "*batch H count"]
 
 
 def lyapunov(
-    dynamics: AbstractDynamics, state: Float[Array, " S"], actions: Float[Array, "H A"], *, count: int = 1
+    dynamics: AbstractDynamics,
+    state: Float[Array, " S"],
+    actions: Float[Array, "H A"],
+    *,
+    count: int = 1,
+    key: PRNGKeyArray | None = None,
 ) -> Lyapunov:
     """The largest Lyapunov exponents along a trajectory, by orthogonalised tangent propagation.
 
     Tangents of the carry and the state together are moved by the derivative of `step` and kept apart by a QR decomposition at
     each step; exponents are the means of log |diag R| (Benettin et al., 1980; Eckmann & Ruelle, 1985, sec. V). Along H steps
-    they are finite-time exponents; divide by the seconds of a step for a rate per second. `jax.vmap` over states.
+    they are finite-time exponents, and `jax.vmap` over states gives those of each start; divide by the seconds of a step for
+    a rate per second. A model that has learned a system shares its exponents.
+
+    ```python
+    each = jax.vmap(lambda s: lyapunov(task, s, jnp.zeros((1000, 2)), count=4).exponents)(starts)
+    ```
 
     **Arguments**
 
     - `state`: where to start, shape (S,). `actions`: applied along the way, shape (H, A); zeros for a free motion.
     - `count`: how many exponents, at most the number of floating-point entries of carry and state.
+    - `key`: for a stochastic dynamics, as `unroll` takes it.
 
-    **Raises:** `ValueError` for more exponents than there are.
+    **Returns:** a `Lyapunov`. The exponent of a direction that a step forgets altogether is minus infinity.
+
+    **Raises:** `ValueError` as `unroll` does, and for more exponents than there are.
     """
-    flat, unravel = ravel_pytree((dynamics.init(state, actions.shape[0]), state))
-    if not 1 <= count <= flat.size:
-        raise ValueError(f"lyapunov was asked for {count} exponents of a dynamics that has {flat.size}; give 1 to {flat.size}.")
+    state, actions = check_plan(dynamics, state, actions, key=key)
+    start = eqx.filter_eval_shape(lambda s: (dynamics.init(s, actions.shape[0]), s), state)
+    size = sum(x.size for x in jax.tree.leaves(start) if jnp.issubdtype(x.dtype, jnp.inexact))
+    if not 1 <= count <= size:
+        raise ValueError(f"lyapunov was asked for {count} exponents of a dynamics that has {size}; give 1 to {size}.")
+    return _exponents(dynamics, state, actions, key, count)
+
+
+@eqx.filter_jit
+def _exponents(dynamics, state, actions, key, count) -> Lyapunov:
+    start = dynamics.init(state, actions.shape[0]), state
+    flat, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
 
     def step(loop, x):
-        flat, tangents = loop
-        move = lambda flat: ravel_pytree(dynamics.step(*unravel(flat), *x))[0]
-        flat, push = jax.linearize(move, flat)
-        tangents, r = jnp.linalg.qr(jax.vmap(push, in_axes=1, out_axes=1)(tangents))
-        return (flat, tangents), jnp.log(jnp.abs(jnp.diag(r)))
+        (carry, state), tangents = loop
+        here = eqx.filter(carry, eqx.is_inexact_array), state
+        move = lambda varying, state: step_map(dynamics, carry, x)(varying, state, x[1])
+        (varying, state), push, rest = jax.linearize(move, *here, has_aux=True)
+        pushed = jax.vmap(lambda d: ravel_pytree(push(*unravel(d)))[0], in_axes=1, out_axes=1)(tangents)
+        tangents, r = jnp.linalg.qr(pushed)
+        return ((eqx.combine(varying, rest), state), tangents), jnp.log(jnp.abs(jnp.diag(r)))
 
     # Any start but an eigenvector of the other exponents will do.
     tangents = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype))[0]
-    logs = lax.scan(step, (flat, tangents), (actions, jnp.arange(actions.shape[0])))[1]
+    logs = lax.scan(step, (start, tangents), steps_of(actions, key))[1]
     running = jnp.cumsum(logs, axis=0) / jnp.arange(1, logs.shape[0] + 1, dtype=logs.dtype)[:, None]
     return Lyapunov(-jnp.sort(-running[-1]), running)

@@ -1,5 +1,6 @@
 """Tasks: dynamics with a reward, initial states and a horizon."""
 
+from ._chaos import Henon as Henon, Lorenz as Lorenz
 from ._double_pendulum import (
     Angles as Angles,
     Circles as Circles,

@@ -1,0 +1,106 @@
+"""Probe systems of chaos: the smallest ones whose Lyapunov exponents the literature knows to many digits.
+
+Apart from the other probes, whose derivatives have a closed form.
+"""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._dynamics import AbstractTask
+from ._ode import ode_step
+
+
+class Lorenz(AbstractTask):
+    """x' = sigma (y - x) + a, y' = x (rho - z) - y, z' = x y - beta z (Lorenz, 1963), with a force of 1 for an action of 1.
+
+    Its largest Lyapunov exponent is 0.9056 per unit of time at the default parameters (Sprott, *Chaos and Time-Series
+    Analysis*, 2003), and the three of them sum to -(sigma + 1 + beta). r = -|s|^2 / 1000: stay near the origin.
+
+    **Arguments**
+
+    - `sigma`, `rho`, `beta`: the parameters.
+    - `dt`, `substeps`, `solver`: time units a step; in how many equal steps of which diffrax solver.
+    - `horizon`: H.
+    """
+
+    sigma: float
+    rho: float
+    beta: float
+    dt: float
+    solver: diffrax.AbstractSolver
+    substeps: int = eqx.field(static=True)
+    horizon: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        *,
+        sigma: float = 10.0,
+        rho: float = 28.0,
+        beta: float = 8 / 3,
+        dt: float = 0.01,
+        substeps: int = 1,
+        solver: diffrax.AbstractSolver | None = None,
+        horizon: int = 100,
+    ):
+        self.sigma, self.rho, self.beta = sigma, rho, beta
+        self.dt = dt
+        self.substeps = substeps
+        self.solver = diffrax.Tsit5() if solver is None else solver
+        self.horizon = horizon
+        self.state_size, self.action_size = 3, 1
+
+    def init(self, state, horizon):
+        del state, horizon
+
+    def step(self, carry, state, action, t, *, key=None):
+        del t, key
+
+        def field(t, state, force):
+            x, y, z = state
+            return jnp.stack([self.sigma * (y - x) + force, x * (self.rho - z) - y, x * y - self.beta * z])
+
+        return carry, ode_step(field, state, action[0], solver=self.solver, dt=self.dt, substeps=self.substeps)
+
+    def reward(self, state, action, t):
+        del action, t
+        return -jnp.sum(state**2) / 1000
+
+    def reset(self, key):
+        """Near the fixed point of one wing, from where the motion winds out onto the attractor."""
+        wing = (self.beta * (self.rho - 1)) ** 0.5
+        return jnp.array([wing, wing, self.rho - 1]) + jax.random.normal(key, (3,))
+
+
+class Henon(AbstractTask):
+    """x_{t+1} = 1 - p x_t^2 + y_t + 0.01 a_t, y_{t+1} = q x_t (Henon, 1976).
+
+    Its Lyapunov exponents at the default parameters are 0.4192 and log(q) - 0.4192 per step (Sprott, 2003). r = -|s|^2.
+
+    **Arguments:** `p`, `q`: the parameters. `horizon`: H.
+    """
+
+    p: float = 1.4
+    q: float = 0.3
+    horizon: int = eqx.field(static=True, default=100)
+    state_size: int = eqx.field(static=True, default=2, init=False)
+    action_size: int = eqx.field(static=True, default=1, init=False)
+
+    def init(self, state, horizon):
+        del state, horizon
+
+    def step(self, carry, state, action, t, *, key=None):
+        del t, key
+        x, y = state
+        return carry, jnp.stack([1 - self.p * x**2 + y + 0.01 * action[0], self.q * x])
+
+    def reward(self, state, action, t):
+        del action, t
+        return -jnp.sum(state**2)
+
+    def reset(self, key):
+        """Within the basin of the attractor."""
+        return jax.random.uniform(key, (2,), minval=-0.1, maxval=0.1)
