@@ -8,13 +8,12 @@ import time
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from ._normaliser import Normaliser
+from ._normaliser import Normaliser, trainable
 from ._progress import Progress
 from ._trajectory import Trajectory
 from .models import AbstractWorldModel
@@ -97,12 +96,6 @@ def fit(
     model = eqx.combine(loop[0], rest)
     held_out = _open_loop_error(model, *unseen, states) if held else None
     return Fit(model, loop[2], held_out, time.monotonic() - start)
-
-
-def trainable(tree: PyTree) -> PyTree[bool]:
-    """Which leaves an optimiser may move: floating-point arrays outside of normalisers."""
-    # A normaliser taken as a leaf is no array.
-    return jtu.tree_map(eqx.is_inexact_array, tree, is_leaf=lambda x: isinstance(x, Normaliser))
 
 
 def loss(model: AbstractWorldModel, states: Float[Array, "N T S"], actions: Float[Array, "N H A"]) -> Scalar:

@@ -5,8 +5,9 @@ Apart because models and policies share them, and `fit` must know them from weig
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 
 class Normaliser(eqx.Module):
@@ -40,3 +41,9 @@ class Normaliser(eqx.Module):
     def inverse(self, y: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """From units of the data."""
         return y * lax.stop_gradient(self.scale) + lax.stop_gradient(self.shift)
+
+
+def trainable(tree: PyTree) -> PyTree[bool]:
+    """Which leaves an optimiser may move: floating-point arrays outside of normalisers."""
+    # A normaliser taken as a leaf is no array.
+    return jtu.tree_map(eqx.is_inexact_array, tree, is_leaf=lambda x: isinstance(x, Normaliser))

@@ -11,8 +11,8 @@ from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
 from awmkit import Parallel, Paths, Picard, Sequential, unroll, unroll_grad
 from awmkit._dynamics import step_keys
-from awmkit._fit import trainable
 from awmkit._methods import split_key
+from awmkit._normaliser import trainable
 
 GAIN = st.sampled_from([0.0, 1.0]) | st.floats(-0.5, 1.5)
 

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, start
 
 from awmkit import AWM, fit, HWM, LSTM, Markov, Normaliser, Trajectory, Transformer, unroll
-from awmkit._fit import trainable
+from awmkit._normaliser import trainable
 from awmkit.models import AbstractWorldModel
 from awmkit.tasks import LinearQuadratic, spiral
 

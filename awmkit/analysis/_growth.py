@@ -40,8 +40,8 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
 
     Both are lines in the logarithm of the norm with as many parameters, so that the difference of their information criteria
     is n log(RSS_polynomial / RSS_exponential) (Burnham & Anderson, *Model Selection*, ch. 2). Intervals are where the profile
-    likelihood falls by half the 95 % quantile of chi^2. A rate whose interval reaches 0 is no exponential growth: then the law
-    is polynomial, a degree near 0 meaning none at all.
+    likelihood falls by half the 95 % quantile of chi^2. A rate whose interval holds 0 is no exponential: then the law is
+    polynomial, a degree near 0 meaning no growth at all. A rate below 0 is a gradient that vanishes.
 
     **Arguments**
 
@@ -59,7 +59,7 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
     degree, degree_width, rss_polynomial = _line(np.log(h), np.log(y))
     margin = h.size * math.log(max(rss_polynomial, 1e-300) / max(rss_exponential, 1e-300))
     law = "undecided"
-    if margin < -decisive or rate - rate_width <= 0:
+    if margin < -decisive or abs(rate) <= rate_width:
         law = "polynomial"
     elif margin > decisive:
         law = "exponential"

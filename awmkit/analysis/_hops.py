@@ -155,9 +155,7 @@ def _cross(parts: Float[Array, "N S"]) -> Float[Array, "N S"]:
 @eqx.filter_jit
 def _split_states(dynamics, state, actions, key, hops, batch_size) -> HopSpectrum:
     (horizon, action_size), start = actions.shape, (dynamics.init(state, actions.shape[0]), state)
-    none = jtu.tree_map(
-        lambda x: jnp.zeros((hops + 2, *x.shape), x.dtype), eqx.filter(start, eqx.is_inexact_array)
-    )
+    none = jtu.tree_map(lambda x: jnp.zeros((hops + 2, *x.shape), x.dtype), eqx.filter(start, eqx.is_inexact_array))
 
     def column(index):
         """ds_t by one entry of the actions, (H, N+2, S)."""

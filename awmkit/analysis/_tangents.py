@@ -22,7 +22,9 @@ def check_plan(dynamics, state, actions, *, key) -> tuple[Float[Array, " S"], Fl
     """s_0 and a_0 ... a_{H-1} as arrays, or an error as `unroll` raises it."""
     if jnp.ndim(actions) != 2:
         raise ValueError(f"The actions have shape {jnp.shape(actions)}; pass an array (H, A), one row for each step.")
-    return check_arguments(dynamics, actions, state, len(actions), key=key, paths=Paths(), method=None)
+    state, actions = check_arguments(dynamics, actions, state, len(actions), key=key, paths=Paths(), method=None)
+    assert isinstance(actions, Array)
+    return state, actions
 
 
 def steps_of(actions: Float[Array, "H A"], key: PRNGKeyArray | None) -> Steps:
@@ -51,7 +53,18 @@ def primal(dynamics: AbstractDynamics, state: Float[Array, " S"], actions: Float
     """The carry and the state before each step, stacked along a first axis of H."""
 
     def step(loop, x):
-        t, action, key = x
-        return dynamics.step(*loop, action, t, key=key), loop
+        (carry, state), (t, action, key) = loop, x
+        return dynamics.step(carry, state, action, t, key=key), loop
 
     return lax.scan(step, (dynamics.init(state, actions.shape[0]), state), steps_of(actions, key))[1]
+
+
+def check_batch(dynamics, states, actions, *, key) -> tuple[Float[Array, "N S"], Float[Array, "N H A"]]:
+    """N starts and what is done from each, as arrays, or an error."""
+    if jnp.ndim(states) != 2 or jnp.ndim(actions) != 3 or len(states) != len(actions) or len(states) == 0:
+        raise ValueError(
+            f"The states have shape {jnp.shape(states)} and the actions {jnp.shape(actions)}; pass N starts (N, S) and what is "
+            "done from each, (N, H, A)."
+        )
+    check_plan(dynamics, states[0], actions[0], key=key)
+    return jnp.asarray(states), jnp.asarray(actions)

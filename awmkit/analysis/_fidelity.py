@@ -1,0 +1,284 @@
+"""Is a gradient's direction right? Against the true return's own gradient, exact and smoothed.
+
+Apart from growth because a small norm is no proof of an accurate direction, nor a large one of a wrong one.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
+
+from .._checks import check_arguments, check_differentiable
+from .._dynamics import AbstractDynamics
+from .._methods import AbstractMethod, Policy
+from .._paths import Paths
+from .._unroll import Reward
+from ._gradient_growth import check_horizons, Horizons
+from ._gradients import flat_parameters, return_gradients, returns
+
+
+class TrueGradient(eqx.Module):
+    """What `true_gradient` found: dJ_H/dpolicy in the true system, at each horizon and start, flat.
+
+    - `exact`: by the chain rule, shape (n, N, P). Under chaos it is right and useless: it points along the finest folds.
+    - `smoothed`: of the return averaged over normal perturbations of the policy, estimated; shape (n, N, P).
+    - `standard_error`: of the smoothed gradient's mean over starts, shape (n, P).
+    - `horizons`, `sigma`, `pairs` and what else it was made with.
+    """
+
+    exact: np.ndarray
+    smoothed: np.ndarray
+    standard_error: np.ndarray
+    horizons: np.ndarray
+    policy: Policy
+    states: Float[Array, "N S"]
+    reward: Reward
+    discount: ScalarLike
+    key: PRNGKeyArray
+    sigma: float
+    pairs: int
+
+    @property
+    def ceiling(self) -> np.ndarray:
+        """The cosine with `smoothed` to expect of its own expectation: below 1 by the estimate's noise. Shape (n,).
+
+        0 where the estimate is all noise: then raise `pairs`.
+        """
+        size = np.sum(self.smoothed.mean(axis=1) ** 2, axis=-1)
+        noise = np.sum(self.standard_error**2, axis=-1)
+        return np.sqrt(np.maximum(size - noise, 0) / np.where(size > 0, size, 1))
+
+
+class Interval(eqx.Module):
+    """An estimate with its 95 % bootstrap interval over starts, at each horizon, shape (n,) each."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Agreement(eqx.Module):
+    """How the mean gradient over starts, g, agrees with a reference's, h.
+
+    - `cosine`: g.h / |g||h|, from -1 to 1: the direction.
+    - `norm_ratio`: |g| / |h|: the size.
+    - `bias`: |g - h| / |h|: both at once; 0 is perfect, 1 no better than a zero gradient.
+    """
+
+    cosine: Interval
+    norm_ratio: Interval
+    bias: Interval
+
+
+class Fidelity(eqx.Module):
+    """What `fidelity` found.
+
+    - `exact`, `smoothed`: agreement with either reference.
+    - `variance`: of the gradient over starts (and keys), the trace of its covariance.
+    - `esnr`: |mean|^2 / variance, the expected signal-to-noise ratio of one start's gradient (Parmas et al., 2018).
+      With N starts, values below 1/N are noise.
+    - `finite`: the share of starts whose gradient is finite, shape (n,); where it is below 1 the figures are NaN.
+    - `horizons`: shape (n,).
+    """
+
+    exact: Agreement
+    smoothed: Agreement
+    variance: Interval
+    esnr: Interval
+    finite: np.ndarray
+    horizons: np.ndarray
+
+
+def true_gradient(
+    dynamics: AbstractDynamics,
+    policy: Policy,
+    states: Float[Array, "N S"],
+    *,
+    reward: Reward,
+    key: PRNGKeyArray,
+    horizons: Horizons | None = None,
+    discount: ScalarLike = 1.0,
+    sigma: float = 0.1,
+    pairs: int = 1024,
+    batch_size: int = 16,
+) -> TrueGradient:
+    """The gradient of the true return, twice: exact, and of the return smoothed by a normal kernel of width `sigma`.
+
+    The latter by antithetic evolution strategies (Salimans et al., 2017), with the same perturbations for all starts:
+    the mean over `pairs` of (J(theta + sigma e) - J(theta - sigma e)) e / (2 sigma). It needs no derivative, and is the
+    gradient of what a step of size `sigma` can make use of. Where the two references differ the landscape is folded more
+    finely than `sigma`.
+
+    **Arguments**
+
+    - `dynamics`: the true system.
+    - `policy`: a policy, or one array of actions (H, A) for all starts; parameters P are its floating-point entries.
+    - `states`: N starts, shape (N, S).
+    - `horizons`: J_H is the return of the first H steps; for an array of actions, by default eight up to its length.
+    - `sigma`: in units of the parameters. `pairs`: of perturbations; the standard error falls with their root.
+    - `key`: for the perturbations, and for a stochastic policy or dynamics.
+    - `batch_size`: how many starts, or pairs, are handled at once.
+
+    **Raises:** `ValueError` as `unroll_grad` does, for a `sigma` that is not positive, for fewer than 2 pairs, and where
+    the true system is not finite.
+    """
+    if horizons is None and not isinstance(policy, Array):
+        raise ValueError("true_gradient needs horizons=(20, 50, ...) for a policy that is no array of actions.")
+    longest = policy.shape[0] if horizons is None else int(max(horizons))
+    if isinstance(policy, Array):
+        policy = policy[:longest]
+    if jnp.ndim(states) != 2 or len(states) < 2:
+        raise ValueError(f"The states have shape {jnp.shape(states)}; pass at least 2 starts, (N, S).")
+    check_arguments(dynamics, policy, states[0], longest, key=key, paths=Paths(), method=None)
+    check_differentiable(policy)
+    if not sigma > 0 or pairs < 2:
+        raise ValueError(f"true_gradient got sigma={sigma} and pairs={pairs}; it needs a positive width and at least 2 pairs.")
+    chosen = check_horizons(horizons, longest, count=1)
+    states, (own_key, keys) = jnp.asarray(states), _keys(key, len(states))
+    exact = return_gradients(
+        dynamics, policy, states, longest, chosen, reward=reward, discount=discount, keys=keys, batch_size=batch_size
+    )
+    smoothed, error = _evolution_strategies(
+        dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, batch_size
+    )
+    exact, smoothed, error = (np.asarray(x, float) for x in (exact.swapaxes(0, 1), smoothed, error))
+    for what, gradient in (("exact gradient", exact), ("return of a perturbed policy", smoothed)):
+        if not np.isfinite(gradient).all():
+            first = chosen[~np.isfinite(gradient).all(axis=(1, 2))][0]
+            raise ValueError(
+                f"The true system's {what} is not finite at horizon {first}; shorten the horizons, lower sigma={sigma}, or "
+                "mend the simulator, say with more substeps."
+            )
+    return TrueGradient(exact, smoothed, error, chosen, policy, states, reward, discount, key, sigma, pairs)
+
+
+def fidelity(
+    dynamics: AbstractDynamics,
+    truth: TrueGradient,
+    *,
+    paths: Paths = Paths(),
+    method: AbstractMethod | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Fidelity:
+    """How good the direction of the gradient through `dynamics` is, not its size.
+
+    ```python
+    truth = true_gradient(task, actions, starts, reward=task.reward, horizons=(20, 50, 100, 200), key=key)
+    result = fidelity(model, truth)
+    print(result.smoothed.cosine.value, truth.ceiling)
+    ```
+
+    **Arguments**
+
+    - `dynamics`: whose gradient is judged: a model, or the true system itself.
+    - `truth`: what it is judged against, with policy, starts, horizons and keys; make it once for many models.
+    - `paths`: of the judged gradient only; the reference is that of the closed loop. With `BPO` on the true system the bias is
+      what the paper's gradient leaves out.
+    - `method`: as for `unroll`.
+    - `resamples`: of the starts, for the intervals, drawn with `seed`. The noise of the smoothed reference is not in them but
+      in `truth.standard_error` and `truth.ceiling`.
+
+    **Raises:** `ValueError` as `unroll_grad` does.
+    """
+    longest = int(truth.horizons[-1])
+    check_arguments(dynamics, truth.policy, truth.states[0], longest, key=truth.key, paths=paths, method=method)
+    keys = _keys(truth.key, len(truth.states))[1]
+    found = return_gradients(
+        dynamics,
+        truth.policy,
+        truth.states,
+        longest,
+        truth.horizons,
+        reward=truth.reward,
+        discount=truth.discount,
+        keys=keys,
+        batch_size=batch_size,
+        paths=paths,
+        method=method,
+    )
+    grads = np.asarray(found, float).swapaxes(0, 1)
+    starts = grads.shape[1]
+    draws = np.random.default_rng(seed).multinomial(starts, np.full(starts, 1 / starts), size=resamples) / starts
+    weights = np.concatenate([np.full((1, starts), 1 / starts), draws])
+    exact, smoothed = (_agreement(weights, grads, reference) for reference in (truth.exact, truth.smoothed))
+    finite = np.isfinite(grads).all(axis=-1).mean(axis=1)
+    return Fidelity(exact, smoothed, *_spread(weights, grads), finite, truth.horizons)
+
+
+def _keys(key, count: int):
+    """For the perturbations, and one for each start."""
+    own, starts = jax.random.split(key)
+    return own, jax.random.split(starts, count)
+
+
+@eqx.filter_jit
+def _evolution_strategies(
+    dynamics, policy, states, longest, horizons, reward, discount, keys, own_key, sigma, pairs, batch_size
+) -> tuple[Float[Array, "n N P"], Float[Array, "n P"]]:
+    """The smoothed gradient of each start, and the standard error of their mean."""
+    flat, policy_of = flat_parameters(policy)
+
+    def pair(key):
+        noise = jax.random.normal(key, flat.shape, flat.dtype)
+        value = lambda sign, state, key: returns(
+            dynamics,
+            policy_of(flat + sign * sigma * noise),
+            state,
+            longest,
+            horizons,
+            reward=reward,
+            discount=discount,
+            key=key,
+        )
+        up, down = (jax.vmap(lambda s, k, sign=sign: value(sign, s, k))(states, keys) for sign in (1.0, -1.0))
+        return (up - down) / (2 * sigma), noise
+
+    def batch(sums, keys):
+        slopes, noise = jax.vmap(pair)(keys)  # (B, N, n), (B, P)
+        each = jnp.einsum("bin,bp->nip", slopes, noise)
+        squares = jnp.einsum("bn,bp->np", jnp.mean(slopes, axis=1) ** 2, noise**2)
+        return (sums[0] + each, sums[1] + squares), None
+
+    rounds = -(-pairs // batch_size)
+    zeros = (
+        jnp.zeros((horizons.size, states.shape[0], flat.size), flat.dtype),
+        jnp.zeros((horizons.size, flat.size), flat.dtype),
+    )
+    (each, squares), _ = lax.scan(batch, zeros, jax.random.split(own_key, (rounds, batch_size)))
+    count = rounds * batch_size
+    mean = jnp.mean(each, axis=1) / count
+    return each / count, jnp.sqrt(jnp.maximum(squares / count - mean**2, 0) / (count - 1))
+
+
+def _agreement(weights: np.ndarray, grads: np.ndarray, reference: np.ndarray) -> Agreement:
+    """All figures from inner products of the starts' gradients, so that a resample costs nothing."""
+    gg, gh, hh = (_mean_products(weights, *pair) for pair in ((grads, grads), (grads, reference), (reference, reference)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine, ratio = gh / np.sqrt(gg * hh), np.sqrt(gg / hh)
+        bias = np.sqrt(np.maximum(gg - 2 * gh + hh, 0) / hh)
+    return Agreement(*map(_interval, (cosine, ratio, bias)))
+
+
+def _spread(weights: np.ndarray, grads: np.ndarray) -> tuple[Interval, Interval]:
+    size = _mean_products(weights, grads, grads)
+    starts = grads.shape[1]
+    variance = (np.einsum("bi,nip->bn", weights, grads**2, optimize=True) - size) * starts / (starts - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _interval(variance), _interval(size / variance)
+
+
+def _mean_products(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The inner product of the weighted means over starts, for each row of weights and horizon, shape (B, n)."""
+    with np.errstate(invalid="ignore"):
+        gram = np.einsum("nip,njp->nij", a, b, optimize=True)
+        return np.einsum("bi,nij,bj->bn", weights, gram, weights, optimize=True)
+
+
+def _interval(draws: np.ndarray) -> Interval:
+    """The first row is the estimate, the others its resamples."""
+    low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
+    return Interval(draws[0], low, high)

@@ -1,0 +1,53 @@
+"""The gradients that growth and fidelity look at: of the return of the first H steps, for many H in one pass.
+
+Apart because both need them. By causality one unroll to the longest horizon holds all the shorter ones.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._normaliser import trainable
+from .._unroll import unroll
+
+
+def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTree]]:
+    """A policy's parameters as one vector, and the policy from such a vector. Statistics of normalisers stay."""
+    weights, rest = eqx.partition(policy, trainable(policy))
+    flat, unravel = ravel_pytree(weights)
+    return flat, lambda flat: eqx.combine(unravel(flat), rest)
+
+
+def returns(
+    dynamics, policy, state, longest: int, horizons: Int[Array, " n"], *, reward, discount, key, **options
+) -> Float[Array, " n"]:
+    """J_H = sum_{t<H} discount^t r_t for each of `horizons`."""
+    rewards = unroll(dynamics, policy, state, longest, reward=reward, key=key, **options).rewards
+    assert rewards is not None
+    steps = jnp.arange(longest)
+    weights = jnp.asarray(discount, state.dtype) ** steps.astype(state.dtype)
+    return (steps < horizons[:, None]).astype(state.dtype) @ (weights * rewards)
+
+
+@eqx.filter_jit
+def return_gradients(
+    dynamics, policy, states, longest: int, horizons, *, reward, discount, keys, batch_size: int, **options
+) -> Float[Array, "N n P"]:
+    """dJ_H/dpolicy, flat, for each start and horizon. Actions (N, H, A) are each start's own."""
+
+    def gradients(x):
+        state, own, key = x
+        flat, policy_of = flat_parameters(policy if own is None else own)
+        value = lambda flat: returns(
+            dynamics, policy_of(flat), state, longest, horizons, reward=reward, discount=discount, key=key, **options
+        )
+        values, pull = jax.vjp(value, flat)
+        return jax.vmap(pull)(jnp.eye(values.size, dtype=values.dtype))[0]
+
+    own = policy if eqx.is_array(policy) and policy.ndim == 3 else None
+    return lax.map(gradients, (states, own, keys), batch_size=min(batch_size, states.shape[0]))

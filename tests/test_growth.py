@@ -1,0 +1,151 @@
+"""Growth laws told apart; gradients whose growth theory knows, or bounds."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from systems import DYNAMICS, reward
+
+from awmkit import AbstractDynamics, AWM, RNN, Transformer, unroll_grad
+from awmkit.analysis import fit_growth, gradient_growth, lyapunov
+from awmkit.tasks import Henon, LinearQuadratic, spiral
+
+HORIZONS = np.array([4, 8, 16, 32, 64, 128, 256, 512])
+LONG = 64
+
+
+def starts(dynamics, count=3, horizon=LONG):
+    keys = jax.random.split(jax.random.key(0))
+    states = 0.5 * jax.random.normal(keys[0], (count, dynamics.state_size))
+    return states, 0.5 * jax.random.normal(keys[1], (count, horizon, dynamics.action_size))
+
+
+@given(rate=st.floats(0.02, 1), degree=st.floats(0, 4), seed=st.integers(0, 2**31 - 1))
+def test_growth_of_either_law_is_recognised_under_noise(rate, degree, seed):
+    noise = np.exp(0.3 * np.random.default_rng(seed).normal(size=8))
+    exponential, polynomial = (
+        fit_growth(HORIZONS, np.exp(rate * HORIZONS) * noise),
+        fit_growth(HORIZONS, HORIZONS**degree * noise),
+    )
+    assert exponential.law == "exponential" and abs(exponential.rate - rate) < 0.01
+    assert polynomial.law != "exponential" and abs(polynomial.degree - degree) < 0.5
+
+
+def test_the_classifier_is_right_on_19_of_20_curves_and_its_intervals_hold_the_truth():
+    rng, count = np.random.default_rng(0), 1000
+    noise = np.exp(0.3 * rng.normal(size=(2, count, 8)))
+    rates, degrees = rng.uniform(0.02, 1, count), rng.uniform(0, 4, count)
+    exponential = [fit_growth(HORIZONS, np.exp(r * HORIZONS) * e) for r, e in zip(rates, noise[0], strict=True)]
+    polynomial = [fit_growth(HORIZONS, HORIZONS**d * e) for d, e in zip(degrees, noise[1], strict=True)]
+    right = sum(g.law == "exponential" for g in exponential), sum(g.law == "polynomial" for g in polynomial)
+    assert min(right) >= 0.95 * count  # "undecided" counts as wrong
+    holds = lambda interval, x: interval[0] <= x <= interval[1]
+    covered = [holds(g.rate_interval, r) for g, r in zip(exponential, rates, strict=True)]
+    covered += [holds(g.degree_interval, d) for g, d in zip(polynomial, degrees, strict=True)]
+    assert 0.85 < np.mean(covered) < 0.99
+
+
+def test_growth_says_when_it_cannot_decide_and_reads_as_a_formula():
+    assert fit_growth([10, 11, 12, 13], np.exp(0.1 * np.arange(4) + np.array([0.02, -0.03, 0.03, -0.02]))).law == "undecided"
+    assert str(fit_growth(HORIZONS, HORIZONS**2.0)) == "H^2"
+    assert str(fit_growth(HORIZONS, np.exp(0.05 * HORIZONS))) == "exp(0.05 H)"
+    vanishing = fit_growth(HORIZONS[:6], np.exp(-0.3 * HORIZONS[:6]))
+    assert vanishing.law == "exponential" and np.isclose(vanishing.rate, -0.3)
+
+
+@given(rate=st.floats(0.8, 1.3).filter(lambda r: abs(r - 1) > 0.05), angle=st.floats(-3, 3))
+def test_what_is_left_of_an_action_in_a_spiral_grows_with_its_rate(rate, angle):
+    system = spiral(rate, angle)
+    found = gradient_growth(system, *starts(system))
+    assert np.allclose(found.norms, rate ** (found.horizons[:, None] - 1.0))
+    assert found.law.law == "exponential" and np.isclose(found.law.rate, math.log(rate))
+
+
+def test_what_is_left_of_a_push_on_a_free_mass_grows_linearly():
+    mass = LinearQuadratic(jnp.array([[1.0, 0.1], [0.0, 1.0]]), jnp.array([[0.0], [1.0]]))
+    found = gradient_growth(mass, *starts(mass, horizon=512), horizons=[64, 128, 256, 512])
+    assert found.law.law == "polynomial" and abs(found.law.degree - 1) < 0.02
+
+
+@pytest.mark.parametrize("name", ["linear, with noise", "HWM GRU", "AWM transformer, rotary time"])
+def test_all_horizons_of_the_return_come_from_one_pass(name):
+    dynamics, key = DYNAMICS[name](), jax.random.key(5)
+    states, actions = starts(dynamics, horizon=8)
+    found = gradient_growth(
+        dynamics, states, actions, reward=reward, horizons=[1, 3, 6, 8], discount=0.9, key=key, batch_size=2
+    )
+    for i, h in ((1, 3), (3, 8)):
+        # The unroll's own keys belong to one horizon: only without them may a shorter unroll be compared.
+        if name == "linear, with noise" and h < 8:
+            continue
+        for n, k in enumerate(jax.random.split(key, 3)):
+            _, grads = unroll_grad(dynamics, actions[n, :h], states[n], h, reward=reward, discount=0.9, key=k)
+            assert np.isclose(found.norms[i, n], jnp.linalg.norm(grads), rtol=1e-10)
+
+
+def test_dynamics_of_several_seeds_are_pooled_and_a_gradient_that_vanishes_is_said():
+    pair = spiral(1.1, 0.3), spiral(1.2, 0.3)
+    assert gradient_growth(pair, *starts(pair[0])).norms.shape[1] == 6
+
+    class Deaf(AbstractDynamics):
+        state_size: int = 2
+        action_size: int = 1
+
+        def init(self, state, horizon):
+            return None
+
+        def step(self, carry, state, action, t, *, key=None):
+            return carry, 1.1 * state
+
+    found = gradient_growth(Deaf(), *starts(Deaf()), reward=lambda s, a, t: jnp.sum(s))
+    assert found.law is None and "0 or not finite at H = 4" in str(found)
+
+
+# What theory says, checked. R: the growth of ds_H/da_0 from one horizon to the next bounds that of any fit over them.
+
+
+def linear_cell(U):
+    """An AWM whose recurrent cell is linear: h' = U h + B a, s = h."""
+    return AWM.from_dynamics(LinearQuadratic(U, jnp.eye(U.shape[0])[:, :1]))
+
+
+@given(seed=st.integers(0, 2**31 - 1), scale=st.floats(0.7, 1.4))
+def test_the_rate_of_a_linear_cell_lies_between_the_logs_of_its_extreme_singular_values(seed, scale):
+    U = scale * jax.random.orthogonal(jax.random.key(seed), 4)
+    scaled = gradient_growth(linear_cell(U), *starts(linear_cell(U)))
+    assert np.allclose(np.diff(np.log(scaled.norms[:, 0])), np.diff(scaled.horizons) * math.log(scale))
+    U = U + 0.2 * jax.random.normal(jax.random.key(seed + 1), (4, 4))
+    general = gradient_growth(linear_cell(U), *starts(linear_cell(U)))
+    singular = jnp.linalg.svd(U, compute_uv=False)
+    assert np.log(singular[-1]) - 1e-9 <= general.law.rate <= np.log(singular[0]) + 1e-9
+
+
+@given(seed=st.integers(0, 2**31 - 1), scale=st.floats(0.8, 1.6))
+def test_the_rate_of_an_rnn_is_at_most_the_log_of_its_largest_singular_value(seed, scale):
+    """Of the hidden state; the head that reads it changes the norm by a bounded factor."""
+    rnn = RNN(8, key=jax.random.key(seed))
+    rnn = eqx.tree_at(lambda r: r.recurrent, rnn, scale * rnn.recurrent)
+    awm = AWM(8, 2, rnn, predict_changes=False, key=jax.random.key(1))
+    awm = eqx.tree_at(lambda m: m.head, awm, eqx.nn.Identity())
+    found = gradient_growth(awm, *starts(awm), horizons=[2, 4, 8, 16, 24])
+    assert (np.diff(np.log(found.norms), axis=0) <= np.diff(found.horizons)[:, None] * math.log(scale) + 1e-9).all()
+    assert found.law.rate <= math.log(scale) + 1e-9
+
+
+def test_self_attention_grows_at_most_like_a_cubic():
+    awm = AWM(3, 2, Transformer(12, 2, 3, key=jax.random.key(0)), key=jax.random.key(1))
+    for of_return in (None, reward):
+        law = gradient_growth(awm, *starts(awm, 8, 256), reward=of_return, horizons=[8, 16, 32, 64, 128, 256]).law
+        assert law.law != "exponential" and law.degree_interval[1] < 3
+
+
+def test_feeding_predictions_back_grows_like_the_exponent_of_the_map():
+    system, (states, actions) = Henon(), starts(Henon(), 64, 200)
+    states = 0.1 * states
+    found = gradient_growth(system, states, actions, horizons=[10, 20, 40, 60, 80, 120, 160, 200])
+    exponents = jax.vmap(lambda s, a: lyapunov(system, s, a).exponents[0])(states, actions)
+    assert found.law.law == "exponential" and abs(found.law.rate - exponents.mean()) < 0.1 * exponents.mean()

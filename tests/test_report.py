@@ -1,0 +1,94 @@
+"""The report of several dynamics, its table, JSON and figures; and that none of it needs matplotlib or Gymnasium."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+from test_hops import Mixed
+
+from awmkit import AWM, LSTM
+from awmkit.analysis import action_jacobian, hop_spectrum, landscape, lyapunov, report
+
+matplotlib.use("Agg")
+
+KEY = jax.random.key(0)
+MIXED = Mixed(0.6, 0.6)
+STATES, ACTIONS = jax.random.normal(KEY, (4, 1)), 0.5 * jax.random.normal(KEY, (4, 16, 1))
+
+
+def reward(state, action, t):
+    return -jnp.sum(state**2) - 0.1 * jnp.sum(action**2)
+
+
+@pytest.fixture(scope="module")
+def result():
+    dynamics = {"mixed": MIXED, "LSTM": AWM(1, 1, LSTM(4, key=KEY), key=KEY)}
+    return report(dynamics, STATES, ACTIONS, reward=reward, truth=MIXED, key=KEY, pairs=64, progress=False)
+
+
+def test_a_report_says_where_each_gradient_goes(result):
+    mixed, lstm = result.entries["mixed"], result.entries["LSTM"]
+    assert mixed.state_growth.law.law == "exponential" and abs(mixed.state_growth.law.rate - jnp.log(1.2)) < 1e-6
+    assert jnp.allclose(mixed.hops.weights.sum(axis=1), 1) and (mixed.hops.mean > 3).all() and (lstm.hops.mean == 0).all()
+    assert jnp.allclose(mixed.exponents.exponents, jnp.log(1.2), atol=0.05)
+    assert jnp.allclose(mixed.fidelity.exact.cosine.value, 1) and set(mixed.seconds) >= {"hops", "landscape", "fidelity"}
+
+
+def test_a_report_prints_as_a_table_and_keeps_raw_values(result):
+    text = str(result)
+    assert (
+        "exp(0.182 H)" in text
+        and "mixed" in text
+        and "LSTM" in text
+        and "H = 16" in text
+        and max(map(len, text.split("\n"))) < 180
+    )
+    record = json.loads(result.json())
+    assert record["entries"]["mixed"]["state_growth"]["law"]["law"] == "exponential"
+    assert len(record["entries"]["LSTM"]["landscape"]["values"]) == 401 and record["versions"]["jax"]
+    assert record["setting"]["horizon"] == 16 and len(record["truth"]["ceiling"]) == len(record["setting"]["fidelity_horizons"])
+
+
+def test_every_result_can_be_looked_at(result):
+    from awmkit import plot
+
+    figure = plot.report(result)
+    assert len(figure.axes) == 6 and all(axes.lines or axes.containers for axes in figure.axes)
+    alone = report(MIXED, STATES, ACTIONS, reward=reward, key=KEY, progress=False)
+    assert "Mixed" in str(alone) and alone.truth is None and plot.report(alone)
+    labels = lambda axes: axes.get_legend_handles_labels()[1]
+    assert "exp(0.182 H)" in labels(plot.growth(alone.entries["Mixed"].state_growth))[0]
+    state, actions = STATES[0], ACTIONS[0]
+    assert plot.jacobian({"a": action_jacobian(MIXED, state, actions)}).lines
+    assert plot.hops(hop_spectrum(MIXED, state, actions)).lines
+    assert plot.exponents(lyapunov(MIXED, state, actions, count=2)).lines
+    square = landscape(MIXED, actions, state, 16, reward=reward, directions=2, points=5, key=KEY)
+    assert plot.landscape(square).collections
+    assert plot.fidelity(result.entries["mixed"].fidelity).containers
+    plt.close("all")
+
+
+def test_analyses_need_neither_matplotlib_nor_gymnasium_nor_mujoco():
+    code = """
+import sys
+for name in ("matplotlib", "gymnasium", "mujoco"):
+    sys.modules[name] = None  # importing it is an error
+import jax, jax.numpy as jnp
+from awmkit.analysis import report
+from awmkit.tasks import spiral
+task = spiral(1.1, 0.3)
+result = report(task, jnp.ones((3, 2)), jnp.ones((3, 8, 1)), reward=task.reward, truth=task, key=jax.random.key(0), pairs=32)
+assert "exp(0.0953 H)" in str(result), str(result)
+assert result.json()
+try:
+    import awmkit.plot
+except ImportError:
+    print("done")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "done", run.stderr
