@@ -122,7 +122,9 @@ def report(result: Report) -> Figure:
         panels[1, 2].set_axis_off()
     else:
         last = fidelity(of("fidelity"), truth=result.truth, axes=panels[1, 2])
-        last.set_title("6. Direction (dashed: a perfect gradient, against this noise)")
+        last.set_title("6. Direction (dashed: the best that its noise allows)")
+        if (legend := last.get_legend()) is not None:  # The other panels say it.
+            legend.remove()
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
     return figure
@@ -158,6 +160,6 @@ def _coloured(results: Any):
 
 
 def _legend(axes: Axes, results: Any) -> Axes:
-    if isinstance(results, Mapping):
+    if isinstance(results, Mapping) and axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize=7)
     return axes

@@ -24,7 +24,18 @@ from awmkit import (
     unroll,
     unroll_grad,
 )
-from awmkit.analysis import fit_growth, lyapunov
+from awmkit.analysis import (
+    action_jacobian,
+    fidelity,
+    fit_growth,
+    gradient_growth,
+    hop_spectrum,
+    landscape,
+    lyapunov,
+    policy_hop_spectrum,
+    report,
+    true_gradient,
+)
 from awmkit.tasks import LinearQuadratic, PassiveDoublePendulum, spiral
 
 KEY = jax.random.key(0)
@@ -33,6 +44,7 @@ AWM_20 = AWM(2, 1, Transformer(12, 1, 3, horizon=20, key=KEY), key=KEY)
 POLICY = MLPPolicy(2, 1, width=4, key=KEY)
 STATE = jnp.ones(2)
 STATES, ACTIONS = jnp.ones((4, 6, 2)), jnp.ones((4, 5, 1))
+PLAN = ACTIONS[0]
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +75,18 @@ class Careless(AbstractDynamics):
 
 def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
     return unroll(dynamics, policy, state, horizon, **options)
+
+
+def spiral_of_three():
+    return LinearQuadratic(jnp.eye(3), jnp.ones((3, 1)))
+
+
+def _landscape(**options):
+    return landscape(SYSTEM, PLAN, STATE, 5, **{"reward": reward, "key": KEY, **options})
+
+
+def _truth(policy=PLAN, states=STATES[:, 0], **options):
+    return true_gradient(SYSTEM, policy, states, **{"reward": reward, "key": KEY, "pairs": 4, "horizons": (5,), **options})
 
 
 MISUSES = {
@@ -125,6 +149,40 @@ MISUSES = {
     "growth from three horizons": (lambda: fit_growth([1, 2, 3], [1.0, 2.0, 3.0]), "at least 4"),
     "growth of nothing": (lambda: fit_growth([1, 2, 3, 4], [1.0, 0.0, 1.0, 1.0]), "positive and finite"),
     "too many exponents": (lambda: lyapunov(SYSTEM, STATE, jnp.zeros((5, 1)), count=3), "give 1 to 2"),
+    "one action for a Jacobian": (lambda: action_jacobian(SYSTEM, STATE, jnp.ones(5)), r"shape \(5,\).*\(H, A\)"),
+    "a mode of its own": (lambda: action_jacobian(SYSTEM, STATE, PLAN, mode="both"), "'forward', 'reverse' or None"),
+    "negative hops": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=-1), "hops=-1.*at least 0"),
+    "a share beyond what was told apart": (
+        lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=2).beyond(3),
+        "0 to 2 hops apart, not 3; ask for hops=3",
+    ),
+    "policy hops of actions": (
+        lambda: policy_hop_spectrum(SYSTEM, PLAN, STATE, 5, reward=reward),
+        "array of actions, which reads no state",
+    ),
+    "actions of fewer starts": (
+        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS[:2]),
+        r"\(4, 2\).*\(2, 5, 1\).*\(N, H, A\)",
+    ),
+    "a horizon beyond the actions": (
+        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS, horizons=[1, 2, 3, 9]),
+        "from 1 to 5",
+    ),
+    "three horizons of growth": (
+        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS, horizons=[1, 2, 3]),
+        "at least 4 different ones",
+    ),
+    "a true gradient of one start": (lambda: _truth(states=STATES[:1, 0]), "at least 2 starts"),
+    "a policy without horizons": (lambda: _truth(POLICY, horizons=None), "needs horizons"),
+    "no smoothing": (lambda: _truth(sigma=0.0), "positive width"),
+    "one pair": (lambda: _truth(pairs=1), "at least 2 pairs"),
+    "a true gradient beyond its actions": (lambda: _truth(horizons=(7,)), r"shape \(5, 1\).*\(7, 1\)"),
+    "fidelity of a model of another size": (lambda: fidelity(spiral_of_three(), _truth()), r"state has shape \(2,\).*\(3,\)"),
+    "three directions": (lambda: _landscape(directions=3), "1 or 2 directions"),
+    "two points": (lambda: _landscape(points=2), "at least 3 points"),
+    "no span": (lambda: _landscape(span=0.0), "positive span"),
+    "a direction of the wrong shape": (lambda: _landscape(directions=[jnp.ones((4, 1))]), r"\(4, 1\).*\(5, 1\).*policy-shaped"),
+    "a report of nothing": (lambda: report({}, STATES[:, 0], ACTIONS, reward=reward, key=KEY), "no dynamics"),
 }
 
 
