@@ -123,10 +123,10 @@ def report(result: Report) -> Figure:
     else:
         last = fidelity(of("fidelity"), truth=result.truth, axes=panels[1, 2])
         last.set_title("6. Direction (dashed: the best that its noise allows)")
-        if (legend := last.get_legend()) is not None:  # The other panels say it.
-            legend.remove()
     for panel in panels.flat:
         panel.spines[["top", "right"]].set_visible(False)
+        if panel in panels[1] and (legend := panel.get_legend()) is not None:  # The upper row says it.
+            legend.remove()
     return figure
 
 
