@@ -1,12 +1,12 @@
 """What each analysis costs: seconds, compilation included, and memory, for 200 steps of 4 states and 2 actions.
 
-    python examples/analysis_cost.py                           about 5 minutes on two cores
-    python examples/analysis_cost.py --dynamics simulator      about half a minute
+    python examples/analysis_cost.py                           about 10 minutes on two cores
+    python examples/analysis_cost.py --dynamics simulator      about 2 minutes
 
 Each analysis of each dynamics is run in a process of its own, without a compilation cache, from 16 starts where it takes many;
 then again, compiled. Memory is how far the process grew beyond what it held before, at its largest.
 
-Expect: every first run within 60 seconds.
+Expect: every first run within 60 seconds (the slowest: the spectrum of all states of a transformer) and 1 GiB.
 """
 
 import argparse

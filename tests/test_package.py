@@ -9,6 +9,7 @@ import equinox as eqx
 
 import awmkit
 import awmkit.analysis
+import awmkit.plot
 import awmkit.tasks
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,7 @@ def test_every_class_is_abstract_or_final():
 
 
 def test_every_public_name_has_a_docstring():
-    for module in (awmkit, awmkit.analysis, awmkit.models, awmkit.tasks):
+    for module in (awmkit, awmkit.analysis, awmkit.models, awmkit.plot, awmkit.tasks):
         for name, thing in vars(module).items():
             if not name.startswith("_") and callable(thing):
                 assert thing.__doc__ and len(thing.__doc__) > 40, name

@@ -11,8 +11,18 @@ import matplotlib.pyplot as plt
 import pytest
 from test_hops import Mixed
 
-from awmkit import AWM, LSTM
-from awmkit.analysis import action_jacobian, hop_spectrum, landscape, lyapunov, report
+from awmkit import AbstractDynamics, AWM, LSTM, MLPPolicy
+from awmkit.analysis import (
+    action_jacobian,
+    fidelity,
+    gradient_growth,
+    hop_spectrum,
+    landscape,
+    lyapunov,
+    policy_hop_spectrum,
+    report,
+    true_gradient,
+)
 
 matplotlib.use("Agg")
 
@@ -71,6 +81,45 @@ def test_every_result_can_be_looked_at(result):
     assert plot.landscape(square).collections
     assert plot.fidelity(result.entries["mixed"].fidelity).containers
     plt.close("all")
+
+
+TRACES = []
+
+
+class Counted(AbstractDynamics):
+    """Counts how often its step is traced."""
+
+    state_size: int = 1
+    action_size: int = 1
+
+    def init(self, state, horizon):
+        return None
+
+    def step(self, carry, state, action, t, *, key=None):
+        TRACES.append(t)
+        return carry, 1.1 * jnp.sin(state) + action
+
+
+COUNTED, POLICY = Counted(), MLPPolicy(1, 1, width=4, key=KEY)
+ANALYSES = {
+    "jacobian": lambda s, a: action_jacobian(COUNTED, s[0], a[0]),
+    "hops of states": lambda s, a: hop_spectrum(COUNTED, s[0], a[0]),
+    "hops of the return": lambda s, a: hop_spectrum(COUNTED, s[0], a[0], reward=reward),
+    "hops of the policy": lambda s, a: policy_hop_spectrum(COUNTED, POLICY, s[0], 16, reward=reward),
+    "growth of states": lambda s, a: gradient_growth(COUNTED, s, a),
+    "growth of the return": lambda s, a: gradient_growth(COUNTED, s, a, reward=reward),
+    "exponents": lambda s, a: lyapunov(COUNTED, s[0], a[0]),
+    "fidelity": lambda s, a: fidelity(COUNTED, true_gradient(COUNTED, a[0], s, reward=reward, key=KEY, pairs=8)),
+    "landscape": lambda s, a: landscape(COUNTED, a[0], s[0], 16, reward=reward, key=KEY, points=5),
+}
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_an_analysis_is_compiled_once_for_each_shape(name):
+    ANALYSES[name](STATES, ACTIONS)
+    traces = len(TRACES)
+    ANALYSES[name](STATES + 1, ACTIONS / 2)
+    assert len(TRACES) == traces > 0
 
 
 def test_analyses_need_neither_matplotlib_nor_gymnasium_nor_mujoco():

@@ -32,14 +32,12 @@ class ActionJacobian(eqx.Module):
     @property
     def by_lag(self) -> Float[Array, "*batch H"]:
         """The root mean square of the norms at each lag t - k = 1 ... H, over all pairs that far apart."""
-        return lag_mean(self.norms**2) ** 0.5
-
-
-def lag_mean(of_pairs: Float[Array, "*batch T H"]) -> Float[Array, "*batch H"]:
-    """The mean over all pairs (t, k) with t - k = 1 ... H."""
-    horizon = of_pairs.shape[-1]
-    at_lag = [jnp.mean(jnp.diagonal(of_pairs, -lag, -2, -1), axis=-1) for lag in range(1, horizon + 1)]
-    return jnp.stack(at_lag, axis=-1)
+        squares = self.norms**2
+        horizon = squares.shape[-1]
+        t, k = jnp.indices(squares.shape[-2:])
+        place = jnp.where(t > k, t - k - 1, horizon)  # Pairs of no lag fall off the end.
+        sums = jnp.zeros((*squares.shape[:-2], horizon), squares.dtype).at[..., place].add(squares, mode="drop")
+        return jnp.sqrt(sums / jnp.arange(horizon, 0, -1, dtype=squares.dtype))
 
 
 def action_jacobian(
