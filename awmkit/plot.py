@@ -33,7 +33,7 @@ def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes
 
 
 def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Axes | None = None) -> Axes:
-    """|ds_t/da_k| against the lag t - k."""
+    """|ds_t/da_k| against the lag t - k: the root mean square over all pairs that far apart."""
     axes = _axes(axes)
     for colour, (name, result) in _coloured(results):
         by_lag = np.asarray(result.by_lag)

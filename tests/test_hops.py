@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from jax.flatten_util import ravel_pytree
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
-from awmkit import AbstractDynamics, BPO, unroll_grad
+from awmkit import AbstractDynamics, BPO, unroll, unroll_grad
 from awmkit.analysis import action_jacobian, hop_spectrum, policy_hop_spectrum
 
 
@@ -43,12 +43,18 @@ def analyse(dynamics, policy, seed, hops):
     gradient = partial(unroll_grad, dynamics, state=state, horizon=HORIZON, reward=reward, key=key, discount=0.9)
     flat = lambda value_and_grads: ravel_pytree(value_and_grads[1])[0]
     options = {"reward": reward, "discount": 0.9, "hops": hops, "key": key}
+    spectrum = hop_spectrum(dynamics, state, actions, hops=hops, key=key)
+    states, steps = unroll(dynamics, actions, state, HORIZON, key=key).states[:-1], jnp.arange(HORIZON)
+    by_state, by_action = jax.vmap(jax.grad(reward, (0, 1)))(states, actions, steps)
+    weights = 0.9 ** steps.astype(float)[:, None]
+    through_states = jnp.einsum("ts,ntksa->nka", weights * by_state, spectrum.parts[:, :-1])
     return {
         "jacobian": action_jacobian(dynamics, state, actions, key=key),
         "reverse": action_jacobian(dynamics, state, actions, key=key, mode="reverse"),
-        "states": hop_spectrum(dynamics, state, actions, hops=hops, key=key),
+        "states": spectrum,
         "return": hop_spectrum(dynamics, state, actions, **options),
         "policy": policy_hop_spectrum(dynamics, policy, state, HORIZON, **options),
+        "return by states": through_states.at[0].add(weights * by_action),
         "return whole": gradient(policy=actions)[1],
         "policy whole": flat(gradient(policy=policy)),
         "policy BPO": flat(gradient(policy=policy, paths=BPO)),
@@ -63,6 +69,7 @@ def check_identities(dynamics, found):
     blocks = found["jacobian"].blocks
     assert close(found["reverse"].blocks, blocks) and close(found["states"].whole, blocks)
     assert close(found["return"].whole[:, 0], found["return whole"])
+    assert close(found["return"].parts[:, :, 0], found["return by states"])
     assert close(found["policy"].whole[0], found["policy whole"]) and close(found["policy"].parts[0, 0], found["policy BPO"])
     t, k = jnp.indices(blocks.shape[:2])
     assert (found["jacobian"].norms[k >= t] == 0).all() and (found["states"].norms[:, k >= t] == 0).all()
@@ -103,6 +110,7 @@ def test_the_spectrum_of_a_users_own_dynamics_is_binomial(feedback, memory, hops
     expected = jnp.array(terms[: hops + 1] + [0.0] * max(0, hops - lag) + [sum(terms[hops + 1 :])])
     assert jnp.allclose(spectrum.parts[:, HORIZON, 0, 0, 0], expected, rtol=1e-12, atol=1e-15)
     if hops >= lag:
+        assert (found["policy"].parts[-1] == 0).all() and (found["policy"].parts[lag] != 0).any()
         share = feedback / (feedback + memory)
         assert jnp.isclose(spectrum.mean_hops[HORIZON, 0], lag * share)
         assert jnp.isclose(spectrum.beyond(2)[HORIZON, 0], sum(terms[3:]) / sum(terms))

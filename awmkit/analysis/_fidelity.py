@@ -119,11 +119,13 @@ def true_gradient(
     - `horizons`: J_H is the return of the first H steps; for an array of actions, by default eight up to its length.
     - `sigma`: in units of the parameters. `pairs`: of perturbations; the standard error falls with their root.
     - `key`: for the perturbations, and for a stochastic policy or dynamics.
-    - `batch_size`: how many starts, or pairs, are handled at once.
+    - `batch_size`: how many starts, or pairs, are handled at once; `pairs` is rounded up to a multiple.
 
     **Raises:** `ValueError` as `unroll_grad` does, for a `sigma` that is not positive, for fewer than 2 pairs, and where
     the true system is not finite.
     """
+    if isinstance(policy, np.ndarray):
+        policy = jnp.asarray(policy)
     if horizons is None and not isinstance(policy, Array):
         raise ValueError("true_gradient needs horizons=(20, 50, ...) for a policy that is no array of actions.")
     longest = policy.shape[0] if horizons is None else int(max(horizons))
@@ -137,20 +139,17 @@ def true_gradient(
         raise ValueError(f"true_gradient got sigma={sigma} and pairs={pairs}; it needs a positive width and at least 2 pairs.")
     chosen = check_horizons(horizons, longest, count=1)
     states, (own_key, keys) = jnp.asarray(states), _keys(key, len(states))
+    at_once = min(batch_size, pairs)
+    pairs = at_once * -(-pairs // at_once)
     exact = return_gradients(
         dynamics, policy, states, longest, chosen, reward=reward, discount=discount, keys=keys, batch_size=batch_size
     )
     smoothed, error = _evolution_strategies(
-        dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, batch_size
+        dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, at_once
     )
     exact, smoothed, error = (np.asarray(x, float) for x in (exact.swapaxes(0, 1), smoothed, error))
-    for what, gradient in (("exact gradient", exact), ("return of a perturbed policy", smoothed)):
-        if not np.isfinite(gradient).all():
-            first = chosen[~np.isfinite(gradient).all(axis=(1, 2))][0]
-            raise ValueError(
-                f"The true system's {what} is not finite at horizon {first}; shorten the horizons, lower sigma={sigma}, or "
-                "mend the simulator, say with more substeps."
-            )
+    _require_finite("exact gradient", exact, chosen)
+    _require_finite("return under a perturbed policy", smoothed, chosen)
     return TrueGradient(exact, smoothed, error, chosen, policy, states, reward, discount, key, sigma, pairs)
 
 
@@ -209,6 +208,15 @@ def fidelity(
     return Fidelity(exact, smoothed, *_spread(weights, grads), finite, truth.horizons)
 
 
+def _require_finite(what: str, gradient: np.ndarray, horizons: np.ndarray) -> None:
+    broken = ~np.isfinite(gradient).all(axis=(1, 2))
+    if broken.any():
+        raise ValueError(
+            f"The true system's {what} is not finite at horizon {horizons[broken][0]}; shorten the horizons, lower sigma, or "
+            "mend the simulator, say with more substeps."
+        )
+
+
 def _keys(key, count: int):
     """For the perturbations, and one for each start."""
     own, starts = jax.random.split(key)
@@ -243,15 +251,13 @@ def _evolution_strategies(
         squares = jnp.einsum("bn,bp->np", jnp.mean(slopes, axis=1) ** 2, noise**2)
         return (sums[0] + each, sums[1] + squares), None
 
-    rounds = -(-pairs // batch_size)
     zeros = (
         jnp.zeros((horizons.size, states.shape[0], flat.size), flat.dtype),
         jnp.zeros((horizons.size, flat.size), flat.dtype),
     )
-    (each, squares), _ = lax.scan(batch, zeros, jax.random.split(own_key, (rounds, batch_size)))
-    count = rounds * batch_size
-    mean = jnp.mean(each, axis=1) / count
-    return each / count, jnp.sqrt(jnp.maximum(squares / count - mean**2, 0) / (count - 1))
+    (each, squares), _ = lax.scan(batch, zeros, jax.random.split(own_key, (pairs // batch_size, batch_size)))
+    mean = jnp.mean(each, axis=1) / pairs
+    return each / pairs, jnp.sqrt(jnp.maximum(squares / pairs - mean**2, 0) / (pairs - 1))
 
 
 def _agreement(weights: np.ndarray, grads: np.ndarray, reference: np.ndarray) -> Agreement:

@@ -134,28 +134,18 @@ def report(
     chosen = check_horizons(horizons, actions.shape[1])
     judged = chosen[-1:-8:-2][::-1] if fidelity_horizons is None else np.asarray(fidelity_horizons)
     reference_key, run_key, cut_key = jax.random.split(key, 3)
-    reference = None
+    reference, entries, smoothing = None, {}, {"sigma": sigma, "pairs": pairs}
     with Progress("report", len(named) + (truth is not None), enabled=progress) as bar:
         if truth is not None:
             bar.update(0, "the true gradient")
-            reference = true_gradient(
-                truth, actions[0], states, reward=reward, horizons=judged, sigma=sigma, pairs=pairs, key=reference_key
-            )
-        entries: dict[str, Entry] = {}
+            given = {"reward": reward, "horizons": judged, "key": reference_key}
+            reference = true_gradient(truth, actions[0], states, **given, **smoothing)
         for name, one in named.items():
             bar.update(len(entries) + (truth is not None), name)
             entries[name] = _entry(one, states, actions, reward, run_key, cut_key, reference, chosen, span)
         bar.update(len(named) + (truth is not None))
-    setting = {
-        "starts": len(states),
-        "horizon": actions.shape[1],
-        "horizons": chosen,
-        "fidelity_horizons": judged,
-        "sigma": sigma,
-        "pairs": pairs,
-        "span": span,
-    }
-    return Report(entries, reference, setting)
+    setting = {"starts": len(states), "horizon": actions.shape[1], "horizons": chosen, "fidelity_horizons": judged}
+    return Report(entries, reference, {**setting, **smoothing, "span": span})
 
 
 def _entry(dynamics, states, actions, reward, run_key, cut_key, reference, horizons, span) -> Entry:
