@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from awmkit import AWM, GaussianPolicy, GRU, HWM, LSTM, Markov, MLPPolicy, RNN, Transformer
-from awmkit.tasks import Circles, DoublePendulum, DrivenDoublePendulum, LinearQuadratic, PassiveDoublePendulum, spiral
+from awmkit.tasks import (
+    Circles,
+    DoublePendulum,
+    DrivenDoublePendulum,
+    Henon,
+    LinearQuadratic,
+    Lorenz,
+    PassiveDoublePendulum,
+    spiral,
+)
 
 HORIZON = 6
 LEARNED = 3, 2  # sizes of state and action
@@ -35,6 +44,8 @@ def _noisy():
 DYNAMICS = {
     "linear, with noise": _noisy,
     "spiral, expanding": lambda: spiral(1.2, 0.7),
+    "Henon": Henon,
+    "Lorenz": lambda: Lorenz(substeps=2),
     "double pendulum, driven": lambda: DrivenDoublePendulum(HORIZON),
     "double pendulum, passive": lambda: PassiveDoublePendulum(HORIZON, pendulum=DoublePendulum(Circles())),
     "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, key=_keys(3)[0]),

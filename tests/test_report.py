@@ -6,8 +6,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-import matplotlib.pyplot as plt
 import pytest
 from test_hops import Mixed
 
@@ -23,8 +21,6 @@ from awmkit.analysis import (
     report,
     true_gradient,
 )
-
-matplotlib.use("Agg")
 
 KEY = jax.random.key(0)
 MIXED = Mixed(0.6, 0.6)
@@ -65,6 +61,7 @@ def test_a_report_prints_as_a_table_and_keeps_raw_values(result):
 
 
 def test_every_result_can_be_looked_at(result):
+    pytest.importorskip("matplotlib").use("Agg")
     from awmkit import plot
 
     figure = plot.report(result)
@@ -80,7 +77,7 @@ def test_every_result_can_be_looked_at(result):
     square = landscape(MIXED, actions, state, 16, reward=reward, directions=2, points=5, key=KEY)
     assert plot.landscape(square).collections
     assert plot.fidelity(result.entries["mixed"].fidelity).containers
-    plt.close("all")
+    plot.plt.close("all")
 
 
 TRACES = []
