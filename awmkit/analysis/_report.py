@@ -72,15 +72,14 @@ class Report(eqx.Module):
         return table(self)
 
     def json(self) -> str:
-        """Raw values, setting and versions."""
+        """Raw values, setting and versions; of the curves against hops and steps, quartiles over starts."""
         packages = ("awmkit", "jax", "equinox", "diffrax", "numpy")
         versions = {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
-        record = {
-            "setting": self.setting,
-            "versions": versions,
-            "device": jax.devices()[0].device_kind,
-            "entries": self.entries,
-        }
+        quartiles = lambda x: np.quantile(np.asarray(x), [0.25, 0.5, 0.75], axis=0)
+        curves = lambda entry: (entry.hops.weights, entry.exponents.running)
+        entries = {name: eqx.tree_at(curves, entry, replace_fn=quartiles) for name, entry in self.entries.items()}
+        device = jax.devices()[0].device_kind
+        record = {"setting": self.setting, "versions": versions, "device": device, "entries": entries}
         if self.truth is not None:
             smoothed = np.linalg.norm(self.truth.smoothed.mean(axis=1), axis=-1)
             exact = np.linalg.norm(self.truth.exact.mean(axis=1), axis=-1)
