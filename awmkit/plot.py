@@ -68,7 +68,7 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
             axes.plot(steps, middle, color=colour, label=name)
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.axhline(0, color="grey", ls=":", lw=1)
-    axes.set(xlabel="steps", ylabel="Lyapunov exponent so far, per step")
+    axes.set(xlabel="steps counted", ylabel="Lyapunov exponent so far, per step")
     return _legend(axes, results)
 
 
@@ -90,20 +90,20 @@ def landscape(results: Landscape | Mapping[str, Landscape], *, axes: Axes | None
 def fidelity(
     results: Fidelity | Mapping[str, Fidelity], *, truth: TrueGradient | None = None, axes: Axes | None = None
 ) -> Axes:
-    """Cosine with the smoothed true gradient at each horizon, with intervals; `truth` adds what a perfect one would show."""
+    """Cosine with the smoothed true gradient start by start, its mean at each horizon; `truth` adds what a perfect one has."""
     axes = _axes(axes)
     number = len(results) if isinstance(results, Mapping) else 1
     for i, (colour, (name, result)) in enumerate(_coloured(results)):
-        cosine = result.smoothed.cosine
+        cosine = result.smoothed.cosine_of_each
         x = np.arange(result.horizons.size) + 0.6 * ((i + 0.5) / number - 0.5)
         below, above = np.maximum(cosine.value - cosine.low, 0), np.maximum(cosine.high - cosine.value, 0)
         axes.errorbar(x, cosine.value, yerr=[below, above], fmt="o", ms=4, color=colour, capsize=2, label=name)
         axes.set_xticks(range(result.horizons.size), [f"H = {h}" for h in result.horizons])
     if truth is not None:
-        for i, ceiling in enumerate(truth.ceiling):
+        for i, ceiling in enumerate(truth.ceiling_of_each):
             axes.plot([i - 0.35, i + 0.35], [ceiling, ceiling], color="grey", ls="--", lw=1)
     axes.axhline(0, color="grey", ls=":", lw=1)
-    axes.set(ylabel="cosine with the smoothed true gradient", ylim=(-1.05, 1.05))
+    axes.set(ylabel="cosine with the smoothed true gradient, mean over starts", ylim=(-1.05, 1.05))
     return _legend(axes, results)
 
 

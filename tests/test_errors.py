@@ -149,6 +149,7 @@ MISUSES = {
     "growth from three horizons": (lambda: fit_growth([1, 2, 3], [1.0, 2.0, 3.0]), "at least 4"),
     "growth of nothing": (lambda: fit_growth([1, 2, 3, 4], [1.0, 0.0, 1.0, 1.0]), "positive and finite"),
     "too many exponents": (lambda: lyapunov(SYSTEM, STATE, jnp.zeros((5, 1)), count=3), "give 1 to 2"),
+    "exponents of no step": (lambda: lyapunov(SYSTEM, STATE, PLAN, discard=5), "discard=5 of 5 steps"),
     "one action for a Jacobian": (lambda: action_jacobian(SYSTEM, STATE, jnp.ones(5)), r"shape \(5,\).*\(H, A\)"),
     "a mode of its own": (lambda: action_jacobian(SYSTEM, STATE, PLAN, mode="both"), "'forward', 'reverse' or None"),
     "negative hops": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=-1), "hops=-1.*at least 0"),

@@ -41,10 +41,13 @@ def truth():
 
 def test_smoothing_leaves_the_gradient_of_a_quadratic_within_its_standard_error(truth):
     assert (truth.exact[0, :, 3:] == 0).all() and (truth.exact[1, :, :9] != 0).all()  # a_3 comes after s_3, the last in J_4.
-    z = (truth.smoothed - truth.exact).mean(axis=1) / truth.standard_error
+    each = (truth.smoothed - truth.exact) / truth.standard_error
+    z = (truth.smoothed - truth.exact).mean(axis=1) / truth.standard_error_of_mean
+    assert 0.8 < np.std(each) < 1.2 and np.abs(each).max() < 5
     assert 0.5 < np.std(z) < 1.6 and np.abs(z).max() < 4
-    cosine = fidelity(SYSTEM, truth).smoothed.cosine
-    assert (truth.ceiling > 0.9).all() and np.abs(cosine.value - truth.ceiling).max() < 0.05
+    found = fidelity(SYSTEM, truth).smoothed
+    for cosine, ceiling in ((found.cosine, truth.ceiling), (found.cosine_of_each, truth.ceiling_of_each)):
+        assert (ceiling > 0.9).all() and np.abs(cosine.value - ceiling).max() < 0.05
 
 
 @given(w=st.floats(0.5, 12), sigma=st.floats(0.05, 0.4))
@@ -57,13 +60,18 @@ def test_smoothing_flattens_folds_finer_than_its_width(w, sigma):
     slope = w * np.cos(0.1 * w)
     assert np.allclose(found.exact[0, :, 0], slope)
     error = np.abs(found.smoothed[0, :, 0].mean() - slope * np.exp(-((w * sigma) ** 2) / 2))
-    assert error < 4.5 * found.standard_error[0, 0] + 1e-12
+    assert error < 4.5 * found.standard_error_of_mean[0, 0] + 1e-12
 
 
 @given(gain=st.floats(0.1, 2), sign=st.sampled_from([-1.0, 1.0]))
 def test_a_gradient_that_is_the_true_one_times_a_gain_is_judged_so(truth, gain, sign):
     found = fidelity(SYSTEM, truth, paths=Paths(action_to_model=sign * gain)).exact
-    for part, expected in ((found.cosine, sign), (found.norm_ratio, gain), (found.bias, abs(1 - sign * gain))):
+    for part, expected in (
+        (found.cosine, sign),
+        (found.cosine_of_each, sign),
+        (found.norm_ratio, gain),
+        (found.bias, abs(1 - sign * gain)),
+    ):
         for figure in (part.value, part.low, part.high):
             assert np.allclose(figure, expected, atol=1e-6)
 

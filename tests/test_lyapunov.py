@@ -27,6 +27,9 @@ def test_exponents_of_a_linear_map_are_its_log_rates_in_order_and_converge():
     result = lyapunov(system, jnp.ones(3), jnp.zeros((2000, 1)), count=3)
     assert jnp.allclose(result.exponents, jnp.log(jnp.array([1.2, 0.9, 0.5])), atol=2e-3)
     assert jnp.abs(result.running[-1] - result.running[-200]).max() < 1e-3
+    settled = lyapunov(system, jnp.ones(3), jnp.zeros((2000, 1)), count=3, discard=500)
+    assert jnp.allclose(settled.exponents, jnp.log(jnp.array([1.2, 0.9, 0.5])), atol=1e-12)
+    assert settled.running.shape == (1500, 3)
 
 
 def test_exponents_of_lorenz_and_henon_are_those_of_the_literature():

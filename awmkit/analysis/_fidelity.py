@@ -24,13 +24,15 @@ class TrueGradient(eqx.Module):
 
     - `exact`: by the chain rule, shape (n, N, P). Under chaos it is right and useless: it points along the finest folds.
     - `smoothed`: of the return averaged over normal perturbations of the policy, estimated; shape (n, N, P).
-    - `standard_error`: of the smoothed gradient's mean over starts, shape (n, P).
+    - `standard_error`: of the smoothed gradient of each start, shape (n, N, P), and `standard_error_of_mean`, of its mean over
+      starts, shape (n, P).
     - `horizons`, `sigma`, `pairs` and what else it was made with.
     """
 
     exact: np.ndarray
     smoothed: np.ndarray
     standard_error: np.ndarray
+    standard_error_of_mean: np.ndarray
     horizons: np.ndarray
     policy: Policy
     states: Float[Array, "N S"]
@@ -42,13 +44,16 @@ class TrueGradient(eqx.Module):
 
     @property
     def ceiling(self) -> np.ndarray:
-        """The cosine with `smoothed` to expect of its own expectation: below 1 by the estimate's noise. Shape (n,).
+        """The `cosine` with `smoothed` to expect of its own expectation: below 1 by the estimate's noise. Shape (n,).
 
         0 where the estimate is all noise: then raise `pairs`.
         """
-        size = np.sum(self.smoothed.mean(axis=1) ** 2, axis=-1)
-        noise = np.sum(self.standard_error**2, axis=-1)
-        return np.sqrt(np.maximum(size - noise, 0) / np.where(size > 0, size, 1))
+        return _signal(self.smoothed.mean(axis=1), self.standard_error_of_mean)
+
+    @property
+    def ceiling_of_each(self) -> np.ndarray:
+        """The same of `cosine_of_each`, shape (n,)."""
+        return _signal(self.smoothed, self.standard_error).mean(axis=1)
 
 
 class Interval(eqx.Module):
@@ -63,11 +68,14 @@ class Agreement(eqx.Module):
     """How the mean gradient over starts, g, agrees with a reference's, h.
 
     - `cosine`: g.h / |g||h|, from -1 to 1: the direction.
+    - `cosine_of_each`: the mean over starts of the cosine of each one's own gradients. Under chaos a few starts with enormous
+      gradients decide the other; here each start counts the same.
     - `norm_ratio`: |g| / |h|: the size.
     - `bias`: |g - h| / |h|: both at once; 0 is perfect, 1 no better than a zero gradient.
     """
 
     cosine: Interval
+    cosine_of_each: Interval
     norm_ratio: Interval
     bias: Interval
 
@@ -144,13 +152,13 @@ def true_gradient(
     exact = return_gradients(
         dynamics, policy, states, longest, chosen, reward=reward, discount=discount, keys=keys, batch_size=batch_size
     )
-    smoothed, error = _evolution_strategies(
+    smoothed, *errors = _evolution_strategies(
         dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, at_once
     )
-    exact, smoothed, error = (np.asarray(x, float) for x in (exact.swapaxes(0, 1), smoothed, error))
+    exact, smoothed, *errors = (np.asarray(x, float) for x in (exact.swapaxes(0, 1), smoothed, *errors))
     _require_finite("exact gradient", exact, chosen)
     _require_finite("return under a perturbed policy", smoothed, chosen)
-    return TrueGradient(exact, smoothed, error, chosen, policy, states, reward, discount, key, sigma, pairs)
+    return TrueGradient(exact, smoothed, *errors, chosen, policy, states, reward, discount, key, sigma, pairs)
 
 
 def fidelity(
@@ -226,8 +234,8 @@ def _keys(key, count: int):
 @eqx.filter_jit
 def _evolution_strategies(
     dynamics, policy, states, longest, horizons, reward, discount, keys, own_key, sigma, pairs, batch_size
-) -> tuple[Float[Array, "n N P"], Float[Array, "n P"]]:
-    """The smoothed gradient of each start, and the standard error of their mean."""
+) -> tuple[Float[Array, "n N P"], Float[Array, "n N P"], Float[Array, "n P"]]:
+    """The smoothed gradient of each start, its standard error, and that of the mean over starts."""
     flat, policy_of = flat_parameters(policy)
 
     def pair(key):
@@ -248,25 +256,33 @@ def _evolution_strategies(
     def batch(sums, keys):
         slopes, noise = jax.vmap(pair)(keys)  # (B, N, n), (B, P)
         each = jnp.einsum("bin,bp->nip", slopes, noise)
-        squares = jnp.einsum("bn,bp->np", jnp.mean(slopes, axis=1) ** 2, noise**2)
-        return (sums[0] + each, sums[1] + squares), None
+        squares = jnp.einsum("bin,bp->nip", slopes**2, noise**2)
+        squares_of_mean = jnp.einsum("bn,bp->np", jnp.mean(slopes, axis=1) ** 2, noise**2)
+        return (sums[0] + each, sums[1] + squares, sums[2] + squares_of_mean), None
 
-    zeros = (
-        jnp.zeros((horizons.size, states.shape[0], flat.size), flat.dtype),
-        jnp.zeros((horizons.size, flat.size), flat.dtype),
-    )
-    (each, squares), _ = lax.scan(batch, zeros, jax.random.split(own_key, (pairs // batch_size, batch_size)))
-    mean = jnp.mean(each, axis=1) / pairs
-    return each / pairs, jnp.sqrt(jnp.maximum(squares / pairs - mean**2, 0) / (pairs - 1))
+    of_mean, of_each = (horizons.size, flat.size), (horizons.size, states.shape[0], flat.size)
+    zeros = tuple(jnp.zeros(shape, flat.dtype) for shape in (of_each, of_each, of_mean))
+    sums, _ = lax.scan(batch, zeros, jax.random.split(own_key, (pairs // batch_size, batch_size)))
+    each, squares, squares_of_mean = (x / pairs for x in sums)
+    error = lambda squares, mean: jnp.sqrt(jnp.maximum(squares - mean**2, 0) / (pairs - 1))
+    return each, error(squares, each), error(squares_of_mean, jnp.mean(each, axis=1))
+
+
+def _signal(estimate: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
+    """The cosine between an estimate and its expectation, from the share of its square that is no noise."""
+    size, noise = np.sum(estimate**2, axis=-1), np.sum(standard_error**2, axis=-1)
+    return np.sqrt(np.maximum(size - noise, 0) / np.where(size > 0, size, 1))
 
 
 def _agreement(weights: np.ndarray, grads: np.ndarray, reference: np.ndarray) -> Agreement:
     """All figures from inner products of the starts' gradients, so that a resample costs nothing."""
     gg, gh, hh = (_mean_products(weights, *pair) for pair in ((grads, grads), (grads, reference), (reference, reference)))
+    products = lambda a, b: np.sum(a * b, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine, ratio = gh / np.sqrt(gg * hh), np.sqrt(gg / hh)
         bias = np.sqrt(np.maximum(gg - 2 * gh + hh, 0) / hh)
-    return Agreement(*map(_interval, (cosine, ratio, bias)))
+        each = products(grads, reference) / np.sqrt(products(grads, grads) * products(reference, reference))
+        return Agreement(*map(_interval, (cosine, weights @ each.T, ratio, bias)))
 
 
 def _spread(weights: np.ndarray, grads: np.ndarray) -> tuple[Interval, Interval]:

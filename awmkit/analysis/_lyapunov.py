@@ -18,11 +18,11 @@ class Lyapunov(eqx.Module):
     """What `lyapunov` found.
 
     - `exponents`: the largest `count`, in descending order, per step, shape (count,).
-    - `running`: their estimates after each step, which show how far they have converged, shape (H, count).
+    - `running`: their estimates after each step counted, which show how far they have converged, shape (H - discard, count).
     """
 
     exponents: Float[Array, "*batch count"]
-    running: Float[Array, "*batch H count"]
+    running: Float[Array, "*batch T count"]
 
 
 def lyapunov(
@@ -31,6 +31,7 @@ def lyapunov(
     actions: Float[Array, "H A"],
     *,
     count: int = 1,
+    discard: int = 0,
     key: PRNGKeyArray | None = None,
 ) -> Lyapunov:
     """The largest Lyapunov exponents along a trajectory, by orthogonalised tangent propagation.
@@ -48,22 +49,26 @@ def lyapunov(
 
     - `state`: where to start, shape (S,). `actions`: applied along the way, shape (H, A); zeros for a free motion.
     - `count`: how many exponents, at most the number of floating-point entries of carry and state.
+    - `discard`: how many steps are not counted at first, in which tangents turn into the direction of growth. A dynamics with a
+      large carry, of which a step moves little, needs many.
     - `key`: for a stochastic dynamics, as `unroll` takes it.
 
     **Returns:** a `Lyapunov`. The exponent of a direction that a step forgets altogether is minus infinity.
 
-    **Raises:** `ValueError` as `unroll` does, and for more exponents than there are.
+    **Raises:** `ValueError` as `unroll` does, for more exponents than there are, and where all steps are discarded.
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
     start = eqx.filter_eval_shape(lambda s: (dynamics.init(s, actions.shape[0]), s), state)
     size = sum(x.size for x in jax.tree.leaves(start) if jnp.issubdtype(x.dtype, jnp.inexact))
     if not 1 <= count <= size:
         raise ValueError(f"lyapunov was asked for {count} exponents of a dynamics that has {size}; give 1 to {size}.")
-    return _exponents(dynamics, state, actions, key, count)
+    if not 0 <= discard < actions.shape[0]:
+        raise ValueError(f"lyapunov got discard={discard} of {actions.shape[0]} steps; at least 1 step must be counted.")
+    return _exponents(dynamics, state, actions, key, count, discard)
 
 
 @eqx.filter_jit
-def _exponents(dynamics, state, actions, key, count) -> Lyapunov:
+def _exponents(dynamics, state, actions, key, count, discard) -> Lyapunov:
     start = dynamics.init(state, actions.shape[0]), state
     flat, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
 
@@ -78,6 +83,6 @@ def _exponents(dynamics, state, actions, key, count) -> Lyapunov:
 
     # Any start but an eigenvector of the other exponents will do.
     tangents = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype))[0]
-    logs = lax.scan(step, (start, tangents), steps_of(actions, key))[1]
+    logs = lax.scan(step, (start, tangents), steps_of(actions, key))[1][discard:]
     running = jnp.cumsum(logs, axis=0) / jnp.arange(1, logs.shape[0] + 1, dtype=logs.dtype)[:, None]
     return Lyapunov(-jnp.sort(-running[-1]), running)
