@@ -211,9 +211,9 @@ def table(report: Report) -> str:
     lines = _aligned({"": heads, **rows})
     lines += [
         "",
-        f"Medians over {report.setting['starts']} starts: growth laws up to H = {horizon}; hops; largest Lyapunov exponent per step,",
-        "of the last three quarters. Total variation (against the range), local maxima and the gradient's Lipschitz constant are",
-        "those of a random slice of the return.",
+        f"Medians over {report.setting['starts']} starts: growth laws up to H = {horizon}; hops; the largest Lyapunov exponent",
+        "per step, of the last three quarters. Total variation (against the range), local maxima and the gradient's",
+        "Lipschitz constant are those of a random slice of the return.",
     ]
     return "\n".join(lines + _fidelity_table(report))
 
