@@ -103,7 +103,7 @@ def fidelity(
         for i, ceiling in enumerate(truth.ceiling_of_each):
             axes.plot([i - 0.35, i + 0.35], [ceiling, ceiling], color="grey", ls="--", lw=1)
     axes.axhline(0, color="grey", ls=":", lw=1)
-    axes.set(ylabel="cosine with the smoothed true gradient, mean over starts", ylim=(-1.05, 1.05))
+    axes.set(ylabel="cosine with the smoothed true gradient", ylim=(-1.05, 1.05))
     return _legend(axes, results)
 
 

@@ -1,7 +1,7 @@
 """Where gradients go and how they grow: theory beside measurement, and four world models of one chaotic task side by side.
 
-    python examples/gradient_growth.py              about 8 minutes on two cores
-    python examples/gradient_growth.py --quick      about 1 minute: 60 steps, small fits
+    python examples/gradient_growth.py              about 9 minutes on two cores
+    python examples/gradient_growth.py --quick      about 1 minute: 60 steps, fits too small for conclusions
     python examples/gradient_growth.py --seeds 3    three seeds, one after the other
 
 1. Statements of theory, each with its source, its bound and the measured growth of |ds_H/da_0|, what is left of the first
@@ -11,7 +11,10 @@
    and four models fitted to the same episodes of random torques. Growth laws, hops, Lyapunov exponents, a landscape, and
    fidelity: the cosine with the true gradient, exact and smoothed.
 
-Expect: EXPECT
+Expect: every statement holds. Gradients through the simulator, the HWM and the Markov model grow exponentially with the
+horizon, at the rate of their Lyapunov exponents, over paths of some 135 hops; those through the AWMs do not, over none. At 20
+steps the simulator's own gradient points best (cosine 0.95); at 200 its norm is 10^5 times that of the smoothed one and its
+cosine 0.3, and the LSTM AWM's is better (0.4 to 0.5). The transformer AWM needs more than these 400 updates.
 """
 
 import argparse
@@ -255,7 +258,7 @@ def theory_figure(setting: Setting, theory: list[Statement], path: Path) -> None
 def write(setting: Setting, runs: list[dict], out: Path) -> str:
     """JSON, tables and figures of the seeds so far, so that an interruption loses one seed at most."""
     last, first = runs[-1], runs[0]
-    (out / f"report_{last['seed']}.json").write_text(last["report"].json())
+    (out / f"gradient_growth_report_{last['seed']}.json").write_text(last["report"].json())
     bounds = lambda line: [b if math.isfinite(b) else None for b in line.bounds]
     kept = lambda line: (
         {"bounds": bounds(line)} | {f: getattr(line, f) for f in ("about", "claim", "source", "measured", "holds")}
@@ -282,7 +285,7 @@ def write(setting: Setting, runs: list[dict], out: Path) -> str:
     (out / "gradient_growth.txt").write_text(text + "\n")
     if len(runs) == 1:
         theory_figure(setting, first["theory"], out / "gradient_growth.png")
-        plot.report(first["report"]).savefig(out / "report.png", dpi=100)
+        plot.report(first["report"]).savefig(out / "gradient_growth_report.png", dpi=100)
         plt.close("all")
     return text
 
