@@ -14,8 +14,7 @@
 Expect: every statement holds. Gradients through the simulator, the HWM and the Markov model grow exponentially with the
 horizon, at the rate of their Lyapunov exponents, over paths of some 135 hops; those through the AWMs do not, over none. At 20
 steps the simulator's own gradient points best (cosine 0.95); at 200 its norm is 10^5 times that of the smoothed one and its
-cosine 0.2 to 0.3, and the LSTM AWM's is better (0.4 to 0.5). The transformer AWM, less well
-fitted, stays behind.
+cosine 0.2 to 0.3, and the LSTM AWM's is better (0.4 to 0.5). The transformer AWM, less well fitted, stays behind.
 """
 
 import argparse
