@@ -39,8 +39,8 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
     """Fit exp(rate * H) and H^degree to norms against horizons, and say which it is.
 
     Both are lines in the logarithm of the norm with as many parameters, so that the difference of their information criteria
-    is n log(RSS_polynomial / RSS_exponential) (Burnham & Anderson, *Model Selection*, ch. 2). Intervals are where the profile
-    likelihood falls by half the 95 % quantile of chi^2. A rate whose interval holds 0 is no exponential: then the law is
+    is n log(RSS_polynomial / RSS_exponential) (Burnham & Anderson, *Model Selection*, ch. 2). Intervals are those of a
+    least-squares slope, by Student's t. A rate whose interval holds 0 is no exponential: then the law is
     polynomial, a degree near 0 meaning no growth at all. A rate below 0 is a gradient that vanishes.
 
     **Arguments**
@@ -69,7 +69,9 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Slope of the least-squares line, half the width of its interval, and the residual sum of squares."""
+    from scipy.special import stdtrit  # Here, since importing it takes longer than all of awmkit.
+
     n, spread = x.size, float(np.sum((x - x.mean()) ** 2))
     slope = float(np.sum((x - x.mean()) * y) / spread)
     rss = float(np.sum((y - y.mean() - slope * (x - x.mean())) ** 2))
-    return slope, math.sqrt(rss * math.expm1(3.841 / n) / spread), rss
+    return slope, float(stdtrit(n - 2, 0.975)) * math.sqrt(rss / (n - 2) / spread), rss
