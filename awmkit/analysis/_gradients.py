@@ -31,7 +31,8 @@ def returns(
     assert rewards is not None
     steps = jnp.arange(longest)
     weights = jnp.asarray(discount, state.dtype) ** steps.astype(state.dtype)
-    return (steps < horizons[:, None]).astype(state.dtype) @ (weights * rewards)
+    # Not a product with zeros: what happens after H must not matter, be it infinite.
+    return jnp.sum(jnp.where(steps < horizons[:, None], weights * rewards, 0), axis=1)
 
 
 @eqx.filter_jit
