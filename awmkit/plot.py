@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
+from .analysis._report import quartiles
 
 COLOURS = ("black", "C0", "C2", "C1", "C3", "C4", "C5", "C6", "C8", "C9")
 
@@ -23,13 +24,13 @@ def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes
     of = "state"
     for colour, (name, result) in _coloured(results):
         of = result.of
-        low, middle, high = np.quantile(result.norms, [0.25, 0.5, 0.75], axis=1)
+        low, middle, high = quartiles(result.norms, axis=1)
         axes.plot(result.horizons, middle, "o-", ms=3, color=colour, label=f"{name}  {result}".strip())
         axes.fill_between(result.horizons, low, high, color=colour, alpha=0.12, lw=0)
     label = "|ds$_H$/da$_0$|" if of == "state" else "|dJ$_H$/da|"
-    axes.set(yscale="log", xlabel="horizon H, steps", ylabel=f"{label}; median and quartiles")
+    axes.set(xlabel="horizon H, steps", ylabel=f"{label}; median and quartiles")
     axes.legend(fontsize=7)
-    return axes
+    return _logarithmic(axes)
 
 
 def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Axes | None = None) -> Axes:
@@ -38,8 +39,8 @@ def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Ax
     for colour, (name, result) in _coloured(results):
         by_lag = np.asarray(result.by_lag)
         axes.plot(np.arange(1, by_lag.size + 1), by_lag, color=colour, label=name)
-    axes.set(yscale="log", xlabel="lag t - k, steps", ylabel="|ds$_t$/da$_k$|, root mean square")
-    return _legend(axes, results)
+    axes.set(xlabel="lag t - k, steps", ylabel="|ds$_t$/da$_k$|, root mean square")
+    return _legend(_logarithmic(axes), results)
 
 
 def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None = None) -> Axes:
@@ -64,7 +65,7 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
             axes.plot(steps, running, color=colour)
             axes.plot([], [], color=colour, label=name)
         else:
-            low, middle, high = np.quantile(running[..., 0], [0.25, 0.5, 0.75], axis=0)
+            low, middle, high = quartiles(running[..., 0])
             axes.plot(steps, middle, color=colour, label=name)
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.axhline(0, color="grey", ls=":", lw=1)
@@ -134,20 +135,26 @@ def _weights(weights: Mapping[str, np.ndarray], axes: Axes | None) -> Axes:
     axes = _axes(axes)
     for colour, (name, shares) in _coloured(weights):
         axes.plot(np.arange(shares.size), shares, "o-", ms=2.5, lw=1, color=colour, label=name)
-    axes.set(
-        xscale="symlog", yscale="log", ylim=(1e-4, 1.5), xlabel="hops: times a path was fed back", ylabel="share of the norm"
-    )
-    return _legend(axes, weights)
+    axes.set(xscale="symlog", ylim=(1e-4, 1.5), xlabel="hops: times a path was fed back", ylabel="share of the norm")
+    return _legend(_logarithmic(axes), weights)
 
 
 def _focus(curves: list[Any]) -> tuple[float, float]:
-    """Limits that show every curve but those which run away: the first, and the middle half of each."""
-    quartiles = [np.nanquantile(np.asarray(c, float), [0.1, 0.9]) for c in curves]
-    low, high = np.nanmedian(quartiles, axis=0)
-    first = np.asarray(curves[0], float)
-    low, high = min(low, np.nanmin(first)), max(high, np.nanmax(first))
+    """Limits that show every curve but those which run away: the first, and the bulk of most."""
+    finite = [c[np.isfinite(c)] for c in (np.asarray(c, float) for c in curves)]
+    finite = [c for c in finite if c.size] or [np.zeros(1)]
+    low, high = np.median([np.quantile(c, [0.1, 0.9]) for c in finite], axis=0)
+    low, high = min(low, finite[0].min()), max(high, finite[0].max())
     margin = 0.3 * (high - low) or 1.0
     return float(low - margin), float(high + margin)
+
+
+def _logarithmic(axes: Axes) -> Axes:
+    """A logarithmic axis of norms, unless every norm has vanished or run away."""
+    drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+    if (np.isfinite(drawn) & (drawn > 0)).any():
+        axes.set_yscale("log")
+    return axes
 
 
 def _axes(axes: Axes | None) -> Axes:

@@ -183,6 +183,7 @@ MISUSES = {
     "two points": (lambda: _landscape(points=2), "at least 3 points"),
     "no span": (lambda: _landscape(span=0.0), "positive span"),
     "a direction of the wrong shape": (lambda: _landscape(directions=[jnp.ones((4, 1))]), r"\(4, 1\).*\(5, 1\).*policy-shaped"),
+    "growth of no dynamics": (lambda: gradient_growth([], STATES[:, 0], ACTIONS), "no dynamics"),
     "a report of nothing": (lambda: report({}, STATES[:, 0], ACTIONS, reward=reward, key=KEY), "no dynamics"),
 }
 

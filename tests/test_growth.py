@@ -105,7 +105,7 @@ def test_dynamics_of_several_seeds_are_pooled_and_a_gradient_that_vanishes_is_sa
     assert found.law is None and "0 or not finite at H = 4" in str(found)
 
 
-# What theory says, checked. R: the growth of ds_H/da_0 from one horizon to the next bounds that of any fit over them.
+# What theory says, checked. A bound on the growth from each horizon to the next bounds the slope of any line through them.
 
 
 def linear_cell(U):

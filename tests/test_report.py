@@ -68,6 +68,8 @@ def test_every_result_can_be_looked_at(result):
     assert len(figure.axes) == 6 and all(axes.lines or axes.containers for axes in figure.axes)
     alone = report(MIXED, STATES, ACTIONS, reward=reward, key=KEY, progress=False)
     assert "Mixed" in str(alone) and alone.truth is None and plot.report(alone)
+    runaway = report({"runaway": Mixed(1e40, 0.0)}, STATES, ACTIONS, reward=reward, key=KEY, progress=False)
+    assert "not finite" in str(runaway) and plot.report(runaway) and runaway.json()
     labels = lambda axes: axes.get_legend_handles_labels()[1]
     assert "exp(0.182 H)" in labels(plot.growth(alone.entries["Mixed"].state_growth))[0]
     state, actions = STATES[0], ACTIONS[0]

@@ -84,6 +84,8 @@ def gradient_growth(
     **Raises:** `ValueError` as `unroll` does, and for fewer than 4 horizons or a horizon outside 1 ... H.
     """
     many = [dynamics] if isinstance(dynamics, AbstractDynamics) else list(dynamics)
+    if not many:
+        raise ValueError("gradient_growth got no dynamics; pass one, or several of one kind.")
     longest = jnp.shape(actions)[1] if jnp.ndim(actions) == 3 else 0
     for one in many:
         states, actions = check_batch(one, states, actions, key=key)

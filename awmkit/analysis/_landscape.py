@@ -27,7 +27,7 @@ class Landscape(eqx.Module):
 
     - `coordinates`: along each direction, shape (n,). `values`: shape (n,) or (n, n), the first axis along the first direction.
 
-    The figures of roughness are infinite where a value is not finite.
+    Where a value is not finite, total variation and Lipschitz constant are infinite; maxima are counted where values are.
     """
 
     coordinates: Float[Array, "*batch n"]
@@ -140,7 +140,7 @@ def _random_direction(policy, key):
 def _like(weights: Array, key: PRNGKeyArray) -> Array:
     """Normal, with rows of the norm of those of `weights`."""
     direction = jax.random.normal(key, weights.shape, weights.dtype)
-    size = lambda x: jnp.linalg.norm(jnp.atleast_1d(x), axis=-1, keepdims=True).reshape(*x.shape[:-1], *[1] * min(x.ndim, 1))
+    size = lambda x: jnp.sqrt(jnp.sum(x**2, axis=-1 if x.ndim else None, keepdims=True))
     return direction * size(weights) / size(direction)
 
 

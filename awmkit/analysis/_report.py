@@ -75,7 +75,6 @@ class Report(eqx.Module):
         """Raw values, setting and versions; of the curves against hops and steps, quartiles over starts."""
         packages = ("awmkit", "jax", "equinox", "diffrax", "numpy")
         versions = {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
-        quartiles = lambda x: np.quantile(np.asarray(x), [0.25, 0.5, 0.75], axis=0)
         curves = lambda entry: (entry.hops.weights, entry.exponents.running)
         entries = {name: eqx.tree_at(curves, entry, replace_fn=quartiles) for name, entry in self.entries.items()}
         device = jax.devices()[0].device_kind
@@ -240,6 +239,12 @@ def _fidelity_table(report: Report) -> list[str]:
         "Signal-to-noise ratio over starts (ESNR):": rows(lambda f: f.esnr, ".2g"),
     }
     return [line for title, part in parts.items() for line in ("", title, *_aligned({"": heads, **part}))]
+
+
+def quartiles(x: Any, axis: int = 0) -> np.ndarray:
+    """The quartiles over starts; between two infinities there is none, NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.quantile(np.asarray(x), [0.25, 0.5, 0.75], axis=axis)
 
 
 def _intervals(interval: Interval, spec: str) -> list[str]:
