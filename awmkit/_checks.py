@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from ._dynamics import AbstractDynamics
 from ._methods import AbstractMethod, Parallel, Policy
 from ._paths import Paths
+from ._reward import of_transition
 
 
 def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
@@ -68,7 +69,7 @@ def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
     _check_step(dynamics, action, state, horizon, key)
     if reward is None:
         return
-    value = eqx.filter_eval_shape(lambda s, a, t: reward(s, a, t), state, action, jnp.asarray(0))
+    value = eqx.filter_eval_shape(of_transition(reward), state, action, jnp.asarray(0), state)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             f"The reward returned {_describe(value)}; it must be one floating-point number, so reduce it, say with jnp.sum."

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from ._dynamics import AbstractDynamics
 from ._methods import Sequential
 from ._paths import EDGES, is_cut
+from ._reward import of_transition
 from ._trajectory import Trajectory
 
 
@@ -76,9 +77,9 @@ def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> t
             key=key,
             paths=paths,
         )
-        before = jnp.concatenate([state[None], states[:-1]]) + probes.state_to_reward
-        at_step = lambda s, a, t: reward(s, a, t)
-        rewards = jax.vmap(at_step)(before, actions + probes.action_to_reward, jnp.arange(horizon))
+        before, after = (x + probes.state_to_reward for x in (jnp.concatenate([state[None], states[:-1]]), states))
+        probed_actions = actions + probes.action_to_reward
+        rewards = jax.vmap(of_transition(reward))(before, probed_actions, jnp.arange(horizon), after)
         value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).value(discount)
         return value, (actions, rewards[:, None], states)
 

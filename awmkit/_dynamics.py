@@ -4,6 +4,7 @@ It stands apart because everything else in awmkit is written against it, and it 
 """
 
 import abc
+import math
 from typing import ClassVar
 
 import equinox as eqx
@@ -92,9 +93,16 @@ class AbstractTask(AbstractDynamics):
 
     horizon: eqx.AbstractVar[int]
 
+    @property
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The least and the greatest value of each entry of a state; infinite by default."""
+        return (-math.inf,) * self.state_size, (math.inf,) * self.state_size
+
     @abc.abstractmethod
     def reward(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
         """r(s_t, a_t), from the state *before* the step; s_H is never scored.
+
+        A task whose reward reads the next state overrides this with a property that returns an [`awmkit.Transition`][].
 
         **Arguments:** `state`: s_t, shape (S,). `action`: a_t, shape (A,). `t`: the step's index.
 

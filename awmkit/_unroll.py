@@ -4,10 +4,7 @@ It owns the edges between steps; what moves the state is behind `AbstractDynamic
 method, and which edges carry it in `Paths`.
 """
 
-from collections.abc import Callable
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
@@ -16,9 +13,8 @@ from ._diagnose import raise_if_nonfinite
 from ._dynamics import AbstractDynamics
 from ._methods import AbstractMethod, Parallel, Policy, Sequential
 from ._paths import Paths
+from ._reward import Reward, score
 from ._trajectory import Trajectory
-
-Reward = Callable[..., Scalar]
 
 
 def unroll(
@@ -48,8 +44,8 @@ def unroll(
     - `policy`: called as `policy(state, t, *, key)`, returns an action (A,) in [-1, 1]; or an array of actions (H, A).
     - `state`: s_0, shape (S,), floating point.
     - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step. Each function compiles anew: define it
-      once, outside of loops.
+    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step, or a [`awmkit.Transition`][], which
+      reads the next state too. Each function compiles anew: define it once, outside of loops.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges; they change no value.
     - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
@@ -93,7 +89,7 @@ def unroll_grad(
 
     **Arguments:** as for [`awmkit.unroll`][], and
 
-    - `reward`: `reward(state, action, t) -> scalar`.
+    - `reward`: `reward(state, action, t) -> scalar`, or a [`awmkit.Transition`][].
     - `discount`: a scalar, 1 by default, as in the paper.
     - `method`: by default the fastest exact one: `Parallel()` for an AWM with a parallel backbone (a transformer), else
       `Sequential()`.
@@ -125,7 +121,7 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method) -> Tra
     states = jnp.concatenate([state[None], states])
     rewards = None
     if reward is not None:
-        rewards = jax.vmap(lambda s, a, t: reward(s, a, t))(states[:-1], actions, jnp.arange(horizon))
+        rewards = score(reward, states, actions)
     return Trajectory(states, actions, rewards, sweeps)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
-from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
+from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, Transition, unroll, unroll_grad
 from awmkit.tasks import LinearQuadratic, spiral
 
 
@@ -46,6 +46,18 @@ def damped_norms(rate, angle, gain):
     return jnp.linalg.norm(jax.jacrev(final)(jnp.zeros((12, 1)))[:, :, 0], axis=0)
 
 
+def test_a_reward_of_transitions_sees_the_next_state_and_checks_as_any_other():
+    """The distance covered telescopes: its gradient is that of where the episode ends."""
+    system, actions = spiral(1.1, 0.4), jnp.linspace(-1, 1, 6)[:, None]
+    covered = Transition(lambda state, action, t, next_state: next_state[0] - state[0])
+    value, grads = unroll_grad(system, actions, jnp.ones(2), 6, reward=covered, check=True)
+    end = lambda actions: unroll(system, actions, jnp.ones(2), 6).states[-1, 0]
+    assert jnp.isclose(value, end(actions) - 1) and jnp.allclose(grads, jax.grad(end)(actions))
+    broken = Transition(lambda state, action, t, next_state: jnp.where(t == 3, jnp.sqrt(-(next_state[0] ** 2)), 0.0))
+    with pytest.raises(Exception, match="t=3, the reward"):
+        jax.block_until_ready(unroll_grad(system, actions, jnp.ones(2), 6, reward=broken, check=True))
+
+
 @pytest.mark.parametrize("name", DYNAMICS)
 def test_states_do_not_depend_on_later_actions_and_parallel_runs_match(name):
     dynamics = DYNAMICS[name]()
@@ -55,7 +67,7 @@ def test_states_do_not_depend_on_later_actions_and_parallel_runs_match(name):
     value, jacobian = states(actions), jax.jacfwd(states)(actions)  # (H+1, S, H, A)
     for k in range(HORIZON):
         assert (jacobian[: k + 1, :, k] == 0).all()
-        if name != "double pendulum, passive":  # Its later actions do nothing.
+        if name not in ("double pendulum, passive", "credit assignment, hidden"):  # Their later actions do nothing.
             assert jnp.max(jnp.abs(jacobian[k + 1, :, k])) > 1e-4
     if not dynamics.reads_state:
         parallel = unroll(dynamics, actions, start(dynamics), HORIZON, key=key, method=Parallel()).states

@@ -14,7 +14,7 @@ from .._checks import check_arguments, check_differentiable
 from .._dynamics import AbstractDynamics
 from .._methods import AbstractMethod, Policy
 from .._paths import Paths
-from .._unroll import Reward
+from .._reward import Reward
 from ._gradient_growth import check_horizons, Horizons
 from ._gradients import flat_parameters, return_gradients, returns
 

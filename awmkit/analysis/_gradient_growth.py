@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
 from .._dynamics import AbstractDynamics
-from .._unroll import Reward, unroll
+from .._reward import Reward
+from .._unroll import unroll
 from ._gradients import return_gradients
 from ._growth import fit_growth, Growth
 from ._tangents import check_batch

@@ -16,7 +16,8 @@ from .._checks import check_arguments, check_differentiable
 from .._dynamics import AbstractDynamics
 from .._methods import passes, Policy
 from .._paths import Paths
-from .._unroll import Reward, unroll
+from .._reward import of_transition, Reward
+from .._unroll import unroll
 from ._tangents import check_plan, primal, step_map, steps_of
 
 
@@ -185,9 +186,11 @@ def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopS
     def step(cotangents, x):
         (carry, state), (t, action, key), weight = x
         here = eqx.filter(carry, eqx.is_inexact_array), state, action
-        _, pull, _ = jax.vjp(step_map(dynamics, carry, (t, action, key)), *here, has_aux=True)
-        dcarry, dstate, daction = jax.vmap(pull)(cotangents)
-        by_state, by_action = jax.grad(lambda s, a: weight * reward(s, a, t), (0, 1))(state, action)
+        (_, after), pull, _ = jax.vjp(step_map(dynamics, carry, (t, action, key)), *here, has_aux=True)
+        paid = lambda s, a, n: weight * of_transition(reward)(s, a, t, n)
+        by_state, by_action, by_next = jax.grad(paid, (0, 1, 2))(state, action, after)
+        dcarry, dnext = cotangents
+        dcarry, dstate, daction = jax.vmap(pull)((dcarry, dnext.at[0].add(by_next)))
         return (dcarry, _cross(dstate).at[0].add(by_state)), daction.at[0].add(by_action)
 
     parts = lax.scan(step, after_last, (before, steps_of(actions, key), weights), reverse=True)[1]

@@ -19,7 +19,8 @@ from .._dynamics import AbstractDynamics
 from .._methods import AbstractMethod, Policy
 from .._normaliser import trainable
 from .._paths import Paths
-from .._unroll import Reward, unroll
+from .._reward import Reward
+from .._unroll import unroll
 
 
 class Landscape(eqx.Module):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
 from .._progress import Progress
-from .._unroll import Reward
+from .._reward import Reward
 from ._fidelity import Fidelity, fidelity, Interval, true_gradient, TrueGradient
 from ._gradient_growth import check_horizons, gradient_growth, GradientGrowth, Horizons
 from ._hops import hop_spectrum, HopSpectrum
