@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 from awmkit import AWM, GaussianPolicy, GRU, HWM, LSTM, Markov, MLPPolicy, RNN, Transformer
 from awmkit.tasks import (
+    BearPopulations,
     Circles,
+    CreditAssignment,
+    Discretised,
     DoublePendulum,
     DrivenDoublePendulum,
     Henon,
@@ -48,6 +51,8 @@ DYNAMICS = {
     "Lorenz": lambda: Lorenz(substeps=2),
     "double pendulum, driven": lambda: DrivenDoublePendulum(HORIZON),
     "double pendulum, passive": lambda: PassiveDoublePendulum(HORIZON, pendulum=DoublePendulum(Circles())),
+    "credit assignment, hidden": lambda: CreditAssignment(HORIZON, hidden=True, phase=True, reward_noise=0.1),
+    "bears, with noise": lambda: Discretised(BearPopulations(), noise=0.01, distractors=1),
     "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, key=_keys(3)[0]),
     "Markov, states": lambda: Markov(*LEARNED, width=8, predict_changes=False, key=_keys(3)[0]),
     "HWM transformer": lambda: _hwm(Transformer(12, 2, 3, key=_keys(4)[1])),
@@ -69,9 +74,9 @@ POLICIES = {
 
 
 def start(dynamics, seed: int = 0):
-    """A state of size 0.5."""
-    if isinstance(dynamics, PassiveDoublePendulum):
-        return dynamics.start
+    """A state of size 0.5, or the task's own where it has no others."""
+    if isinstance(dynamics, PassiveDoublePendulum | Discretised):
+        return dynamics.reset(jax.random.key(seed))
     return 0.5 * jax.random.normal(jax.random.key(seed), (dynamics.state_size,))
 
 

@@ -139,6 +139,12 @@ class DoublePendulum(AbstractDynamics):
         determinant = m2 * l1**2 * l2**2 * (m1 + m2 * sin**2)
         return jnp.stack([w1, (d * f1 - b * f2) / determinant, w2, (a * f2 - b * f1) / determinant])
 
+    def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
+        """Where the hinge and both masses are, (horizontal, vertical) in m: what a drawing needs."""
+        th1, _, th2, _ = self.coordinates.decode(state)
+        ends = jnp.stack([jnp.zeros(2, state.dtype)] + [jnp.stack([jnp.sin(th), -jnp.cos(th)]) for th in (th1, th2)])
+        return jnp.cumsum(jnp.array([0.0, *self.lengths], state.dtype)[:, None] * ends, axis=0)
+
     def energy(self, state: Float[Array, " S"]) -> Scalar:
         """Kinetic and potential energy in J, zero of the latter at the hinge. Constant without torque."""
         th1, w1, th2, w2 = self.coordinates.decode(state)
@@ -186,6 +192,10 @@ class PassiveDoublePendulum(AbstractTask):
         self.start = at_rest(0.0)
         self.goal = _drift(pendulum, at_rest(release[0]), jnp.asarray(horizon - 1))
 
+    def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
+        """As [`awmkit.tasks.DoublePendulum`][] has them."""
+        return self.pendulum.rods(state)
+
     def init(self, state, horizon):
         return self.pendulum.init(state, horizon)
 
@@ -232,6 +242,10 @@ class DrivenDoublePendulum(AbstractTask):
         self.horizon = horizon
         self.state_size = pendulum.state_size
         self.action_size = 2
+
+    def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
+        """As [`awmkit.tasks.DoublePendulum`][] has them."""
+        return self.pendulum.rods(state)
 
     def init(self, state, horizon):
         return self.pendulum.init(state, horizon)
