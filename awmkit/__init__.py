@@ -16,6 +16,7 @@ from .models import (
     HWM as HWM,
     LSTM as LSTM,
     Markov as Markov,
+    RewardModel as RewardModel,
     RNN as RNN,
     Transformer as Transformer,
 )

@@ -1,6 +1,6 @@
-"""Fitting a world model to whole episodes: one loop for every class of model.
+"""Fitting to whole episodes: one loop for every class of model, of a world or of a reward.
 
-Apart from the models because the loss is the same for all: what differs is `predict`, and that is theirs.
+Apart from the models because the loop is the same for all: what differs is the loss, and that is theirs.
 """
 
 import time
@@ -8,15 +8,16 @@ import time
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._normaliser import Normaliser, trainable
 from ._progress import Progress
 from ._trajectory import Trajectory
-from .models import AbstractWorldModel
+from .models import AbstractFitted
 
 
 class Fit(eqx.Module):
@@ -24,20 +25,20 @@ class Fit(eqx.Module):
 
     - `model`: the fitted model.
     - `losses`: of each update, on its batch, shape (updates,).
-    - `held_out`: mean square error of open-loop predictions of s_1 ... s_H from s_0 and the actions, on episodes held out,
-      each entry of the state in units of its standard deviation, shape (H,): 1 is no better than predicting the mean.
+    - `held_out`: mean square error on episodes held out, step by step, shape (H,): of open-loop predictions of s_1 ... s_H
+      from s_0 and the actions, or of rewards, each entry in units of its standard deviation; 1 is as good as the mean.
       `None` where nothing was held out.
     - `seconds`: of wall time, compilation included.
     """
 
-    model: AbstractWorldModel
+    model: AbstractFitted
     losses: Float[Array, " updates"]
     held_out: Float[Array, " H"] | None
     seconds: float
 
 
 def fit(
-    model: AbstractWorldModel,
+    model: AbstractFitted,
     episodes: Trajectory,
     *,
     key: PRNGKeyArray,
@@ -47,9 +48,9 @@ def fit(
     holdout: float = 0.1,
     progress: bool = True,
 ) -> Fit:
-    """Fit a world model to whole episodes by minibatch gradient descent.
+    """Fit a world model, or a reward model, to whole episodes by minibatch gradient descent.
 
-    The loss is 0.5 times the mean square error of `model.predict` over all steps, in units of the model's targets: an AWM
+    The loss is 0.5 times the mean square error of what the model predicts over all steps, in units of its targets: an AWM
     predicts from s_0 and the actions, an HWM from true histories, a Markov model one step at a time. Statistics of the data
     are set beforehand, once:
 
@@ -60,7 +61,7 @@ def fit(
 
     **Arguments**
 
-    - `episodes`: N episodes of one length H, a [`awmkit.Trajectory`][] with a leading axis; rewards are not used.
+    - `episodes`: N episodes of one length H, a [`awmkit.Trajectory`][] with a leading axis; only a reward model needs rewards.
     - `key`: for the split and the batches.
     - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
@@ -74,19 +75,19 @@ def fit(
     _check(model, episodes, updates, batch_size, holdout)
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     split_key, batch_key = jax.random.split(key)
-    states, actions = jnp.asarray(episodes.states), jnp.asarray(episodes.actions)
-    order = jax.random.permutation(split_key, states.shape[0])
+    episodes = jtu.tree_map(jnp.asarray, Trajectory(episodes.states, episodes.actions, episodes.rewards))
+    order = jax.random.permutation(split_key, episodes.states.shape[0])
     held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
-    kept, unseen = ((states[i], actions[i]) for i in (order[held:], order[:held]))
+    kept, unseen = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
 
     weights, rest = eqx.partition(model, trainable(model))
-    loop = (weights, optimiser.init(weights), jnp.zeros(updates, states.dtype))
+    loop = (weights, optimiser.init(weights), jnp.zeros(updates, episodes.states.dtype))
     start, done, chunk = time.monotonic(), 0, 1
     with Progress(f"fit {type(model).__name__}", updates, enabled=progress) as bar:
         while done < updates:
             began, stop = time.monotonic(), min(done + chunk, updates)
             span = jnp.asarray(done), jnp.asarray(stop)
-            loop = _update(loop, rest, optimiser, *kept, batch_key, batch_size, *span)
+            loop = _update(loop, rest, optimiser, kept, batch_key, batch_size, *span)
             loss = float(loop[2][stop - 1])
             _require_finite(loss, stop)
             if done > 0:  # The first chunk compiles; the others last about half a second.
@@ -94,25 +95,20 @@ def fit(
             done = stop
             bar.update(done, f"loss {loss:.3g}")
     model = eqx.combine(loop[0], rest)
-    held_out = _open_loop_error(model, *unseen, states) if held else None
+    held_out = _held_out_error(model, unseen, episodes) if held else None
     return Fit(model, loop[2], held_out, time.monotonic() - start)
 
 
-def loss(model: AbstractWorldModel, states: Float[Array, "N T S"], actions: Float[Array, "N H A"]) -> Scalar:
-    """0.5 times the mean square error of the model's predictions, in units of its targets."""
-    errors = (jax.vmap(model.predict)(states, actions) - states[:, 1:]) / lax.stop_gradient(model.targets.scale)
-    return 0.5 * jnp.mean(errors**2)
-
-
 @eqx.filter_jit
-def _update(loop, rest, optimiser, states, actions, key, batch_size, start, stop):
+def _update(loop, rest, optimiser, episodes, key, batch_size, start, stop):
     """Updates `start` to `stop`; both are traced, so that chunks of any length share one program."""
 
     def update(i, loop):
         weights, optimiser_state, losses = loop
-        batch = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, states.shape[0])
-        value_and_grad = jax.value_and_grad(lambda weights: loss(eqx.combine(weights, rest), states[batch], actions[batch]))
-        value, grads = value_and_grad(weights)
+        drawn = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, episodes.states.shape[0])
+        batch = jtu.tree_map(lambda x: x[drawn], episodes)
+        loss = lambda weights: jnp.mean(jax.vmap(lambda episode: eqx.combine(weights, rest).loss(episode))(batch))
+        value, grads = jax.value_and_grad(loss)(weights)
         steps, optimiser_state = optimiser.update(grads, optimiser_state, weights)
         return eqx.apply_updates(weights, steps), optimiser_state, losses.at[i].set(value)
 
@@ -120,21 +116,21 @@ def _update(loop, rest, optimiser, states, actions, key, batch_size, start, stop
 
 
 @eqx.filter_jit
-def _open_loop_error(model, states, actions, all_states):
-    errors = jax.vmap(lambda s, a: model.open_loop(s[0], a))(states, actions) - states[:, 1:]
-    return jnp.mean((errors / Normaliser(states.shape[-1]).fitted(all_states).scale) ** 2, axis=(0, 2))
+def _held_out_error(model, unseen, episodes):
+    errors, truth = jax.vmap(lambda episode: model.prediction(episode))(unseen) - model.truth(unseen), model.truth(episodes)
+    return jnp.mean((errors / Normaliser(truth.shape[-1]).fitted(truth).scale) ** 2, axis=(0, 2))
 
 
 def _check(model, episodes, updates, batch_size, holdout) -> None:
     states, actions = episodes.states, episodes.actions
-    if not isinstance(model, AbstractWorldModel):
-        raise ValueError(f"fit got a {type(model).__name__}; pass a world model: Markov, HWM, AWM or your own subclass.")
+    if not isinstance(model, AbstractFitted):
+        raise ValueError(f"fit got a {type(model).__name__}; pass a Markov, HWM, AWM, RewardModel or your own subclass.")
     needed = f"states (N, H+1, {model.state_size}) and actions (N, H, {model.action_size})"
     if states.ndim != 3 or actions.shape != (states.shape[0], states.shape[1] - 1, model.action_size):
         raise ValueError(f"fit got states {states.shape} and actions {actions.shape}; this model needs {needed}.")
     if states.shape[2] != model.state_size or states.shape[0] < 2:
         raise ValueError(f"fit got states {states.shape}; this model needs {needed}, with at least 2 episodes.")
-    for name, array in (("states", states), ("actions", actions)):
+    for name, array in (("states", states), ("actions", actions), ("targets", model.truth(episodes))):
         if not jnp.issubdtype(array.dtype, jnp.floating) or not bool(jnp.isfinite(array).all()):
             raise ValueError(f"The episodes' {name} are not all finite floating-point numbers; leave out such episodes.")
     if updates < 1 or batch_size < 1 or not 0 <= holdout < 1:

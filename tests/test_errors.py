@@ -18,6 +18,7 @@ from awmkit import (
     Parallel,
     Paths,
     Picard,
+    RewardModel,
     Sequential,
     Trajectory,
     Transformer,
@@ -36,7 +37,16 @@ from awmkit.analysis import (
     report,
     true_gradient,
 )
-from awmkit.tasks import LinearQuadratic, PassiveDoublePendulum, spiral
+from awmkit.tasks import (
+    Bacteria,
+    CreditAssignment,
+    Discretised,
+    Glucose,
+    LinearQuadratic,
+    OneBounce,
+    PassiveDoublePendulum,
+    spiral,
+)
 
 KEY = jax.random.key(0)
 SYSTEM = spiral(1.0, 0.3)
@@ -79,6 +89,10 @@ def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
 
 def spiral_of_three():
     return LinearQuadratic(jnp.eye(3), jnp.ones((3, 1)))
+
+
+def _play(task):
+    return unroll(task, jnp.zeros((5, 1)), task.reset(KEY), 5)
 
 
 def _landscape(**options):
@@ -134,7 +148,11 @@ MISUSES = {
     "heads that do not divide": (lambda: Transformer(10, heads=3, horizon=5, key=KEY), "multiple of heads"),
     "odd heads for rotary": (lambda: Transformer(9, heads=3, key=KEY), "2 \\* heads"),
     "no spread": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),
-    "fitting a simulator": (lambda: fit(SYSTEM, Trajectory(STATES, ACTIONS), key=KEY), "pass a world model"),
+    "fitting a simulator": (lambda: fit(SYSTEM, Trajectory(STATES, ACTIONS), key=KEY), "pass a Markov"),
+    "fitting a reward to no rewards": (
+        lambda: fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS), key=KEY),
+        "collect them with reward=",
+    ),
     "episodes of other sizes": (
         lambda: fit(AWM_20, Trajectory(jnp.ones((4, 6, 3)), ACTIONS), key=KEY),
         r"needs states \(N, H\+1, 2\)",
@@ -146,6 +164,14 @@ MISUSES = {
     "everything held out": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, holdout=1.0), "holdout=1.0"),
     "the return without a reward": (lambda: _unroll().value(), "reward=task.reward"),
     "a task of one step": (lambda: PassiveDoublePendulum(1), "at least 2 steps"),
+    "a throw of one step": (lambda: OneBounce(1), "at least 2 steps"),
+    "a ball behind the wall": (lambda: OneBounce(start=-2.0), "behind the wall at -1.0"),
+    "credit over one step": (lambda: CreditAssignment(1), "at least 2 steps"),
+    "negative noise": (lambda: CreditAssignment(scale=-1.0), "scale=-1.0.*at least 0"),
+    "a random task without a key": (lambda: _play(CreditAssignment(5)), "give the unroll a key"),
+    "distractors without a key": (lambda: _play(Discretised(Bacteria(), 5, distractors=1)), "distractors=1.*key"),
+    "no steps of a problem": (lambda: Discretised(Bacteria(), 0), "horizon=0"),
+    "noise of another size": (lambda: Discretised(Glucose(), noise=(0.1,)), "2 entries of x0.*1 of noise"),
     "growth from three horizons": (lambda: fit_growth([1, 2, 3], [1.0, 2.0, 3.0]), "at least 4"),
     "growth of nothing": (lambda: fit_growth([1, 2, 3, 4], [1.0, 0.0, 1.0, 1.0]), "positive and finite"),
     "too many exponents": (lambda: lyapunov(SYSTEM, STATE, jnp.zeros((5, 1)), count=3), "give 1 to 2"),

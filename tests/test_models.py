@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, start
 
-from awmkit import AWM, fit, HWM, LSTM, Markov, Normaliser, Trajectory, Transformer, unroll
+from awmkit import AWM, fit, HWM, LSTM, Markov, Normaliser, RewardModel, Trajectory, Transformer, Transition, unroll
 from awmkit._normaliser import trainable
+from awmkit._reward import score
 from awmkit.models import AbstractWorldModel
 from awmkit.tasks import LinearQuadratic, spiral
 
@@ -104,6 +105,19 @@ def test_fit_learns_a_system_of_mixed_units_and_moves_no_statistics(model):
     assert (result.model.targets.scale == model.targets.scale).all() and (result.model.inputs.shift == model.inputs.shift).all()
     repeated = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
     assert (repeated.losses == result.losses).all(), "chunks of another length must not change the batches"
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_a_reward_model_learns_what_transitions_pay_and_goes_where_a_reward_goes():
+    episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
+    pay = lambda s, a, t, n: (n[0] - s[0]) / 80 + 3 * a[0] ** 2
+    rewards = jax.vmap(lambda states, actions: score(Transition(pay), states, actions))(episodes.states, episodes.actions)
+    episodes = Trajectory(episodes.states, episodes.actions, rewards)
+    model = RewardModel(3, 2, width=32, key=jax.random.key(0)).normalised(episodes)
+    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
+    assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
+    values = [score(Transition(fn), episodes.states[0], episodes.actions[0]) for fn in (result.model, pay)]
+    np.testing.assert_allclose(*values, atol=0.5 * float(jnp.std(rewards)))
 
 
 def test_statistics_are_not_trainable():

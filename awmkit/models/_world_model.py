@@ -7,13 +7,16 @@ import abc
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
+from ._fitted import AbstractFitted
 
 
-class AbstractWorldModel(AbstractDynamics):
+class AbstractWorldModel(AbstractDynamics, AbstractFitted):
     """A dynamics that is fitted to episodes.
 
     **Fields** a subclass provides
@@ -37,6 +40,16 @@ class AbstractWorldModel(AbstractDynamics):
     @abc.abstractmethod
     def origin(self, states: Float[Array, "T S"]) -> Float[Array, "H S"]:
         """What s_1 ... s_H are changes from."""
+
+    def loss(self, episode):
+        errors = (self.predict(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(self.targets.scale)
+        return 0.5 * jnp.mean(errors**2)
+
+    def truth(self, episodes):
+        return episodes.states[..., 1:, :]
+
+    def prediction(self, episode):
+        return self.open_loop(episode.states[0], episode.actions)
 
     def normalised(self, states: Float[Array, "N T S"]) -> "AbstractWorldModel":
         """This model with the statistics of episodes' `states`. Weights stay: do it once, before the first fit."""
