@@ -4,6 +4,7 @@ Apart from the models because the loop is the same for all: what differs is the 
 """
 
 import time
+from typing import Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -19,8 +20,10 @@ from ._progress import Progress
 from ._trajectory import Trajectory
 from .models import AbstractFitted
 
+M = TypeVar("M", bound=AbstractFitted)
 
-class Fit(eqx.Module):
+
+class Fit(eqx.Module, Generic[M]):
     """What `fit` returns.
 
     - `model`: the fitted model.
@@ -31,14 +34,14 @@ class Fit(eqx.Module):
     - `seconds`: of wall time, compilation included.
     """
 
-    model: AbstractFitted
+    model: M
     losses: Float[Array, " updates"]
     held_out: Float[Array, " H"] | None
     seconds: float
 
 
 def fit(
-    model: AbstractFitted,
+    model: M,
     episodes: Trajectory,
     *,
     key: PRNGKeyArray,
@@ -47,7 +50,7 @@ def fit(
     optimiser: optax.GradientTransformation | None = None,
     holdout: float = 0.1,
     progress: bool = True,
-) -> Fit:
+) -> Fit[M]:
     """Fit a world model, or a reward model, to whole episodes by minibatch gradient descent.
 
     The loss is 0.5 times the mean square error of what the model predicts over all steps, in units of its targets: an AWM

@@ -4,6 +4,7 @@ Apart from the models so that `fit` serves any of them, and a user's own.
 """
 
 import abc
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +15,8 @@ from jaxtyping import Array, Float
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
 from ._fitted import AbstractFitted
+
+W = TypeVar("W", bound="AbstractWorldModel")
 
 
 class AbstractWorldModel(AbstractDynamics, AbstractFitted):
@@ -51,7 +54,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
     def prediction(self, episode):
         return self.open_loop(episode.states[0], episode.actions)
 
-    def normalised(self, states: Float[Array, "N T S"]) -> "AbstractWorldModel":
+    def normalised(self: W, states: Float[Array, "N T S"]) -> W:
         """This model with the statistics of episodes' `states`. Weights stay: do it once, before the first fit."""
         targets = states[:, 1:]
         if self.predict_changes:

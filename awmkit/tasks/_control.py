@@ -141,12 +141,12 @@ class Discretised(AbstractTask):
         del state, horizon
 
     def step(self, carry, state, action, t, *, key=None):
-        if key is None and (self.distractors or any(self.noise)):
+        x = self._unclipped(state, action, t)
+        if not self.distractors and not any(self.noise):
+            return carry, self._clip(x)
+        if key is None:
             given = f"distractors={self.distractors}, noise={self.noise}"
             raise ValueError(f"This task is random, {given}; give the unroll a key=jax.random.key(seed).")
-        x = self._unclipped(state, action, t)
-        if key is None:
-            return carry, self._clip(x)
         noise_key, distractor_key = jax.random.split(key)
         noise = jnp.asarray(self.noise, x.dtype) * math.sqrt(self.dt) * jax.random.normal(noise_key, x.shape, x.dtype)
         distractors = jax.random.normal(distractor_key, (self.distractors,), x.dtype)
