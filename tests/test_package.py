@@ -9,6 +9,8 @@ import equinox as eqx
 
 import awmkit
 import awmkit.analysis
+import awmkit.gym
+import awmkit.mjx
 import awmkit.plot
 import awmkit.tasks
 
@@ -39,9 +41,9 @@ def test_every_class_is_abstract_or_final():
 
 
 def test_every_public_name_has_a_docstring():
-    for module in (awmkit, awmkit.analysis, awmkit.models, awmkit.plot, awmkit.tasks):
+    for module in (awmkit, awmkit.analysis, awmkit.gym, awmkit.mjx, awmkit.models, awmkit.plot, awmkit.tasks):
         for name, thing in vars(module).items():
-            if not name.startswith("_") and callable(thing):
+            if not name.startswith("_") and callable(thing) and thing.__module__.startswith("awmkit"):
                 assert thing.__doc__ and len(thing.__doc__) > 40, name
 
 
