@@ -95,6 +95,15 @@ def test_any_solver_and_any_parameter_can_be_had(solver, error):
     assert jnp.max(jnp.abs(states - exact)) < error
 
 
+def test_a_parameter_of_the_equations_has_a_gradient_too():
+    def value(m):
+        task = Discretised(Harvest(m=m), 50)
+        return unroll(task, jnp.zeros((50, 1)), task.reset(jax.random.key(0)), 50, reward=task.reward).value()
+
+    slope = jax.jit(jax.grad(value))(0.2)
+    np.testing.assert_allclose(slope, (value(0.2 + 1e-5) - value(0.2 - 1e-5)) / 2e-5, rtol=1e-8)
+
+
 def test_substeps_of_euler_are_those_of_a_longer_episode():
     coarse, fine = (Discretised(Epidemic(), 20 * n, substeps=4 // n) for n in (1, 4))
     actions = jnp.linspace(-1, 0, 20)[:, None]

@@ -17,6 +17,7 @@ from .._trajectory import Trajectory
 from ._ode import ode_step
 
 Bounds = tuple[tuple[float, float], ...]
+Parameter = float | Float[Array, ""]
 
 
 class AbstractControlProblem(eqx.Module):

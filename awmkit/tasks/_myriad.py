@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from ._control import AbstractControlProblem, Bounds
+from ._control import AbstractControlProblem, Bounds, Parameter
 
 UNBOUNDED = (-math.inf, math.inf)
 
@@ -16,9 +16,9 @@ UNBOUNDED = (-math.inf, math.inf)
 class CancerTreatment(AbstractControlProblem):
     """A tumour of density x, grown by Gompertz's law, and a drug of strength u that kills it. Chapter 10."""
 
-    r: float = 0.3
-    a: float = 3.0
-    delta: float = 0.45
+    r: Parameter = 0.3
+    a: Parameter = 3.0
+    delta: Parameter = 0.45
     x0: tuple[float, ...] = (0.975,)
     T: float = 20.0
     x_bounds: Bounds = ((1e-3, 1.0),)
@@ -34,12 +34,12 @@ class CancerTreatment(AbstractControlProblem):
 class BearPopulations(AbstractControlProblem):
     """Bears in a park (P), in the forest around it (F), and the ones that leave (O); u harvests the first two. Chapter 15."""
 
-    r: float = 0.1
-    K: float = 0.75
-    m_p: float = 0.5
-    m_f: float = 0.5
-    c_p: float = 10_000.0
-    c_f: float = 10.0
+    r: Parameter = 0.1
+    K: Parameter = 0.75
+    m_p: Parameter = 0.5
+    m_f: Parameter = 0.5
+    c_p: Parameter = 10_000.0
+    c_f: Parameter = 10.0
     x0: tuple[float, ...] = (0.4, 0.2, 0.0)
     T: float = 25.0
     x_bounds: Bounds = ((0.0, 2.0),) * 3
@@ -60,9 +60,9 @@ class BearPopulations(AbstractControlProblem):
 class Bioreactor(AbstractControlProblem):
     """Bacteria x that clean a contaminant, fed by u. Chapter 19. No control at all is optimal to 1e-6 as configured."""
 
-    K: float = 2.0
-    G: float = 1.0
-    D: float = 1.0
+    K: Parameter = 2.0
+    G: Parameter = 1.0
+    D: Parameter = 1.0
     x0: tuple[float, ...] = (0.5,)
     T: float = 2.0
     x_bounds: Bounds = ((0.0, 1.0),)
@@ -81,15 +81,15 @@ class HIVTreatment(AbstractControlProblem):
     The virus decays at `m_3`: explicit Euler is unstable for T/N above 2/4.4, which N = 20 is.
     """
 
-    s: float = 10.0
-    m_1: float = 0.02
-    m_2: float = 0.5
-    m_3: float = 4.4
-    r: float = 0.03
-    T_max: float = 1500.0
-    k: float = 2.4e-5
-    N: float = 300.0
-    A: float = 0.05
+    s: Parameter = 10.0
+    m_1: Parameter = 0.02
+    m_2: Parameter = 0.5
+    m_3: Parameter = 4.4
+    r: Parameter = 0.03
+    T_max: Parameter = 1500.0
+    k: Parameter = 2.4e-5
+    N: Parameter = 300.0
+    A: Parameter = 0.05
     x0: tuple[float, ...] = (800.0, 0.04, 1.5)
     T: float = 20.0
     x_bounds: Bounds = ((0.0, 1600.0), (0.0, 100.0), (0.0, 100.0))
@@ -114,9 +114,9 @@ class HIVTreatment(AbstractControlProblem):
 class MouldFungicide(AbstractControlProblem):
     """A mould x that grows to M, and a fungicide u. Chapter 6."""
 
-    r: float = 0.3
-    M: float = 10.0
-    A: float = 10.0
+    r: Parameter = 0.3
+    M: Parameter = 10.0
+    A: Parameter = 10.0
     x0: tuple[float, ...] = (1.0,)
     T: float = 5.0
     x_bounds: Bounds = ((0.0, 5.0),)
@@ -135,10 +135,10 @@ class Bacteria(AbstractControlProblem):
     x = 0 is absorbing through the clip: a colony once dead has no gradient but that of the cost.
     """
 
-    r: float = 1.0
-    A: float = 1.0
-    B: float = 12.0
-    C: float = 1.0
+    r: Parameter = 1.0
+    A: Parameter = 1.0
+    B: Parameter = 12.0
+    C: Parameter = 1.0
     x0: tuple[float, ...] = (1.0,)
     T: float = 1.0
     x_bounds: Bounds = ((0.0, 10.0),)
@@ -160,9 +160,9 @@ class PredatorPrey(AbstractControlProblem):
     As configured the clip extinguishes the prey at the second step whatever is done, so that nothing is left to control.
     """
 
-    d_1: float = 0.1
-    d_2: float = 0.1
-    A: float = 1.0
+    d_1: Parameter = 0.1
+    d_2: Parameter = 0.1
+    A: Parameter = 1.0
     x0: tuple[float, ...] = (10.0, 1.0, 0.0)
     T: float = 100.0
     x_bounds: Bounds = ((0.0, 11.0), (0.0, 11.0), (0.0, 5.0))
@@ -182,11 +182,11 @@ class PredatorPrey(AbstractControlProblem):
 class Glucose(AbstractControlProblem):
     """Blood glucose and net hormone; insulin u keeps glucose at l. Chapter 16. Its return varies by 0.03 % only."""
 
-    a: float = 1.0
-    b: float = 1.0
-    c: float = 1.0
-    A: float = 2.0
-    l: float = 0.4
+    a: Parameter = 1.0
+    b: Parameter = 1.0
+    c: Parameter = 1.0
+    A: Parameter = 2.0
+    l: Parameter = 0.4
     x0: tuple[float, ...] = (0.75, 0.0)
     T: float = 0.2
     x_bounds: Bounds = ((0.0, 1.0), (0.0, 1.0))
@@ -203,9 +203,9 @@ class Glucose(AbstractControlProblem):
 class Harvest(AbstractControlProblem):
     """Fish x whose mass each grows as k t / (t+1), harvested at the rate u. Chapter 11."""
 
-    A: float = 5.0
-    k: float = 10.0
-    m: float = 0.2
+    A: Parameter = 5.0
+    k: Parameter = 10.0
+    m: Parameter = 0.2
     x0: tuple[float, ...] = (0.4,)
     T: float = 10.0
     x_bounds: Bounds = (UNBOUNDED,)
@@ -221,8 +221,8 @@ class Harvest(AbstractControlProblem):
 class TimberHarvest(AbstractControlProblem):
     """A forest x; the share u of the income is reinvested, the rest is gain, discounted at r. Chapter 18. Best is bang-bang."""
 
-    r: float = 0.0
-    k: float = 1.0
+    r: Parameter = 0.0
+    k: Parameter = 1.0
     x0: tuple[float, ...] = (100.0,)
     T: float = 5.0
     x_bounds: Bounds = ((0.0, 20_000.0),)
@@ -241,9 +241,9 @@ class InvasivePlant(AbstractControlProblem):
     The book's problem is a yearly map; the field is that map minus the identity, the same at T = N only.
     """
 
-    B: float = 1.0
-    k: float = 1.0
-    eps: float = 0.01
+    B: Parameter = 1.0
+    k: Parameter = 1.0
+    eps: Parameter = 0.01
     x0: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 10.0)
     T: float = 10.0
     x_bounds: Bounds = (UNBOUNDED,) * 5
@@ -262,13 +262,13 @@ class InvasivePlant(AbstractControlProblem):
 class Epidemic(AbstractControlProblem):
     """Susceptible, exposed, infectious and all people; u vaccinates. Chapter 13. As configured it dies out by itself."""
 
-    A: float = 0.1
-    b: float = 0.525
-    d: float = 0.5
-    c: float = 1e-4
-    e: float = 0.5
-    g: float = 0.1
-    a: float = 0.2
+    A: Parameter = 0.1
+    b: Parameter = 0.525
+    d: Parameter = 0.5
+    c: Parameter = 1e-4
+    e: Parameter = 0.5
+    g: Parameter = 0.1
+    a: Parameter = 0.2
     x0: tuple[float, ...] = (1000.0, 100.0, 50.0, 1165.0)
     T: float = 20.0
     x_bounds: Bounds = (UNBOUNDED,) * 4
