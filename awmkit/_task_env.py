@@ -255,7 +255,7 @@ def _metadata(task: Any, render_mode: str | None) -> dict[str, Any]:
         raise ValueError(f"{type(task).__name__} cannot be drawn with render_mode={render_mode!r}; use {can}.")
     if not drawn:
         return {"render_modes": []}
-    return {"render_modes": ["rgb_array"], "render_fps": round(1 / getattr(task, "pendulum", task).dt)}
+    return {"render_modes": ["rgb_array"], "render_fps": round(1 / task.dt)}
 
 
 def _picture(task: Any, state: np.ndarray) -> np.ndarray:

@@ -192,6 +192,11 @@ class PassiveDoublePendulum(AbstractTask):
         self.start = at_rest(0.0)
         self.goal = _drift(pendulum, at_rest(release[0]), jnp.asarray(horizon - 1))
 
+    @property
+    def dt(self) -> float:
+        """Seconds a step."""
+        return self.pendulum.dt
+
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
         """As [`awmkit.tasks.DoublePendulum`][] has them."""
         return self.pendulum.rods(state)
@@ -242,6 +247,11 @@ class DrivenDoublePendulum(AbstractTask):
         self.horizon = horizon
         self.state_size = pendulum.state_size
         self.action_size = 2
+
+    @property
+    def dt(self) -> float:
+        """Seconds a step."""
+        return self.pendulum.dt
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
         """As [`awmkit.tasks.DoublePendulum`][] has them."""
