@@ -23,6 +23,13 @@ EULER, RK4, FAST = mjtIntegrator.mjINT_EULER, mjtIntegrator.mjINT_RK4, mjtIntegr
 IDS = [f"{name}-v5" for name in "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper HalfCheetah".split()]
 READY = [pendulum, cartpole, double_pendulum]
 
+
+@pytest.fixture(autouse=True)
+def away_from_the_repository(tmp_path, monkeypatch):
+    """MuJoCo leaves its log of warnings in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 BALL = '<mujoco><worldbody><body>{joint}<geom size="1"/></body></worldbody>{actuator}</mujoco>'
 HINGE, MOTOR = '<joint name="0"/>', '<actuator><{kind} joint="0" {options}/></actuator>'
 LIMITED = MOTOR.format(kind="motor", options='ctrlrange="-1 1"')
