@@ -14,6 +14,7 @@ from .models import (
     AWM as AWM,
     GRU as GRU,
     HWM as HWM,
+    LinearStateSpace as LinearStateSpace,
     LSTM as LSTM,
     Markov as Markov,
     RewardModel as RewardModel,

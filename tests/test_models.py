@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, start
 
-from awmkit import AWM, fit, HWM, LSTM, Markov, Normaliser, RewardModel, Trajectory, Transformer, Transition, unroll
+from awmkit import (
+    AWM,
+    fit,
+    HWM,
+    LinearStateSpace,
+    LSTM,
+    Markov,
+    Normaliser,
+    RewardModel,
+    Trajectory,
+    Transformer,
+    Transition,
+    unroll,
+)
 from awmkit._normaliser import trainable
 from awmkit._reward import score
 from awmkit.models import AbstractWorldModel
@@ -92,9 +105,10 @@ def optax_promotes():
         Markov(3, 2, width=32, key=jax.random.key(0)),
         HWM(3, 2, LSTM(32, key=jax.random.key(1)), key=jax.random.key(0)),
         AWM(3, 2, LSTM(32, key=jax.random.key(1)), key=jax.random.key(0)),
+        AWM(3, 2, LinearStateSpace(24, 1, 24, key=jax.random.key(1)), key=jax.random.key(0)),
         AWM(3, 2, Transformer(24, 1, 2, horizon=HORIZON, key=jax.random.key(1)), key=jax.random.key(0), predict_changes=False),
     ],
-    ids=["Markov", "HWM", "AWM LSTM", "AWM transformer"],
+    ids=["Markov", "HWM", "AWM LSTM", "AWM state space", "AWM transformer"],
 )
 def test_fit_learns_a_system_of_mixed_units_and_moves_no_statistics(model):
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))

@@ -23,7 +23,8 @@ class AWM(AbstractWorldModel):
     **Arguments**
 
     - `state_size`, `action_size`: S and A.
-    - `backbone`: a sequence network: `Transformer`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the following are a_t.
+    - `backbone`: a sequence network: `Transformer`, `LinearStateSpace`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the
+      following are a_t.
     - `predict_changes`: predict s_t - s_0 (the default), or s_t itself.
     - `key`: for the weights of embeddings and head.
     """
