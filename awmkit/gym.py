@@ -26,30 +26,18 @@ def _register(name: str, make_task: Callable[..., AbstractTask]) -> None:
     gymnasium.register(f"awmkit/{name}-v0", entry_point, vector_entry_point=vector_entry_point)
 
 
-def _mjx_pendulum(**options) -> AbstractTask:
+def _mjx():
     from . import mjx  # Loads MuJoCo, which nothing else here needs.
 
-    return mjx.pendulum(**options)
-
-
-def _mjx_cartpole(**options) -> AbstractTask:
-    from . import mjx
-
-    return mjx.cartpole(**options)
-
-
-def _mjx_double_pendulum(**options) -> AbstractTask:
-    from . import mjx
-
-    return mjx.double_pendulum(**options)
+    return mjx
 
 
 _register("DoublePendulum", tasks.DrivenDoublePendulum)
 _register("PassiveDoublePendulum", tasks.PassiveDoublePendulum)
 _register("OneBounce", tasks.OneBounce)
 _register("CreditAssignment", tasks.CreditAssignment)
-for problem in tasks.MYRIAD:
-    _register(problem.__name__, functools.partial(tasks.Discretised, problem=problem()))  # pyright: ignore[reportCallIssue]
-_register("MJXPendulum", _mjx_pendulum)
-_register("MJXCartPole", _mjx_cartpole)
-_register("MJXDoublePendulum", _mjx_double_pendulum)
+for _problem in tasks.MYRIAD:
+    _register(_problem.__name__, functools.partial(tasks.Discretised, problem=_problem()))  # pyright: ignore[reportCallIssue]
+_register("MJXPendulum", lambda **options: _mjx().pendulum(**options))
+_register("MJXCartPole", lambda **options: _mjx().cartpole(**options))
+_register("MJXDoublePendulum", lambda **options: _mjx().double_pendulum(**options))
