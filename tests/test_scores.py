@@ -1,0 +1,191 @@
+"""Scores at known returns, and aggregates against their definitions and scipy's."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import assume, given, strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from misuse import says
+
+from awmkit import unroll
+from awmkit.scores import gap_closed, interval, iqm, normalised, probability_of_improvement, reference, table, TELLING
+from awmkit.tasks import (
+    Bacteria,
+    BearPopulations,
+    Bioreactor,
+    CancerTreatment,
+    Discretised,
+    Epidemic,
+    Glucose,
+    Harvest,
+    MYRIAD,
+    OneBounce,
+    PredatorPrey,
+)
+
+CONTROLS = np.load(Path(__file__).parent / "reference" / "controls.npz")
+HORIZONS = (20, 50, 100, 200, 500)
+tenths = st.integers(-50, 50).map(lambda n: n / 10)  # Ties are likely, sums are all but exact.
+
+
+def scores(seeds=st.integers(1, 6), tasks=st.integers(1, 5)):
+    return st.tuples(seeds, tasks).flatmap(lambda shape: arrays(float, shape, elements=tenths))
+
+
+def pairs():
+    """Two methods, each with seeds of its own, on the same tasks."""
+    return st.integers(1, 4).flatmap(lambda tasks: st.tuples(*[scores(tasks=st.just(tasks))] * 2))
+
+
+@pytest.mark.parametrize("problem", MYRIAD)
+def test_the_optimum_scores_1_the_best_constant_0_and_a_constant_where_it_is_optimal_has_no_gap(problem):
+    for horizon in HORIZONS:
+        task, known = Discretised(problem(), horizon), reference(problem, horizon)
+        assert known == reference(problem(), horizon) == reference(task)
+        np.testing.assert_allclose(normalised(task, [known.optimal, known.random]), [1, 0])
+        if problem in TELLING:
+            assert known.optimal > known.best_constant > known.random
+            returns = np.array([[known.optimal], [known.best_constant]])
+            np.testing.assert_allclose(gap_closed(task, returns), [[1], [0]])
+        else:
+            says(lambda task=task: gap_closed(task, 0.0), f"{problem.__name__} has no gap to close: its best constant")
+
+
+def test_nine_problems_tell():
+    assert len(TELLING) == 9 and {*MYRIAD} - {*TELLING} == {Bioreactor, PredatorPrey, Epidemic}
+
+
+@pytest.mark.parametrize("name, problem", [("bear_populations", BearPopulations()), ("glucose_l05", Glucose(l=0.5))])
+def test_the_optimal_controls_close_the_gap(name, problem):
+    task = Discretised(problem, 50)
+    plan = jnp.asarray(CONTROLS[f"{name}/50"])
+    value = unroll(task, plan, task.reset(jax.random.key(0)), 50, reward=task.reward).value()
+    np.testing.assert_allclose(gap_closed(task, value), 1, atol=1e-6)
+
+
+@given(x=arrays(float, array_shapes(max_dims=3, max_side=6), elements=tenths), random=st.randoms(use_true_random=False))
+def test_the_interquartile_mean_is_that_of_the_middle_whatever_the_order(x, random):
+    shuffled = x.flatten().tolist()
+    random.shuffle(shuffled)
+    assert iqm(shuffled) == iqm(x)
+    assert x.min() - 1e-9 <= iqm(x) <= x.max() + 1e-9
+    np.testing.assert_allclose(iqm(x), scipy.stats.trim_mean(x, 0.25, axis=None), atol=1e-12)
+    if x.size % 4 == 0:
+        np.testing.assert_allclose(iqm(x), np.sort(x, axis=None)[x.size // 4 : -x.size // 4].mean(), atol=1e-12)
+
+
+@given(x=scores(), outlier=st.floats(1e3, 1e300), sign=st.sampled_from([-1, 1]))
+def test_one_outlier_does_not_move_the_interquartile_mean_beyond_the_others(x, outlier, sign):
+    assume(x.size >= 4)
+    spoilt = x.copy()
+    spoilt[0, 0] = sign * outlier
+    assert x.min() - 1e-9 <= iqm(spoilt) <= x.max() + 1e-9
+
+
+@given(xy=pairs())
+def test_the_probability_of_improvement_is_mann_whitneys_u_and_what_one_gains_the_other_loses(xy):
+    x, y = xy
+    np.testing.assert_allclose(probability_of_improvement(x, y) + probability_of_improvement(y, x), 1)
+    u = [scipy.stats.mannwhitneyu(a, b, method="asymptotic").statistic for a, b in zip(x.T, y.T, strict=True)]
+    np.testing.assert_allclose(probability_of_improvement(x, y), np.mean(u) / (len(x) * len(y)))
+
+
+@given(xy=pairs(), seed=st.integers(0, 2**32))
+def test_an_interval_is_that_of_its_seed_and_of_resampled_seeds_of_each_task(xy, seed):
+    x, y = xy
+    assume(min(len(x), len(y)) > 1)
+
+    def checked(*resampled):
+        for drawn, own in zip(resampled, (x, y), strict=True):
+            assert drawn.shape == own.shape and all(np.isin(d, o).all() for d, o in zip(drawn.T, own.T, strict=True))
+        return probability_of_improvement(*resampled)
+
+    run = lambda seed: interval(checked, x, y, seed=seed, resamples=50)
+    one, again = run(seed), run(seed)
+    assert 0 <= one.low <= one.high <= 1 and one.value == probability_of_improvement(x, y)
+    assert (one.low, one.high) == (again.low, again.high)
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    """The mean of 20 normal scores of each of 4 tasks is 0."""
+    rng = np.random.default_rng(0)
+    found = [interval(np.mean, rng.normal(size=(20, 4)), level=0.8, resamples=200, seed=k) for k in range(300)]
+    assert abs(np.mean([i.low <= 0 <= i.high for i in found]) - 0.8) < 0.07  # three standard deviations
+
+
+def test_seeds_are_resampled_within_each_task_and_by_themselves():
+    """Scores equal within each task cannot spread; nine tasks of equal scores spread a third as much as one."""
+    found = interval(iqm, np.tile([0.0, 1.0, 2.0, 4.0], (5, 1)))
+    assert found.low == found.value == found.high == 1.5
+    column = np.random.default_rng(0).normal(size=(20, 1))
+    one, nine = (interval(np.mean, np.tile(column, n)) for n in (1, 9))
+    np.testing.assert_allclose((nine.high - nine.low) / (one.high - one.low), 1 / 3, rtol=0.1)
+
+
+def returns_of(score, seeds=3, problems=MYRIAD):
+    known = {p.__name__: (reference(p, 100), p in TELLING) for p in problems}
+    worst = lambda r, telling: r.best_constant if telling else r.random
+    return {
+        n: [worst(r, t) + (score + 0.01 * k) * (r.optimal - worst(r, t)) for k in range(seeds)] for n, (r, t) in known.items()
+    }
+
+
+def test_the_table_shows_scores_aggregates_and_what_is_missing():
+    partial = returns_of(0.7)
+    del partial["Harvest"]
+    partial["Glucose"][1:] = [None, float("nan")]
+    text = table({"AWM": returns_of(0.9), "SAC": returns_of(0.5), "HWM": partial}, 100)
+    lines = {
+        cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()) if cells
+    }
+    assert lines["CancerTreatment"] == ["0.910 (0.900..0.920)", "0.510 (0.500..0.520)", "0.710 (0.700..0.720)"]
+    assert lines["Epidemic *"] == lines["CancerTreatment"]
+    assert lines["Harvest"][2] == "" and lines["Glucose"][2] == "0.700 (0.700..0.700), 1 of 3"
+    assert lines["runs missing"] == ["0 of 36", "0 of 36", "5 of 36"]
+    assert lines["IQM"][0].startswith("0.910 [0.90") and lines["IQM"][2] == ""
+    assert lines["P"] == ["", "1.000 [1.000, 1.000]", ""]
+    assert lines.keys() >= {p.__name__ for p in TELLING} | {"Bioreactor *", "PredatorPrey *"}
+
+
+def test_the_table_of_one_seed_has_no_intervals_and_of_no_run_no_aggregates():
+    text = table(
+        {"AWM": returns_of(0.9, seeds=1, problems=TELLING), "SAC": returns_of(0.5, seeds=1, problems=TELLING)}, 100, of="SAC"
+    )
+    assert "| IQM             | 0.900 " in text and "| P               | 0.000 " in text
+    assert "| runs missing | 0 of 0 |" in table({"AWM": {"Harvest": []}}, 100)
+
+
+MISUSES = {
+    "another task": (lambda: reference(OneBounce(20)), "no reference numbers for OneBounce.*Discretised"),
+    "a class of something else": (lambda: reference(OneBounce, 20), "no reference numbers for OneBounce with horizon=20"),
+    "a problem without a horizon": (lambda: reference(Glucose), "for Glucose with horizon=None; pass"),
+    "another horizon": (lambda: reference(Glucose, 30), "for Glucose at 30 steps, but for Glucose at 20, 50, 100, 200, 500"),
+    "two horizons": (lambda: reference(Discretised(Glucose(), 50), 100), "horizon=100"),
+    "changed parameters": (lambda: reference(Harvest(m=0.1), 50), r"numbers for Harvest\(m=0.1\) at 50 steps, but for Harvest"),
+    "a changed array": (lambda: reference(Bacteria(A=jnp.asarray(2.0)), 50), r"numbers for Bacteria\(A=2.0\) at 50 steps"),
+    "distractors": (lambda: gap_closed(Discretised(Glucose(), distractors=2), 0.0), "nothing random, not of .*distractors=2"),
+    "noise": (lambda: normalised(Discretised(Bacteria(), noise=0.1), 0.0), r"noise=\(0.1,\); leave these out"),
+    "no scores": (lambda: iqm([]), "0 scores.*at least one"),
+    "a failed run": (lambda: iqm([1.0, np.nan]), "2 scores, of which 1 are not finite"),
+    "scores of no task": (lambda: interval(iqm, [1.0, 2.0]), r"shape \(2,\); give \(seeds, tasks\)"),
+    "one seed": (lambda: interval(iqm, [[1.0, 2.0]]), "1 seed, which has no spread"),
+    "other tasks": (lambda: probability_of_improvement([[1.0, 2.0]], [[1.0]]), "of 2 and 1 tasks"),
+    "an unknown problem": (lambda: table({"AWM": {"CartPole": [1.0]}}, 100), "The table got CartPole"),
+    "an unknown method": (lambda: table({"AWM": {"Harvest": [1.0]}}, 100, of="SAC"), "The table got SAC"),
+    "a table of nothing": (lambda: table({}, 100), "The table got no method"),
+    "a table of no task": (lambda: table({"AWM": {}}, 100), "The table got no task"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_one_clear_sentence(name):
+    says(*MISUSES[name])
+
+
+def test_a_cancer_treatment_is_judged_as_the_paper_has_it():
+    known = reference(CancerTreatment, 100)
+    assert (round(known.optimal, 4), round(known.best_constant, 2), round(known.random, 1)) == (-20.5253, -21.79, -33.8)
