@@ -31,7 +31,8 @@ class MLPPolicy(AbstractPolicy):
 
     - `state_size`, `action_size`: S and A.
     - `width`, `depth`: of the hidden layers, with swish between them.
-    - `horizon`: if given, t / horizon is one more input: what a finite-horizon optimum needs in general.
+    - `horizon`: if given, t and the logarithm of the steps left are two more inputs: what a finite-horizon optimum needs in
+      general.
     - `key`: for the weights.
 
     `inputs` normalises the state; set it with `eqx.tree_at(lambda p: p.inputs, policy, policy.inputs.fitted(states))`.
@@ -90,7 +91,7 @@ class GaussianPolicy(AbstractPolicy):
             raise ValueError(f"GaussianPolicy got std={std}; give a positive number, such as 0.5.")
         self.inputs = Normaliser(state_size)
         self.network = _mlp(state_size, 2 * action_size, width, depth, horizon, key)
-        self.log_std = jnp.full(action_size, math.log(std))
+        self.log_std = jnp.full(action_size, math.log(std), jnp.result_type(float))
         self.horizon = horizon
 
     def __call__(self, state, t, *, key=None):
@@ -125,10 +126,13 @@ class GaussianPolicy(AbstractPolicy):
 
 
 def _mlp(state_size, out_size, width, depth, horizon, key) -> eqx.nn.MLP:
-    return eqx.nn.MLP(state_size + (horizon is not None), out_size, width, depth, jax.nn.swish, key=key)
+    return eqx.nn.MLP(state_size + 2 * (horizon is not None), out_size, width, depth, jax.nn.swish, key=key)
 
 
 def _features(state, t, horizon) -> Array:
     if horizon is None:
         return state
-    return jnp.append(state, jnp.asarray(t, state.dtype) / horizon)
+    t = jnp.asarray(t, state.dtype)
+    # The last steps differ most: an action without a later reward is another one altogether.
+    left = jnp.log1p(horizon - 1 - t) / math.log1p(max(horizon - 1, 1))
+    return jnp.concatenate([state, 2 * jnp.stack([t / horizon, left]) - 1])
