@@ -5,6 +5,7 @@ Apart from the environments made of tasks because it goes the other way, and no 
 
 import operator
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import gymnasium
@@ -96,6 +97,7 @@ class GymnasiumTask(AbstractTask):
     horizon: int = eqx.field(static=True)
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
+    on_host: ClassVar[bool] = True
 
     def __init__(self, env: gymnasium.Env, *, reward: Reward | None = None, horizon: int | None = None):
         observations, actions = _spaces(env)

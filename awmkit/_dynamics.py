@@ -88,10 +88,17 @@ class AbstractDynamics(eqx.Module):
 class AbstractTask(AbstractDynamics):
     """A dynamics with a purpose: a reward, a distribution of initial states and a horizon.
 
-    What BPO, Gymnasium and the examples take. `horizon` is the number of steps H of an episode.
+    What BPO, Gymnasium and the examples take.
+
+    **Fields** a subclass provides
+
+    - `horizon`: the number of steps H of an episode.
+    - `on_host`: class attribute, `True` where JAX cannot trace the task and episodes come from its method
+      `collect(policy, episodes, *, key)`. The default is `False`.
     """
 
     horizon: eqx.AbstractVar[int]
+    on_host: ClassVar[bool] = False
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,296 @@
+"""BPO, the paper's algorithm: act, store the episodes, fit the model to them, ascend the return that it predicts.
+
+One entry point for every world model, for the simulator's own gradient and for every kind of task; what differs is an argument.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jax import lax
+from jaxtyping import Array, PRNGKeyArray
+
+from . import _learner
+from ._ascent import AbstractAscent, Climb, ShortUnroll, WholeEpisode
+from ._checkpoint import load, read_header, save, versions
+from ._dynamics import AbstractDynamics, AbstractTask
+from ._learner import Fitting, Learner, Loop, Metrics, Mode, Warmup
+from ._progress import Progress
+from ._reward import Reward
+from ._trajectory import Trajectory
+from .models import AWM, HWM
+from .models._fitted import AbstractFitted
+from .models._world_model import AbstractWorldModel
+
+
+class BPOResult(eqx.Module):
+    """What `bpo` returns. Of several seeds, everything but `seconds` has a leading axis.
+
+    - `model`, `policy`: as learned.
+    - `reward`: as learned; `None` where it was known.
+    - `metrics`: a [`awmkit.Metrics`][] whose fields have a last axis, one entry an epoch.
+    - `seconds`: of wall time, of this call, compilation included.
+    - `learner`: these and the replay and the optimisers' memories.
+    """
+
+    model: AbstractDynamics
+    policy: Callable[..., Array]
+    reward: AbstractFitted | None
+    metrics: Metrics
+    seconds: float
+    learner: Learner
+
+
+def bpo(
+    task: AbstractTask,
+    model: AbstractDynamics,
+    policy: Callable[..., Array],
+    *,
+    key: PRNGKeyArray,
+    steps: int = 5_000,
+    environments: int = 1,
+    warmup: Warmup = Warmup(),
+    fitting: Fitting = Fitting(),
+    ascent: AbstractAscent = WholeEpisode(),
+    reward: Reward | AbstractFitted | None = None,
+    capacity: int | None = None,
+    evaluate_every: int = 500,
+    evaluations: int = 1,
+    callbacks: Sequence[Callable[[Metrics], object]] = (),
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> BPOResult:
+    """Learn a policy by the gradient of the return that a model predicts (Ma et al., 2024; the schedule is theirs).
+
+    After a warm-up of random actions, again and again: an episode of the policy with its noise in each environment, stored
+    whole; updates of the model on whole episodes; updates of the policy on the return of imagined ones.
+
+    ```python
+    task = Discretised(CancerTreatment())
+    model = AWM(task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2)
+    policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=k3)
+    result = bpo(task, model, policy, key=k4, checkpoint="run.awm")
+    result.metrics.true_return
+    ```
+
+    Statistics of the warm-up normalise the states that a world model and a policy read, and scale the return.
+
+    **Several seeds as one program**: give an array of keys, and a model and a policy with a leading axis, as
+    `eqx.filter_vmap(make)(keys)` builds them. A simulator is one for all.
+
+    **Arguments**
+
+    - `task`: any [`awmkit.AbstractTask`][], an [`awmkit.gym.GymnasiumTask`][] among them. If JAX can trace it, an epoch is one
+      compiled program.
+    - `model`: a world model, fitted as the run goes; or `task` itself, for the simulator's own gradient; or another dynamics.
+    - `policy`: as in [`awmkit.unroll`][]; evaluated without a key, at its mode.
+    - `key`: one key, or an array of them, (K,).
+    - `steps`: of the environment in all, the warm-up's among them, rounded up to whole episodes.
+    - `environments`: how many act side by side; updates are due by steps, whoever makes them.
+    - `warmup`, `fitting`, `ascent`: see [`awmkit.Warmup`][], [`awmkit.Fitting`][], and [`awmkit.WholeEpisode`][] or
+      [`awmkit.ShortUnroll`][].
+    - `reward`: what imagined episodes are scored with, by default the task's reward; an [`awmkit.RewardModel`][] is learned.
+    - `capacity`: of the replay, in episodes; by default room for all.
+    - `evaluate_every`, `evaluations`: environment steps of an epoch, rounded to whole iterations, and how many true episodes of
+      the mode end it.
+    - `callbacks`: called with the [`awmkit.Metrics`][] of each epoch, such as [`awmkit.JSONLines`][].
+    - `checkpoint`: a file that holds the whole run, written after each epoch; if it exists, the run goes on from it and ends
+      as if it had never stopped, bit for bit on the same machine.
+    - `progress`: whether to show steps, true return, model error, gradient norm and time left on stderr.
+
+    **Returns:** a [`awmkit.BPOResult`][].
+
+    **Raises:** `ValueError` for what does not fit together, or a checkpoint of another run; `RuntimeError` when the model's
+    loss is not finite. A policy gradient that is not finite is left out and counted, in `Metrics.climb.skipped`.
+    """
+    started = time.monotonic()
+    _check(task, model, policy, key, steps, environments, ascent, evaluate_every, evaluations)
+    per_iteration = task.horizon * environments
+    warm = math.ceil(warmup.steps / per_iteration) * environments
+    before, iterations = warm * task.horizon, math.ceil((steps - warm * task.horizon) / per_iteration)
+    if iterations < 1:
+        raise ValueError(f"bpo got steps={steps}, and the warm-up takes {before}; give it more, or a shorter warm-up.")
+    capacity = warm + iterations * environments if capacity is None else capacity
+    learned, known = (reward, None) if isinstance(reward, AbstractFitted) else (None, reward)
+    loop = Loop(task, fitting, ascent, environments, evaluations, known)
+    start = _Start(loop, model, learned, policy, warmup, warm, capacity, key)
+
+    config = {
+        "run": eqx.tree_pformat(start, width=120),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "epoch": max(1, round(evaluate_every / loop.per_iteration)),
+    }
+    learner, rows = (
+        (start.run(), []) if checkpoint is None or not Path(checkpoint).exists() else _resume(checkpoint, config, start)
+    )
+    done = (int(np.max(rows[-1].steps)) - before) // loop.per_iteration if rows else 0
+    with Progress(f"bpo, {type(model).__name__}", before + iterations * loop.per_iteration, enabled=progress) as bar:
+        for begin in range(done, iterations, config["epoch"]):
+            end = min(begin + config["epoch"], iterations)
+            learner, row = _epoch(loop, learner, begin, end, before, key)
+            _require_finite(row)
+            rows.append(row)
+            if checkpoint is not None:
+                save(checkpoint, (learner, _stack(rows)), config={**config, "epochs": len(rows)})
+            for callback in callbacks:
+                callback(row)
+            bar.update(before + end * loop.per_iteration, _line(row))
+    return BPOResult(learner.model, learner.policy, learner.reward, _stack(rows), time.monotonic() - started, learner)
+
+
+class _Start(eqx.Module):
+    """All that decides a run, and so how it begins."""
+
+    loop: Loop
+    model: AbstractDynamics
+    reward: AbstractFitted | None
+    policy: Callable[..., Array]
+    warmup: Warmup
+    episodes: int = eqx.field(static=True)
+    capacity: int = eqx.field(static=True)
+    key: PRNGKeyArray
+
+    def run(self) -> Learner:
+        """The learner after the warm-up."""
+        lived = None
+        if self.loop.task.on_host:
+            lived = _learner.warm_up(self.loop, self.warmup, self.episodes, self._keys(self.key)[0])
+        return _prime(self, lived)
+
+    def shapes(self) -> Learner:
+        """The same, but for what the arrays hold; nothing is run."""
+        task, dtype = self.loop.task, jnp.result_type(float)
+        shapes = (task.horizon + 1, task.state_size), (task.horizon, task.action_size), (task.horizon,)
+        arrays: list[Any] = [jax.ShapeDtypeStruct((self.episodes, *shape), dtype) for shape in shapes]
+        lived = Trajectory(arrays[0], arrays[1], arrays[2])
+        return eqx.filter_eval_shape(_prime, self, lived if task.on_host else None)
+
+    def prime(self, model, reward, policy, key, lived) -> Learner:
+        warm_key, prime_key = self._keys(key)
+        if lived is None:
+            lived = _learner.warm_up(self.loop, self.warmup, self.episodes, warm_key)
+        return _learner.prime(self.loop, model, reward, policy, lived, self.capacity, prime_key)
+
+    @staticmethod
+    def _keys(key):
+        # Iterations take the small numbers.
+        return jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+
+
+@eqx.filter_jit
+def _prime(start: _Start, lived) -> Learner:
+    prime = lambda model, reward, policy, key: start.prime(model, reward, policy, key, lived)
+    if start.key.ndim:  # A simulator is one for all seeds.
+        several = eqx.if_array(0)
+        model = several if isinstance(start.model, AbstractFitted) else None
+        prime = eqx.filter_vmap(prime, in_axes=(model, several, several, 0))
+    learner = prime(start.model, start.reward, start.policy, start.key)
+    # Weak types would become strong in the first epoch and compile a second.
+    return jtu.tree_map(lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, learner)
+
+
+def _epoch(loop: Loop, learner: Learner, begin: int, end: int, before: int, key) -> tuple[Learner, Metrics]:
+    run = _lived_epoch if loop.task.on_host else _compiled_epoch
+    learner, total, true_return = run(loop, learner, jnp.asarray(begin), jnp.asarray(end), key)
+    return learner, jax.device_get(_learner.metrics(loop, learner, total, begin, end, before, true_return))
+
+
+@eqx.filter_jit
+def _compiled_epoch(loop, learner, begin, end, key):
+    epoch = lambda learner, key: _learner.epoch(loop, learner, begin, end, key)
+    return (eqx.filter_vmap(epoch) if key.ndim else epoch)(learner, key)
+
+
+def _lived_epoch(loop, learner, begin, end, key):
+    """As `_compiled_epoch`, for environments on the host."""
+    task, sums = loop.task, []
+    for i in range(int(begin), int(end)):
+        act_key, learn_key = _learner.iteration_keys(key, i)
+        episodes = _learner.lived(task, learner.policy, loop.environments, act_key)
+        learner, seen = _learn(loop, learner, episodes, jnp.asarray(i), learn_key)
+        sums.append(seen)
+    evaluated = _learner.lived(task, Mode(learner.policy), loop.evaluations, _learner.evaluation_key(key))
+    return learner, jtu.tree_map(lambda *x: sum(x), *sums), jnp.mean(evaluated.value())
+
+
+_learn = eqx.filter_jit(_learner.learn)
+
+
+def _resume(path, config: dict[str, Any], start: _Start) -> tuple[Learner, list[Metrics]]:
+    """Where the run in the file had got to."""
+    kept = read_header(path)
+    for name, given in config.items():
+        if kept["config"].get(name) != given:
+            raise ValueError(
+                f"{path} holds another run: its {name} is {kept['config'].get(name)}, and the one asked for is {given}; give "
+                "the arguments it was begun with, or another file."
+            )
+    if kept["versions"] != versions():
+        warnings.warn(f"{path} was written by {kept['versions']}, and goes on with {versions()}.", stacklevel=3)
+    epochs: int = kept["config"]["epochs"]
+    array = lambda dtype: jax.ShapeDtypeStruct((*start.key.shape, epochs), jnp.result_type(dtype))
+    steps: Any = array(int)
+    field: Any = array(float)
+    fitted = field if isinstance(start.model, AbstractWorldModel) else None
+    like = Metrics(steps, field, field, fitted, fitted, Climb(field, field, field, field, field))
+    learner, rows = load(path, (start.shapes(), like))
+    return learner, [jtu.tree_map(lambda x, i=i: np.asarray(x[..., i]), rows) for i in range(epochs)]
+
+
+def _stack(rows: list[Metrics]) -> Metrics:
+    return jtu.tree_map(lambda *x: jnp.asarray(np.stack(x, axis=-1)), *rows)
+
+
+def _line(row: Metrics) -> str:
+    """Of several seeds, the median."""
+    error = "" if row.model_error is None else f"model error {np.median(row.model_error):.2g}  "
+    skipped = f"  {int(np.sum(row.climb.skipped))} skipped" if np.any(row.climb.skipped) else ""
+    return f"return {np.median(row.true_return):.5g}  {error}gradient {np.median(row.climb.gradient_norm):.2g}{skipped}"
+
+
+def _require_finite(row: Metrics) -> None:
+    if row.model_loss is not None and not np.isfinite(row.model_loss).all():
+        raise RuntimeError(
+            f"The model's loss was {row.model_loss} after {np.max(row.steps)} steps; lower its learning rate, or clip its "
+            "gradient: Fitting(optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)))."
+        )
+
+
+def _check(task, model, policy, key, steps, environments, ascent, evaluate_every, evaluations) -> None:
+    if not isinstance(task, AbstractTask):
+        raise ValueError(f"The task is a {type(task).__name__}; pass an awmkit.AbstractTask, such as a GymnasiumTask(env).")
+    if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
+        raise ValueError(
+            f"The model is a {type(model).__name__}, which no gradient goes through; pass a world model, such as an AWM."
+        )
+    if (model.state_size, model.action_size) != (task.state_size, task.action_size):
+        raise ValueError(
+            f"The model has {model.state_size} states and {model.action_size} actions and the task {task.state_size} and "
+            f"{task.action_size}; build it with task.state_size and task.action_size."
+        )
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1):
+        raise ValueError("The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), to run as one.")
+    if key.ndim and task.on_host:
+        raise ValueError("Several seeds run as one program only where JAX can trace the task; call bpo once for each key.")
+    if min(steps, environments, evaluate_every, evaluations) < 1:
+        raise ValueError(
+            f"bpo got steps={steps}, environments={environments}, evaluate_every={evaluate_every}, evaluations={evaluations}; "
+            "each must be at least 1."
+        )
+    if not hasattr(policy, "entropy") and ascent.entropy != 0:
+        raise ValueError(
+            f"A {type(policy).__name__} has no entropy to reward; pass a GaussianPolicy, or {type(ascent).__name__}(entropy=0)."
+        )
+    if isinstance(ascent, ShortUnroll) and isinstance(model, AWM | HWM):
+        raise ValueError(
+            f"ShortUnroll begins in the middle of an episode, and {type(model).__name__} knows episodes from their first state "
+            "only; use Markov, a simulator, or WholeEpisode."
+        )

@@ -1,0 +1,321 @@
+"""The steps of BPO, compiled: warm up, act, fit, climb, and an epoch made of them.
+
+Apart from `bpo` because that is a loop over these on the host, with everything that a host is for: checks, files, progress.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar
+
+from ._ascent import AbstractAscent, Climb
+from ._dynamics import AbstractDynamics, AbstractTask
+from ._normaliser import Normaliser, trainable
+from ._replay import Replay
+from ._reward import Reward, Transition
+from ._trajectory import Trajectory
+from ._unroll import unroll
+from .models import RewardModel
+from .models._fitted import AbstractFitted
+from .models._world_model import AbstractWorldModel
+
+
+def uniform_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
+    """Each action of each step drawn from [-1, 1] by itself: the paper's warm-up."""
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+
+
+def steady_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
+    """A constant drawn from [-1, 1] and noise of 0.3 on it: reaches states at which independent actions average out."""
+    level_key, noise_key = jax.random.split(key)
+    level = jax.random.uniform(level_key, shape[1:], minval=-1.0, maxval=1.0)
+    return jnp.clip(level + 0.3 * jax.random.normal(noise_key, shape), -1.0, 1.0)
+
+
+class Warmup(eqx.Module):
+    """Episodes of random actions, from which all statistics are taken, before anything is learned.
+
+    - `steps`: of the environment, at least 1, rounded up to whole episodes.
+    - `actions`: draws the actions of an episode, `actions(key, (H, A)) -> (H, A)`: `uniform_actions`, `steady_actions`.
+    """
+
+    steps: int = eqx.field(static=True, default=1_500)
+    actions: Callable[..., Array] = eqx.field(static=True, default=uniform_actions)
+
+    def __check_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"Warmup got steps={self.steps}; statistics need at least 1, which makes a whole episode.")
+
+
+class Fitting(eqx.Module):
+    """How the model, and a learned reward with it, is fitted to the replay.
+
+    - `every`: environment steps for one update; may be less than 1.
+    - `batch_size`: whole episodes in an update.
+    - `optimiser`: of the model.
+    - `first`: updates right after the warm-up.
+    - `recency`: in (0, 1], how much less likely an episode is drawn than the one that came after it; 1 draws all alike.
+    """
+
+    every: float = eqx.field(static=True, default=2.0)
+    batch_size: int = eqx.field(static=True, default=64)
+    optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
+    first: int = eqx.field(static=True, default=0)
+    recency: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self):
+        if not self.every > 0 or self.batch_size < 1 or self.first < 0 or not 0 < self.recency <= 1:
+            raise ValueError(
+                f"Fitting got every={self.every}, batch_size={self.batch_size}, first={self.first}, recency={self.recency}; it "
+                "needs a positive number, at least 1, at least 0, and a number in (0, 1]."
+            )
+
+
+class Metrics(eqx.Module):
+    """What an epoch of BPO did.
+
+    - `steps`: of the environment, done so far.
+    - `true_return`: of the policy's mode on the true system, mean of the evaluations.
+    - `acted_return`: of the policy with its noise, mean of the epoch's episodes.
+    - `model_loss`: what the fit descends, mean of the epoch's updates.
+    - `model_error`: of the epoch's episodes, each before it was fitted: mean square over steps of the open-loop prediction, in
+      variances of the warm-up's states; 1 is as good as their mean.
+    - `climb`: of the epoch's policy updates: means, and of `skipped` the sum.
+
+    A simulator, which is not fitted, has no `model_loss` and no `model_error`: they are `None`. Of several seeds, each field
+    has a leading axis; of a whole run, a last axis of epochs.
+    """
+
+    steps: Int[Array, "*seeds"]
+    true_return: Float[Array, "*seeds"]
+    acted_return: Float[Array, "*seeds"]
+    model_loss: Float[Array, "*seeds"] | None
+    model_error: Float[Array, "*seeds"] | None
+    climb: Climb
+
+    def row(self) -> dict[str, Any]:
+        """Its numbers by name, those of `climb` among them: a line of a log."""
+        fields = {**vars(self), **vars(self.climb)}
+        return {name: jnp.asarray(x).tolist() for name, x in fields.items() if name != "climb" and x is not None}
+
+
+class Learner(eqx.Module):
+    """All that BPO changes as it goes, and so what a checkpoint holds."""
+
+    model: AbstractDynamics
+    reward: AbstractFitted | None
+    policy: Callable[..., Array]
+    fit_memory: PyTree
+    ascent_memory: PyTree
+    replay: Replay
+    unit: Scalar
+
+
+class Mode(eqx.Module):
+    """A policy without its noise: how it is evaluated."""
+
+    policy: Callable[..., Array]
+
+    def __call__(self, state, t, *, key=None):
+        return self.policy(state, t)
+
+
+class Loop(eqx.Module):
+    """What stays the same from epoch to epoch."""
+
+    task: AbstractTask
+    fitting: Fitting
+    ascent: AbstractAscent
+    environments: int = eqx.field(static=True)
+    evaluations: int = eqx.field(static=True)
+    reward: Reward | None = None
+
+    @property
+    def per_iteration(self) -> int:
+        """Environment steps of one iteration, an episode in each environment."""
+        return self.task.horizon * self.environments
+
+    def due(self, iterations: Int[Array, ""], every: float) -> Int[Array, ""]:
+        """How many updates are due after so many iterations."""
+        return jnp.floor(iterations * (self.per_iteration / every) + 1e-3).astype(int)
+
+    def due_between(self, start, stop, every):
+        return self.due(stop, every) - self.due(start, every)
+
+
+def warm_up(loop: Loop, warmup: Warmup, episodes: int, key: PRNGKeyArray) -> Trajectory:
+    """Episodes under random actions."""
+    task, shape = loop.task, (loop.task.horizon, loop.task.action_size)
+    action_key, act_key = jax.random.split(key)
+    actions = jax.vmap(lambda k: warmup.actions(k, shape))(jax.random.split(action_key, episodes))
+    if not task.on_host:
+        return act(task, actions, act_key)
+    keys = jax.random.split(act_key, episodes)
+    rows = [lived(task, plan, 1, k) for plan, k in zip(actions, keys, strict=True)]
+    return jtu.tree_map(lambda *x: jnp.concatenate(x), *rows)
+
+
+def lived(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
+    """Episodes of a policy, or of an array of actions, in a task on the host."""
+    return task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def act(task: AbstractTask, policy, key: PRNGKeyArray, episodes: int = 1) -> Trajectory:
+    """Episodes of a policy in a task that JAX can trace, or one for each of the given arrays of actions."""
+    planned = isinstance(policy, Array)
+    reset_keys, unroll_keys = (jax.random.split(k, len(policy) if planned else episodes) for k in jax.random.split(key))
+    episode = lambda p, s, k: unroll(task, p, s, task.horizon, reward=task.reward, key=k)
+    return jax.vmap(episode, in_axes=(0 if planned else None, 0, 0))(policy, jax.vmap(task.reset)(reset_keys), unroll_keys)
+
+
+def prime(loop: Loop, model, reward, policy, episodes: Trajectory, capacity: int, key: PRNGKeyArray) -> Learner:
+    """The learner after the warm-up's `episodes`, all statistics theirs."""
+    fit_key, ascent_key = jax.random.split(key)
+    if isinstance(model, AbstractWorldModel):
+        model = model.normalised(episodes.states)
+    if isinstance(reward, RewardModel):
+        reward = reward.normalised(episodes)
+    if isinstance(getattr(policy, "inputs", None), Normaliser):
+        policy = eqx.tree_at(lambda p: p.inputs, policy, policy.inputs.fitted(episodes.states))
+    learner = blank(loop, model, reward, policy, jtu.tree_map(lambda x: x[0], episodes), capacity, ascent_key)
+    unit = learner.unit
+    if loop.ascent.unit is None:
+        unit = Normaliser(1).fitted(episodes.value(loop.ascent.discount)[:, None]).scale[0]
+    learner = eqx.tree_at(lambda x: (x.replay, x.unit), learner, (learner.replay.add(episodes), unit))
+    return fit_updates(loop, learner, loop.fitting.first, fit_key)[0]
+
+
+def blank(loop: Loop, model, reward, policy, episode: Trajectory, capacity: int, key: PRNGKeyArray) -> Learner:
+    """The learner with an empty replay."""
+    learned = _learned(model, reward)
+    memory = loop.fitting.optimiser.init(eqx.filter(learned, trainable(learned)))
+    unit = jnp.asarray(1.0 if loop.ascent.unit is None else loop.ascent.unit, episode.states.dtype)
+    replay = Replay.empty(capacity, episode)
+    return Learner(model, reward, policy, memory, loop.ascent.init(policy, key), replay, unit)
+
+
+def fit_updates(loop: Loop, learner: Learner, updates, key: PRNGKeyArray) -> tuple[Learner, Scalar]:
+    """So many updates of what is learned of the replay, and the sum of their losses."""
+    learned = _learned(learner.model, learner.reward)
+    weights, rest = eqx.partition(learned, trainable(learned))
+    zero = jnp.zeros_like(learner.unit)
+    if not learned:
+        return learner, zero
+
+    def update(i, carry):
+        weights, memory, total = carry
+        batch = learner.replay.sample(jax.random.fold_in(key, i), loop.fitting.batch_size, recency=loop.fitting.recency)
+
+        def loss(weights):
+            losses = [jax.vmap(lambda x, m=m: m.loss(x))(batch) for m in eqx.combine(weights, rest).values()]
+            return jnp.mean(sum(losses))
+
+        value, grads = jax.value_and_grad(loss)(weights)
+        steps, memory = loop.fitting.optimiser.update(grads, memory, weights)
+        return eqx.apply_updates(weights, steps), memory, total + value
+
+    weights, memory, total = lax.fori_loop(0, updates, update, (weights, learner.fit_memory, zero))
+    for name, module in {**eqx.combine(weights, rest), "fit_memory": memory}.items():
+        learner = eqx.tree_at(lambda x, name=name: getattr(x, name), learner, module)
+    return learner, total
+
+
+def climb_updates(loop: Loop, learner: Learner, updates, steps, key: PRNGKeyArray) -> tuple[Learner, Climb]:
+    """So many updates of the policy, and the sum of what they saw."""
+    if learner.reward is not None:
+        reward = Transition(learner.reward)  # pyright: ignore[reportArgumentType]
+    else:
+        reward = loop.task.reward if loop.reward is None else loop.reward
+    zero = jnp.zeros_like(learner.unit)
+    changing, rest = eqx.partition((learner.ascent_memory, learner.policy), eqx.is_array)
+
+    def update(i, carry):
+        changing, total = carry
+        memory, policy, seen = loop.ascent.update(
+            *eqx.combine(changing, rest),
+            dynamics=learner.model,
+            reward=reward,
+            replay=learner.replay,
+            unit=learner.unit,
+            steps=steps,
+            key=jax.random.fold_in(key, i),
+        )
+        return eqx.filter((memory, policy), eqx.is_array), jtu.tree_map(jnp.add, total, seen)
+
+    changing, total = lax.fori_loop(0, updates, update, (changing, Climb(zero, zero, zero, zero, zero)))
+    return eqx.tree_at(lambda x: (x.ascent_memory, x.policy), learner, eqx.combine(changing, rest)), total
+
+
+def learn(loop: Loop, learner: Learner, episodes: Trajectory, iteration, key: PRNGKeyArray) -> tuple[Learner, PyTree]:
+    """What one iteration learns of its episodes, and the sums that `metrics` divides."""
+    fit_key, climb_key = jax.random.split(key)
+    error = _error(learner.model, episodes)
+    learner = eqx.tree_at(lambda x: x.replay, learner, learner.replay.add(episodes))
+    due = lambda every: loop.due_between(iteration, iteration + 1, every)
+    learner, loss = fit_updates(loop, learner, due(loop.fitting.every), fit_key)
+    learner, climbs = climb_updates(loop, learner, due(loop.ascent.every), iteration * loop.per_iteration, climb_key)
+    return learner, (jnp.mean(episodes.value()), error, loss, climbs)
+
+
+def epoch(loop: Loop, learner: Learner, start, stop, key: PRNGKeyArray) -> tuple[Learner, PyTree, Scalar]:
+    """Iterations `start` to `stop` in a task that JAX can trace: the learner, the sums of what was seen, the true return."""
+    changing, rest = eqx.partition(learner, eqx.is_array)
+    zero = jnp.zeros_like(learner.unit)
+
+    def iteration(i, carry):
+        changing, total = carry
+        act_key, learn_key = iteration_keys(key, i)
+        learner = eqx.combine(changing, rest)
+        episodes = act(loop.task, learner.policy, act_key, loop.environments)
+        learner, seen = learn(loop, learner, episodes, i, learn_key)
+        return eqx.filter(learner, eqx.is_array), jtu.tree_map(jnp.add, total, seen)
+
+    total = (zero, zero, zero, Climb(zero, zero, zero, zero, zero))
+    changing, total = lax.fori_loop(start, stop, iteration, (changing, total))
+    learner = eqx.combine(changing, rest)
+    evaluated = act(loop.task, Mode(learner.policy), evaluation_key(key), loop.evaluations)
+    return learner, total, jnp.mean(evaluated.value())
+
+
+def iteration_keys(key: PRNGKeyArray, iteration) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """For acting and for learning."""
+    act_key, learn_key = jax.random.split(jax.random.fold_in(key, iteration + 1))
+    return act_key, learn_key
+
+
+def evaluation_key(key: PRNGKeyArray) -> PRNGKeyArray:
+    """The same for every epoch, so that returns along a run are compared on the same starts."""
+    return jax.random.fold_in(key, 0)
+
+
+def metrics(loop: Loop, learner: Learner, total: PyTree, start, stop, before: int, true_return) -> Metrics:
+    """The sums of an epoch as means; `before` counts the warm-up's steps."""
+    acted, error, loss, climbs = total
+    fits, updates = (loop.due_between(start, stop, every) for every in (loop.fitting.every, loop.ascent.every))
+    climbed = jtu.tree_map(lambda x: x / jnp.maximum(updates - climbs.skipped, 1), climbs)
+    fitted = isinstance(learner.model, AbstractWorldModel)
+    return Metrics(
+        jnp.broadcast_to(before + stop * loop.per_iteration, true_return.shape),
+        true_return,
+        acted / (stop - start),
+        loss / jnp.maximum(fits, 1) if fitted else None,
+        error / (stop - start) if fitted else None,
+        eqx.tree_at(lambda c: c.skipped, climbed, climbs.skipped),
+    )
+
+
+def _learned(model, reward) -> dict[str, AbstractFitted]:
+    return {name: m for name, m in (("model", model), ("reward", reward)) if isinstance(m, AbstractFitted)}
+
+
+def _error(model, episodes: Trajectory) -> Scalar:
+    if not isinstance(model, AbstractWorldModel):
+        return jnp.zeros((), episodes.states.dtype)
+    errors = jax.vmap(model.prediction)(episodes) - model.truth(episodes)
+    return jnp.mean((errors / model.inputs.scale) ** 2)

@@ -1,0 +1,37 @@
+"""What a run leaves behind as it goes, for tools and for people who come later.
+
+Apart from the algorithm, which knows of callbacks only.
+"""
+
+import json
+from pathlib import Path
+
+from ._learner import Metrics
+
+
+class JSONLines:
+    """A callback of [`awmkit.bpo`][] that writes one line of JSON an epoch, flushed at once.
+
+    A run that goes on from a checkpoint goes on with its log: lines of epochs that are run again are replaced.
+
+    **Arguments:** `path`: the file; its folder must exist.
+    """
+
+    def __init__(self, path: str | Path):
+        self._path = Path(path)
+        self._begun = False
+
+    def __call__(self, metrics: Metrics) -> None:
+        row = metrics.row()
+        if not self._begun:
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            kept = [line for line in lines if _steps(json.loads(line)) < _steps(row)]
+            self._path.write_text("".join(line + "\n" for line in kept))
+            self._begun = True
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _steps(row) -> int:
+    steps = row["steps"]
+    return steps[0] if isinstance(steps, list) else steps

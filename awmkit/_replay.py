@@ -1,0 +1,72 @@
+"""The episodes that were lived: a ring of fixed size on the device, in which an episode stays whole.
+
+Apart from the algorithm because its one promise, that steps of two episodes are never mixed, is tested by itself.
+"""
+
+import operator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from ._trajectory import Trajectory
+
+
+class Replay(eqx.Module):
+    """Whole episodes in fixed memory; when it is full the oldest give way.
+
+    - `episodes`: a [`awmkit.Trajectory`][] whose leading axis counts slots.
+    - `added`: how many episodes were ever added.
+    """
+
+    episodes: Trajectory
+    added: Int[Array, ""]
+
+    @staticmethod
+    def empty(capacity: int, episode: Trajectory) -> "Replay":
+        """Room for `capacity` episodes of the shapes and dtypes of `episode`, an unbatched one or what `jax.eval_shape` gives.
+
+        **Raises:** `ValueError` for a capacity below 1.
+        """
+        if operator.index(capacity) < 1:
+            raise ValueError(f"Replay got capacity={capacity}; it needs room for at least 1 episode.")
+        blank = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
+        return Replay(jtu.tree_map(blank, episode), jnp.asarray(0))
+
+    @property
+    def capacity(self) -> int:
+        """How many episodes there is room for."""
+        return self.episodes.actions.shape[0]
+
+    @property
+    def size(self) -> Int[Array, ""]:
+        """How many episodes it holds."""
+        return jnp.minimum(self.added, self.capacity)
+
+    def add(self, episodes: Trajectory) -> "Replay":
+        """With N more episodes, a trajectory with a leading axis.
+
+        **Raises:** `ValueError` for more episodes at once than there is room for.
+        """
+        count = episodes.actions.shape[0]
+        if count > self.capacity:
+            raise ValueError(f"Replay has room for {self.capacity} episodes and got {count} at once; give it more capacity.")
+        slots = (self.added + jnp.arange(count)) % self.capacity
+        written = jtu.tree_map(lambda old, new: old.at[slots].set(new), self.episodes, episodes)
+        return Replay(written, self.added + count)
+
+    def sample(self, key: PRNGKeyArray, count: int, *, recency: float = 1.0) -> Trajectory:
+        """`count` whole episodes, drawn with replacement; an empty replay has none to draw, so add some first.
+
+        **Arguments:** `recency`: in (0, 1], how much less likely an episode is than the one that came after it. 1 is uniform.
+        """
+        drawn = jax.random.uniform(key, (count,))
+        if recency == 1.0:
+            ages = jnp.floor(drawn * self.size)
+        else:  # The inverse of the geometric distribution, cut off at the oldest episode.
+            ages = jnp.floor(jnp.log1p(-drawn * (1 - recency**self.size)) / jnp.log(recency))
+        ages = jnp.clip(ages.astype(self.added.dtype), 0, self.size - 1)
+        slots = (self.added - 1 - ages) % self.capacity
+        return jtu.tree_map(lambda x: x[slots], self.episodes)
