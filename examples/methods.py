@@ -1,0 +1,94 @@
+"""What is compared by the examples that learn: kinds of models, and the one set of hyper-parameters that serves them all."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import PRNGKeyArray
+
+from awmkit import (
+    AbstractDynamics,
+    AbstractTask,
+    AWM,
+    bpo,
+    BPOResult,
+    Critic,
+    Fitting,
+    GaussianPolicy,
+    GRU,
+    HWM,
+    LSTM,
+    Markov,
+    ShortUnroll,
+    steady_actions,
+    TargetEntropy,
+    Transformer,
+    Warmup,
+    WholeEpisode,
+)
+
+Build = Callable[[AbstractTask, PRNGKeyArray, PRNGKeyArray], AbstractDynamics]
+MODELS: dict[str, Build] = {
+    "AWM transformer": lambda task, k1, k2: AWM(
+        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), by_step=True, key=k2
+    ),
+    "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), by_step=True, key=k2),
+    "AWM GRU": lambda task, k1, k2: AWM(task.state_size, task.action_size, GRU(64, key=k1), by_step=True, key=k2),
+    "HWM transformer": lambda task, k1, k2: HWM(
+        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
+    ),
+    "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
+    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
+    "Markov, critic": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
+    "simulator": lambda task, k1, k2: task,
+}
+WARMUP = 15  # episodes, of the paper's 1,500 steps
+
+
+def train(
+    task: AbstractTask, method: str, episodes: int, keys: PRNGKeyArray, *, starts: int = 4, evaluations: int = 1
+) -> BPOResult:
+    """The one set of hyper-parameters, for all seeds at once; where there are many episodes, four are lived side by side.
+
+    `starts` an update and `evaluations` an epoch: a task that always begins alike needs few.
+    """
+    environments = max(1, min(4, episodes // 50))
+    iterations = -(-(episodes - WARMUP) // environments)
+    fits, climbs = (20, 16) if environments == 1 else (40, 32)
+    per_iteration = task.horizon * environments
+
+    def make(key):
+        model_key, more_key, policy_key, critic_key = jax.random.split(key, 4)
+        policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
+        return MODELS[method](task, model_key, more_key), policy, Critic(task.state_size, task.horizon, key=critic_key)
+
+    model, policy, critic = eqx.filter_vmap(make)(keys)
+    fitting = Fitting(
+        every=per_iteration / fits,
+        batch_size=16,
+        first=300,
+        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 300 + fits * iterations, 0.03)),
+    )
+    ascent = WholeEpisode(
+        every=per_iteration / climbs,
+        starts=starts,
+        optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * iterations, 0.03)),
+        clip=1.0,
+        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration)),
+    )
+    if method == "Markov, critic":
+        ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=ascent.entropy)
+    return bpo(
+        task,
+        task if method == "simulator" else model,
+        policy,
+        key=keys,
+        steps=episodes * task.horizon,
+        environments=environments,
+        warmup=Warmup(WARMUP * task.horizon, steady_actions),
+        fitting=fitting,
+        ascent=ascent,
+        evaluate_every=episodes * task.horizon // 10,
+        evaluations=evaluations,
+    )

@@ -1,0 +1,93 @@
+"""What the examples that learn share: a folder of runs that can be stopped at any time and gone on with, one JSON file a run.
+
+    study = Study(Path("out"), "myriad", total=54)
+    cell = study.run("CancerTreatment-AWM", {"task": ...}, lambda: {"returns": [...]})
+
+A run that is there already is read and not repeated. Each file holds the raw values of each seed, what the run was, versions,
+the commit and the seconds it took.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from awmkit import versions
+
+
+class Study:
+    """A folder of runs.
+
+    **Arguments:** `out`: the folder. `total`: how many runs there will be, for the progress line.
+    """
+
+    def __init__(self, out: Path, *, total: int):
+        out.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(out / ".cache"))
+        self.out = out
+        self._total = total
+        self._done = 0
+        self._ran = 0.0
+        self._fresh = 0
+
+    def run(self, name: str, config: dict[str, Any], fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `fn` returns, by name, from the file of an earlier run of the same `config` or from running it now.
+
+        **Raises:** `ValueError` where the file is of another `config`.
+        """
+        path = self.out / f"{name.replace(' ', '_').replace(',', '')}.json"
+        config = json.loads(json.dumps(config))
+        self._done += 1
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept["config"] != config:
+                raise ValueError(f"{path} is of {kept['config']}, and asked for is {config}; choose another folder with --out.")
+            return kept
+        started = time.monotonic()
+        print(f"[{self._done}/{self._total}] {name}", file=sys.stderr, flush=True)
+        values = jax.tree_util.tree_map(_plain, fn())
+        seconds = time.monotonic() - started
+        self._ran, self._fresh = self._ran + seconds, self._fresh + 1
+        left = (self._total - self._done) * self._ran / self._fresh
+        print(f"    took {seconds:.0f} s, at most {left / 60:.0f} minutes left", file=sys.stderr, flush=True)
+        record = {"command": command(), "config": config, "seconds": seconds, "host": host(), **values}
+        beside = path.with_suffix(".part")
+        beside.write_text(json.dumps(record, indent=1))
+        os.replace(beside, path)
+        return record
+
+
+def arguments(doc: str | None, name: str, *, seeds: int = 5) -> argparse.ArgumentParser:
+    """The options that all examples have: --quick, --seeds and --out."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it works")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many, {seeds} by default")
+    parser.add_argument(
+        "--out", type=Path, default=Path("examples/out") / name, help="a folder; runs found there are not repeated"
+    )
+    return parser
+
+
+def command() -> str:
+    """The command that is running."""
+    return " ".join(["python", "examples/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def host() -> dict[str, Any]:
+    """The device, versions and commit."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {"device": jax.devices()[0].device_kind, "commit": commit.stdout.strip(), **versions()}
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist() if hasattr(value, "shape") else value
