@@ -57,7 +57,7 @@ class MLPPolicy(AbstractPolicy):
         self.horizon = horizon
 
     def __call__(self, state, t, *, key=None):
-        return jnp.tanh(self.network(_features(self.inputs(state), t, self.horizon)))
+        return jnp.tanh(self.network(features(self.inputs(state), t, self.horizon)))
 
 
 class GaussianPolicy(AbstractPolicy):
@@ -106,7 +106,7 @@ class GaussianPolicy(AbstractPolicy):
 
     def gaussian(self, state: Float[Array, " S"], t: ScalarLike) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
         """Mean and log standard deviation of the action before tanh, each of shape (A,)."""
-        mean, log_std = jnp.split(self.network(_features(self.inputs(state), t, self.horizon)), 2)
+        mean, log_std = jnp.split(self.network(features(self.inputs(state), t, self.horizon)), 2)
         return mean, self.log_std + log_std
 
     def log_prob(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
@@ -129,10 +129,11 @@ def _mlp(state_size, out_size, width, depth, horizon, key) -> eqx.nn.MLP:
     return eqx.nn.MLP(state_size + 2 * (horizon is not None), out_size, width, depth, jax.nn.swish, key=key)
 
 
-def _features(state, t, horizon) -> Array:
+def features(state: Float[Array, " S"], t: ScalarLike, horizon: int | None) -> Array:
+    """What a policy reads of a normalised state: with a horizon the time too, in two numbers from -1 to 1."""
     if horizon is None:
         return state
     t = jnp.asarray(t, state.dtype)
     # The last steps differ most: an action without a later reward is another one altogether.
-    left = jnp.log1p(horizon - 1 - t) / math.log1p(max(horizon - 1, 1))
+    left = jnp.log1p(jnp.maximum(horizon - 1 - t, 0)) / math.log1p(max(horizon - 1, 1))
     return jnp.concatenate([state, 2 * jnp.stack([t / horizon, left]) - 1])

@@ -20,7 +20,7 @@ from rejax.buffers import Minibatch
 
 from ._dynamics import AbstractTask
 from ._normaliser import Normaliser
-from ._policies import GaussianPolicy
+from ._policies import features, GaussianPolicy
 from ._reward import of_transition
 from ._trajectory import Trajectory
 from ._unroll import unroll
@@ -66,7 +66,7 @@ def sac(
     runs = jax.vmap(lambda key: sac(task, key=key))(jax.random.split(jax.random.key(0), 5))
     ```
 
-    A policy and critics see the state, normalised by the warm-up's, and t/H. An episode is H = `task.horizon` steps and then
+    A policy and critics see what our policies with a horizon see. An episode is H = `task.horizon` steps and then
     a new one begins; since H is known and t is seen, step H is terminal, and nothing is bootstrapped from s_H. The mean reward
     of the warm-up at each t is subtracted from the rewards: that changes the return by a constant, whatever is done.
 
@@ -198,8 +198,8 @@ class FunctionalEnv(eqx.Module):
         return observation, state, (reward - self.reward_shift[t]) * self.reward_scale, done, {}
 
     def observe(self, state: Float[Array, " S"], t: ScalarLike) -> Float[Array, " O"]:
-        """What is learnt from: the normalised state and t/H, as a policy with a horizon reads them."""
-        return jnp.append(self.inputs(state), jnp.asarray(t, state.dtype) / self.task.horizon)
+        """What is learnt from: what a policy with a horizon reads."""
+        return features(self.inputs(state), t, self.task.horizon)
 
     def transitions(self, episodes: Trajectory) -> Minibatch:
         """Every step of whole episodes, (N, H), as rejax keeps them: N H rows, in [-1, 1] as the actions are."""
@@ -213,7 +213,7 @@ class FunctionalEnv(eqx.Module):
 
     def observation_space(self, params: Any = None) -> Box:
         """Of S+1 numbers."""
-        return Box(-jnp.inf, jnp.inf, (self.task.state_size + 1,), jnp.result_type(float))
+        return Box(-jnp.inf, jnp.inf, (self.task.state_size + 2,), jnp.result_type(float))
 
     def action_space(self, params: Any = None) -> Box:
         """Of the learner's actions, before `squash`."""

@@ -74,11 +74,11 @@ def test_a_step_of_the_environment_is_the_tasks_until_step_h_which_begins_anew(a
     episode = unroll(ENV.task, jnp.tanh(actions[:5]), ENV.task.reset(KEYS[0]), 5, reward=ENV.task.reward)
     seen = jax.vmap(ENV.observe)(episode.states, jnp.arange(6))
     np.testing.assert_allclose(observations[:5], seen[:5])
-    np.testing.assert_allclose(seen[:, 2], np.arange(6) / 5)
+    np.testing.assert_allclose(seen[:, 2], np.arange(6) / 2.5 - 1)
     np.testing.assert_allclose(INPUTS.inverse(seen[:, :2]), episode.states)
     np.testing.assert_allclose(rewards[:5], (episode.rewards - SHIFT) * 2)
     assert dones.tolist() == [False] * 4 + [True] + [False] * 2
-    assert after[4, 2] == 0 and abs(after[4] - seen[0]).max() > 1e-3
+    assert after[4, 2] == -1 and abs(after[4] - seen[0]).max() > 1e-3
     np.testing.assert_array_equal(observations[5], after[4])
     assert last.t == 2 and last.carry == 2
 
