@@ -121,7 +121,7 @@ class WholeEpisode(AbstractAscent):
     - `method`: as in [`awmkit.unroll_grad`][].
     """
 
-    every: float = eqx.field(static=True, default=16)
+    every: float = eqx.field(static=True, default=16.0)
     starts: int = eqx.field(static=True, default=16)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-4))
     clip: float = eqx.field(static=True, default=100.0)
@@ -199,7 +199,7 @@ class ShortUnroll(AbstractAscent):
 
     critic: Callable
     length: int = eqx.field(static=True, default=2)
-    every: float = eqx.field(static=True, default=2)
+    every: float = eqx.field(static=True, default=2.0)
     starts: int = eqx.field(static=True, default=256)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-4))
     critic_optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
@@ -347,7 +347,7 @@ def climb(
     ascent: AbstractAscent, footing: Footing, policy, grads, seen, *, steps, action_size
 ) -> tuple[Footing, PyTree, Climb]:
     """One visible step up: clipped by global norm, left out where the gradient is not finite."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     scale = jnp.minimum(1.0, jnp.asarray(ascent.clip, norm.dtype) / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
     clipped = jtu.tree_map(lambda g: jnp.where(finite, g * scale, 0.0), grads)

@@ -22,7 +22,7 @@ from . import _learner
 from ._ascent import AbstractAscent, Climb, ShortUnroll, WholeEpisode
 from ._checkpoint import load, read_header, save, versions
 from ._dynamics import AbstractDynamics, AbstractTask
-from ._learner import Fitting, Learner, Loop, Metrics, Mode, Warmup
+from ._learner import Fitting, Learner, Loop, Metrics, Mode, Noisy, Warmup
 from ._progress import Progress
 from ._reward import Reward
 from ._trajectory import Trajectory
@@ -57,6 +57,7 @@ def bpo(
     key: PRNGKeyArray,
     steps: int = 5_000,
     environments: int = 1,
+    noise: float = 0.0,
     warmup: Warmup = Warmup(),
     fitting: Fitting = Fitting(),
     ascent: AbstractAscent = WholeEpisode(),
@@ -95,6 +96,7 @@ def bpo(
     - `key`: one key, or an array of them, (K,).
     - `steps`: of the environment in all, the warm-up's among them, rounded up to whole episodes.
     - `environments`: how many act side by side; updates are due by steps, whoever makes them.
+    - `noise`: standard deviation of what is added to the policy's own actions while it acts, clipped to [-1, 1].
     - `warmup`, `fitting`, `ascent`: see [`awmkit.Warmup`][], [`awmkit.Fitting`][], and [`awmkit.WholeEpisode`][] or
       [`awmkit.ShortUnroll`][].
     - `reward`: what imagined episodes are scored with, by default the task's reward; an [`awmkit.RewardModel`][] is learned.
@@ -112,7 +114,7 @@ def bpo(
     loss is not finite. A policy gradient that is not finite is left out and counted, in `Metrics.climb.skipped`.
     """
     started = time.monotonic()
-    _check(task, model, policy, key, steps, environments, ascent, evaluate_every, evaluations)
+    _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations)
     per_iteration = task.horizon * environments
     warm = math.ceil(warmup.steps / per_iteration) * environments
     before, iterations = warm * task.horizon, math.ceil((steps - warm * task.horizon) / per_iteration)
@@ -120,7 +122,7 @@ def bpo(
         raise ValueError(f"bpo got steps={steps}, and the warm-up takes {before}; give it more, or a shorter warm-up.")
     capacity = warm + iterations * environments if capacity is None else capacity
     learned, known = (reward, None) if isinstance(reward, AbstractFitted) else (None, reward)
-    loop = Loop(task, fitting, ascent, environments, evaluations, known)
+    loop = Loop(task, fitting, ascent, environments, evaluations, noise, known)
     start = _Start(loop, model, learned, policy, warmup, warm, capacity, key)
 
     config = {
@@ -214,7 +216,7 @@ def _lived_epoch(loop, learner, begin, end, key):
     task, sums = loop.task, []
     for i in range(int(begin), int(end)):
         act_key, learn_key = _learner.iteration_keys(key, i)
-        episodes = _learner.lived(task, learner.policy, loop.environments, act_key)
+        episodes = _learner.lived(task, Noisy(learner.policy, loop.noise), loop.environments, act_key)
         learner, seen = _learn(loop, learner, episodes, jnp.asarray(i), learn_key)
         sums.append(seen)
     evaluated = _learner.lived(task, Mode(learner.policy), loop.evaluations, _learner.evaluation_key(key))
@@ -264,7 +266,7 @@ def _require_finite(row: Metrics) -> None:
         )
 
 
-def _check(task, model, policy, key, steps, environments, ascent, evaluate_every, evaluations) -> None:
+def _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations) -> None:
     if not isinstance(task, AbstractTask):
         raise ValueError(f"The task is a {type(task).__name__}; pass an awmkit.AbstractTask, such as a GymnasiumTask(env).")
     if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
@@ -285,6 +287,8 @@ def _check(task, model, policy, key, steps, environments, ascent, evaluate_every
             f"bpo got steps={steps}, environments={environments}, evaluate_every={evaluate_every}, evaluations={evaluations}; "
             "each must be at least 1."
         )
+    if not noise >= 0:
+        raise ValueError(f"bpo got noise={noise}; give a standard deviation of at least 0, such as 0.1.")
     if not hasattr(policy, "entropy") and ascent.entropy != 0:
         raise ValueError(
             f"A {type(policy).__name__} has no entropy to reward; pass a GaussianPolicy, or {type(ascent).__name__}(entropy=0)."

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from ._ascent import AbstractAscent, Climb
 from ._dynamics import AbstractDynamics, AbstractTask
@@ -126,6 +126,23 @@ class Mode(eqx.Module):
         return self.policy(state, t)
 
 
+class Noisy(eqx.Module):
+    """A policy as it acts, Gaussian noise added to its actions and clipped to [-1, 1].
+
+    A policy that has become sure of itself lives one episode again and again, which tells a model no derivatives.
+    """
+
+    policy: Callable[..., Array]
+    noise: float = eqx.field(static=True)
+
+    def __call__(self, state, t, *, key=None):
+        policy_key, noise_key = (None, None) if key is None else jax.random.split(key)
+        action = self.policy(state, t, key=policy_key)
+        if noise_key is None or not self.noise:
+            return action
+        return jnp.clip(action + self.noise * jax.random.normal(noise_key, action.shape, action.dtype), -1, 1)
+
+
 class Loop(eqx.Module):
     """What stays the same from epoch to epoch."""
 
@@ -134,6 +151,7 @@ class Loop(eqx.Module):
     ascent: AbstractAscent
     environments: int = eqx.field(static=True)
     evaluations: int = eqx.field(static=True)
+    noise: float = eqx.field(static=True, default=0.0)
     reward: Reward | None = None
 
     @property
@@ -141,7 +159,7 @@ class Loop(eqx.Module):
         """Environment steps of one iteration, an episode in each environment."""
         return self.task.horizon * self.environments
 
-    def due(self, iterations: Int[Array, ""], every: float) -> Int[Array, ""]:
+    def due(self, iterations: Int[ArrayLike, ""], every: ScalarLike) -> Int[Array, ""]:
         """How many updates are due after so many iterations."""
         return jnp.floor(iterations * (self.per_iteration / every) + 1e-3).astype(int)
 
@@ -272,7 +290,7 @@ def epoch(loop: Loop, learner: Learner, start, stop, key: PRNGKeyArray) -> tuple
         changing, total = carry
         act_key, learn_key = iteration_keys(key, i)
         learner = eqx.combine(changing, rest)
-        episodes = act(loop.task, learner.policy, act_key, loop.environments)
+        episodes = act(loop.task, Noisy(learner.policy, loop.noise), act_key, loop.environments)
         learner, seen = learn(loop, learner, episodes, i, learn_key)
         return eqx.filter(learner, eqx.is_array), jtu.tree_map(jnp.add, total, seen)
 

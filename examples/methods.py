@@ -68,7 +68,7 @@ def train(
         every=per_iteration / fits,
         batch_size=16,
         first=300,
-        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 300 + fits * iterations, 0.03)),
+        optimiser=optax.adam(optax.cosine_decay_schedule(4e-3, 300 + fits * iterations, 0.03)),
     )
     ascent = WholeEpisode(
         every=per_iteration / climbs,
@@ -86,6 +86,7 @@ def train(
         key=keys,
         steps=episodes * task.horizon,
         environments=environments,
+        noise=0.15,
         warmup=Warmup(WARMUP * task.horizon, steady_actions),
         fitting=fitting,
         ascent=ascent,
