@@ -212,7 +212,7 @@ class FunctionalEnv(eqx.Module):
         return jtu.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
     def observation_space(self, params: Any = None) -> Box:
-        """Of S+1 numbers."""
+        """Of S+2 numbers."""
         return Box(-jnp.inf, jnp.inf, (self.task.state_size + 2,), jnp.result_type(float))
 
     def action_space(self, params: Any = None) -> Box:
