@@ -23,7 +23,7 @@ from ._replay import Replay
 from ._reward import of_transition, Reward, Transition
 from ._unroll import unroll
 
-Schedule = float | Callable[[ScalarLike], ScalarLike]
+Schedule = int | float | Callable[[ScalarLike], ScalarLike]
 
 
 class TargetEntropy(eqx.Module):
@@ -121,15 +121,18 @@ class WholeEpisode(AbstractAscent):
     - `method`: as in [`awmkit.unroll_grad`][].
     """
 
-    every: float = eqx.field(static=True, default=16.0)
+    every: int | float = eqx.field(static=True, default=16.0)
     starts: int = eqx.field(static=True, default=16)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-4))
-    clip: float = eqx.field(static=True, default=100.0)
+    clip: int | float = eqx.field(static=True, default=100.0)
     entropy: Entropy = eqx.field(static=True, default=0.1)
-    unit: float | None = eqx.field(static=True, default=None)
+    unit: int | float | None = eqx.field(static=True, default=None)
     discount: float = eqx.field(static=True, default=1.0)
     paths: Paths = BPO
     method: AbstractMethod | None = None
+
+    def __check_init__(self):
+        check(self)
 
     def init(self, policy, key):
         return begin(self, policy)
@@ -153,8 +156,8 @@ class WholeEpisode(AbstractAscent):
                 method=self.method,
             )
             keys = (jax.random.split(k, self.starts) for k in (unroll_key, entropy_key))
-            returns, entropies = jax.vmap(episode)(starts, *keys)
-            seen = jnp.mean(returns), jnp.mean(entropies) / horizon
+            returns, entropies, mean = jax.vmap(episode)(starts, *keys)
+            seen = jnp.mean(returns), jnp.mean(mean)
             return seen[0] / unit + memory.weight(self.entropy, steps) * jnp.mean(entropies), seen
 
         return climb(self, memory, policy, *gradient(objective, policy), steps=steps, action_size=dynamics.action_size)
@@ -199,17 +202,23 @@ class ShortUnroll(AbstractAscent):
 
     critic: Callable
     length: int = eqx.field(static=True, default=2)
-    every: float = eqx.field(static=True, default=2.0)
+    every: int | float = eqx.field(static=True, default=2.0)
     starts: int = eqx.field(static=True, default=256)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-4))
     critic_optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
     polyak: float = eqx.field(static=True, default=0.99)
-    clip: float = eqx.field(static=True, default=100.0)
+    clip: int | float = eqx.field(static=True, default=100.0)
     entropy: Entropy = eqx.field(static=True, default=0.1)
-    unit: float | None = eqx.field(static=True, default=None)
+    unit: int | float | None = eqx.field(static=True, default=None)
     discount: float = eqx.field(static=True, default=1.0)
     paths: Paths = Paths()
     method: AbstractMethod | None = None
+
+    def __check_init__(self):
+        check(self)
+        if self.length < 1 or not 0 <= self.polyak < 1:
+            given = f"length={self.length}, polyak={self.polyak}"
+            raise ValueError(f"ShortUnroll got {given}; it needs at least 1, and a share in [0, 1).")
 
     def init(self, policy, key):
         critic = self.critic
@@ -246,9 +255,9 @@ class ShortUnroll(AbstractAscent):
 
         def objective(policy):
             keys = (jax.random.split(k, self.starts) for k in (unroll_key, entropy_key))
-            returns, entropies = jax.vmap(lambda *x: episode(policy, *x))(starts, firsts, *keys)
+            returns, entropies, mean = jax.vmap(lambda *x: episode(policy, *x))(starts, firsts, *keys)
             values = returns / unit + weight * entropies
-            return jnp.mean(values), (values, (jnp.mean(returns), jnp.mean(entropies) / self.length))
+            return jnp.mean(values), (values, (jnp.mean(returns), jnp.mean(mean)))
 
         grads, (values, seen) = gradient(objective, policy)
         policy_memory, policy, climbed = climb(
@@ -286,8 +295,9 @@ class _Later(AbstractDynamics):
 
 def imagine(
     dynamics, policy, start, horizon, *, reward, key, entropy_key, discount, paths, method, first=None, end=None
-) -> tuple[Scalar, Scalar]:
-    """The return of one imagined episode, plus what `end` makes of its last state, and the sum of the policy's entropies.
+) -> tuple[Scalar, Scalar, Scalar]:
+    """The return of one imagined episode, plus what `end` makes of its last state, the discounted sum of the
+    policy's entropies, and their mean.
 
     `first` is the index of the first step, where it is not 0.
     """
@@ -303,17 +313,27 @@ def imagine(
     if end is not None:
         value = value + discount**horizon * end(episode.states[-1])
     if not hasattr(policy, "entropy"):
-        return value, jnp.zeros_like(value)
+        return value, jnp.zeros_like(value), jnp.zeros_like(value)
     steps = jnp.arange(horizon) + (0 if first is None else first)
     states = paths.to_policy(episode.states[:-1])
     entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
-    return value, jnp.sum(jnp.asarray(discount, entropies.dtype) ** jnp.arange(horizon, dtype=entropies.dtype) * entropies)
+    discounts = jnp.asarray(discount, entropies.dtype) ** jnp.arange(horizon, dtype=entropies.dtype)
+    return value, jnp.sum(discounts * entropies), jnp.mean(entropies)
 
 
 def gradient(objective: Callable, module: PyTree) -> tuple[PyTree, PyTree]:
     """The gradient of `objective(module) -> (value, seen)` in the weights of `module`, and what was seen."""
     weights, rest = eqx.partition(module, trainable(module))
     return jax.grad(lambda weights: objective(eqx.combine(weights, rest)), has_aux=True)(weights)
+
+
+def check(ascent) -> None:
+    """Raise for settings that make no sense, in either way to climb."""
+    if not ascent.every > 0 or ascent.starts < 1 or not ascent.clip > 0:
+        raise ValueError(
+            f"{type(ascent).__name__} got every={ascent.every}, starts={ascent.starts}, clip={ascent.clip}; it needs a "
+            "positive number, at least 1, and a positive number."
+        )
 
 
 class Footing(eqx.Module):

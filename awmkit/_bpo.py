@@ -4,9 +4,11 @@ One entry point for every world model, for the simulator's own gradient and for 
 """
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key
 
 from . import _learner
 from ._ascent import AbstractAscent, Climb, ShortUnroll, WholeEpisode
@@ -54,7 +56,7 @@ def bpo(
     model: AbstractDynamics,
     policy: Callable[..., Array],
     *,
-    key: PRNGKeyArray,
+    key: Key[Array, "*seeds"],
     steps: int = 5_000,
     environments: int = 1,
     noise: float = 0.0,
@@ -122,11 +124,11 @@ def bpo(
         raise ValueError(f"bpo got steps={steps}, and the warm-up takes {before}; give it more, or a shorter warm-up.")
     capacity = warm + iterations * environments if capacity is None else capacity
     learned, known = (reward, None) if isinstance(reward, AbstractFitted) else (None, reward)
-    loop = Loop(task, fitting, ascent, environments, evaluations, noise, known)
+    loop = Loop(task, fitting, ascent, environments, evaluations, noise, known, before)
     start = _Start(loop, model, learned, policy, warmup, warm, capacity, key)
 
     config = {
-        "run": eqx.tree_pformat(start, width=120),
+        "run": re.sub(" at 0x[0-9a-f]+", "", eqx.tree_pformat(start, width=120)),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "epoch": max(1, round(evaluate_every / loop.per_iteration)),
     }
@@ -140,10 +142,10 @@ def bpo(
             learner, row = _epoch(loop, learner, begin, end, before, key)
             _require_finite(row)
             rows.append(row)
-            if checkpoint is not None:
-                save(checkpoint, (learner, _stack(rows)), config={**config, "epochs": len(rows)})
             for callback in callbacks:
                 callback(row)
+            if checkpoint is not None:
+                save(checkpoint, (learner, _stack(rows)), config={**config, "epochs": len(rows)})
             bar.update(before + end * loop.per_iteration, _line(row))
     return BPOResult(learner.model, learner.policy, learner.reward, _stack(rows), time.monotonic() - started, learner)
 
@@ -158,7 +160,7 @@ class _Start(eqx.Module):
     warmup: Warmup
     episodes: int = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
-    key: PRNGKeyArray
+    key: Key[Array, "*seeds"]
 
     def run(self) -> Learner:
         """The learner after the warm-up."""
@@ -169,10 +171,9 @@ class _Start(eqx.Module):
 
     def shapes(self) -> Learner:
         """The same, but for what the arrays hold; nothing is run."""
-        task, dtype = self.loop.task, jnp.result_type(float)
+        task = self.loop.task
         shapes = (task.horizon + 1, task.state_size), (task.horizon, task.action_size), (task.horizon,)
-        arrays: list[Any] = [jax.ShapeDtypeStruct((self.episodes, *shape), dtype) for shape in shapes]
-        lived = Trajectory(arrays[0], arrays[1], arrays[2])
+        lived = eqx.filter_eval_shape(lambda: Trajectory(*(jnp.zeros((self.episodes, *shape)) for shape in shapes)))
         return eqx.filter_eval_shape(_prime, self, lived if task.on_host else None)
 
     def prime(self, model, reward, policy, key, lived) -> Learner:
@@ -230,21 +231,28 @@ def _resume(path, config: dict[str, Any], start: _Start) -> tuple[Learner, list[
     """Where the run in the file had got to."""
     kept = read_header(path)
     for name, given in config.items():
-        if kept["config"].get(name) != given:
+        if (had := kept["config"].get(name)) != given:
+            had, given = _difference(had, given)
             raise ValueError(
-                f"{path} holds another run: its {name} is {kept['config'].get(name)}, and the one asked for is {given}; give "
-                "the arguments it was begun with, or another file."
+                f"{path} holds another run: its {name} is {had}, and the one asked for is {given}; give the arguments it was "
+                "begun with, or another file."
             )
     if kept["versions"] != versions():
         warnings.warn(f"{path} was written by {kept['versions']}, and goes on with {versions()}.", stacklevel=3)
-    epochs: int = kept["config"]["epochs"]
-    array = lambda dtype: jax.ShapeDtypeStruct((*start.key.shape, epochs), jnp.result_type(dtype))
-    steps: Any = array(int)
-    field: Any = array(float)
-    fitted = field if isinstance(start.model, AbstractWorldModel) else None
-    like = Metrics(steps, field, field, fitted, fitted, Climb(field, field, field, field, field))
+    epochs, zero = kept["config"]["epochs"], jnp.zeros(())
+    fitted = zero if isinstance(start.model, AbstractWorldModel) else None
+    row = Metrics(jnp.zeros((), int), zero, zero, fitted, fitted, Climb(zero, zero, zero, zero, zero))
+    like = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((*start.key.shape, epochs), x.dtype), row)
     learner, rows = load(path, (start.shapes(), like))
     return learner, [jtu.tree_map(lambda x, i=i: np.asarray(x[..., i]), rows) for i in range(epochs)]
+
+
+def _difference(had, given) -> tuple[Any, Any]:
+    """Of texts, their first lines that differ."""
+    if not (isinstance(had, str) and isinstance(given, str)):
+        return had, given
+    lines = zip_longest(had.splitlines(), given.splitlines(), fillvalue="nothing")
+    return next((x.strip(" ,"), y.strip(" ,")) for x, y in lines if x != y)
 
 
 def _stack(rows: list[Metrics]) -> Metrics:
@@ -293,6 +301,8 @@ def _check(task, model, policy, key, steps, environments, noise, ascent, evaluat
         raise ValueError(
             f"A {type(policy).__name__} has no entropy to reward; pass a GaussianPolicy, or {type(ascent).__name__}(entropy=0)."
         )
+    if isinstance(ascent, ShortUnroll) and ascent.length > task.horizon:
+        raise ValueError(f"ShortUnroll got length={ascent.length} and an episode has {task.horizon} steps; give at most those.")
     if isinstance(ascent, ShortUnroll) and isinstance(model, AWM | HWM):
         raise ValueError(
             f"ShortUnroll begins in the middle of an episode, and {type(model).__name__} knows episodes from their first state "

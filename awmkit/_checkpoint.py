@@ -63,12 +63,16 @@ def load(path: str | Path, like: T) -> T:
         _header(path, file)
         try:
             plain = eqx.tree_deserialise_leaves(file, _plain(like))
+            if file.read(1):
+                raise ValueError("the file goes on after it")
         except (RuntimeError, EOFError, ValueError) as error:
             raise ValueError(
                 f"{path} does not hold a tree like the one given ({error}); build it with the arguments it was saved with."
             ) from error
     return jtu.tree_map(
-        lambda x, new: jax.random.wrap_key_data(new, impl=jax.random.key_impl(x)) if _is_key(x) else new, like, plain
+        lambda x, new: jax.random.wrap_key_data(new, impl=jax.random.key_impl(jnp.zeros((), x.dtype))) if _is_key(x) else new,
+        like,
+        plain,
     )
 
 

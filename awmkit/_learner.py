@@ -63,7 +63,7 @@ class Fitting(eqx.Module):
     - `recency`: in (0, 1], how much less likely an episode is drawn than the one that came after it; 1 draws all alike.
     """
 
-    every: float = eqx.field(static=True, default=2.0)
+    every: int | float = eqx.field(static=True, default=2.0)
     batch_size: int = eqx.field(static=True, default=64)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
     first: int = eqx.field(static=True, default=0)
@@ -153,6 +153,7 @@ class Loop(eqx.Module):
     evaluations: int = eqx.field(static=True)
     noise: float = eqx.field(static=True, default=0.0)
     reward: Reward | None = None
+    before: int = eqx.field(static=True, default=0)
 
     @property
     def per_iteration(self) -> int:
@@ -277,7 +278,9 @@ def learn(loop: Loop, learner: Learner, episodes: Trajectory, iteration, key: PR
     learner = eqx.tree_at(lambda x: x.replay, learner, learner.replay.add(episodes))
     due = lambda every: loop.due_between(iteration, iteration + 1, every)
     learner, loss = fit_updates(loop, learner, due(loop.fitting.every), fit_key)
-    learner, climbs = climb_updates(loop, learner, due(loop.ascent.every), iteration * loop.per_iteration, climb_key)
+    learner, climbs = climb_updates(
+        loop, learner, due(loop.ascent.every), loop.before + iteration * loop.per_iteration, climb_key
+    )
     return learner, (jnp.mean(episodes.value()), error, loss, climbs)
 
 

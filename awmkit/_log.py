@@ -4,6 +4,7 @@ Apart from the algorithm, which knows of callbacks only.
 """
 
 import json
+import os
 from pathlib import Path
 
 from ._learner import Metrics
@@ -25,8 +26,10 @@ class JSONLines:
         row = metrics.row()
         if not self._begun:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if _steps(json.loads(line)) < _steps(row)]
-            self._path.write_text("".join(line + "\n" for line in kept))
+            kept = [line + "\n" for line in lines if line.endswith("}") and _steps(json.loads(line)) < _steps(row)]
+            beside = self._path.with_name(f"{self._path.name}.part")
+            beside.write_text("".join(kept))
+            os.replace(beside, self._path)
             self._begun = True
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -33,7 +33,7 @@ class Replay(eqx.Module):
         if operator.index(capacity) < 1:
             raise ValueError(f"Replay got capacity={capacity}; it needs room for at least 1 episode.")
         blank = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
-        return Replay(jtu.tree_map(blank, episode), jnp.asarray(0))
+        return Replay(jtu.tree_map(blank, episode), jnp.zeros((), int))
 
     @property
     def capacity(self) -> int:
@@ -64,9 +64,9 @@ class Replay(eqx.Module):
         """
         drawn = jax.random.uniform(key, (count,))
         if recency == 1.0:
-            ages = jnp.floor(drawn * self.size)
+            ages = jnp.floor(drawn * self.size.astype(drawn.dtype))
         else:  # The inverse of the geometric distribution, cut off at the oldest episode.
-            ages = jnp.floor(jnp.log1p(-drawn * (1 - recency**self.size)) / jnp.log(recency))
+            ages = jnp.floor(jnp.log1p(-drawn * (1 - recency ** self.size.astype(drawn.dtype))) / jnp.log(recency))
         ages = jnp.clip(ages.astype(self.added.dtype), 0, self.size - 1)
         slots = (self.added - 1 - ages) % self.capacity
         return jtu.tree_map(lambda x: x[slots], self.episodes)

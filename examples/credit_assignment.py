@@ -96,7 +96,7 @@ def train(task: CreditAssignment, method: str, episodes: int, keys: PRNGKeyArray
             starts=8,
             optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, CLIMBS * iterations, 0.03)),
             clip=1.0,
-            entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * task.horizon)),
+            entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * task.horizon, WARMUP * task.horizon)),
         ),
         evaluate_every=episodes * task.horizon // 10,
         evaluations=16,

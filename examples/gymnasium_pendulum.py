@@ -181,7 +181,7 @@ def train(task: GymnasiumTask, method: str, learned: bool, *, steps: int, key: P
         "every": task.horizon / climbs,
         "optimiser": adam(3e-3, climbs * episodes),
         "clip": 1.0,
-        "entropy": TargetEntropy(optax.linear_schedule(-0.5, -2.0, episodes * task.horizon)),
+        "entropy": TargetEntropy(optax.linear_schedule(-0.5, -2.0, episodes * task.horizon, WARMUP * task.horizon)),
         "discount": 0.98,
         "paths": BPO,
     }

@@ -56,7 +56,7 @@ def train(
     environments = max(1, min(4, episodes // 50))
     iterations = -(-(episodes - WARMUP) // environments)
     fits, climbs = (20, 16) if environments == 1 else (40, 32)
-    per_iteration = task.horizon * environments
+    per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
 
     def make(key):
         model_key, more_key, policy_key, critic_key = jax.random.split(key, 4)
@@ -75,7 +75,7 @@ def train(
         starts=starts,
         optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * iterations, 0.03)),
         clip=1.0,
-        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration)),
+        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before)),
     )
     if method == "Markov, critic":
         ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=ascent.entropy)
@@ -87,7 +87,7 @@ def train(
         steps=episodes * task.horizon,
         environments=environments,
         noise=0.15,
-        warmup=Warmup(WARMUP * task.horizon, steady_actions),
+        warmup=Warmup(steps_before, steady_actions),
         fitting=fitting,
         ascent=ascent,
         evaluate_every=episodes * task.horizon // 10,

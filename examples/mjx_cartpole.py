@@ -72,7 +72,7 @@ def train(task: MJXTask, method: str, episodes: int, keys: PRNGKeyArray) -> BPOR
         optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * alive, 0.03)),
         clip=1.0,
         paths=Paths(state_to_policy=0.0, state_to_model=0.95),
-        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, alive * task.horizon)),
+        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, alive * task.horizon, WARMUP * task.horizon)),
     )
     return bpo(
         task,

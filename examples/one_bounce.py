@@ -193,7 +193,7 @@ def policy_cell(task: OneBounce, method: str, setting: Setting, seeds: int) -> d
             starts=4,
             optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * iterations, 0.03)),
             clip=1.0,
-            entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * task.horizon)),
+            entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * task.horizon, setting.warmup * task.horizon)),
         ),
         evaluate_every=setting.lived * task.horizon // 10,
     )

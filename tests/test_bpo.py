@@ -199,8 +199,13 @@ def test_an_entropy_target_is_reached_for_each_entry_of_an_action_whatever_the_d
         memory, policy, seen = ascent.update(memory, policy, **options, steps=i, key=jax.random.fold_in(KEY, i))
         return eqx.filter((memory, policy), eqx.is_array), seen.entropy
 
-    entropies = jax.lax.scan(update, carry, jnp.arange(600))[1]
-    assert entropies[0] > -0.5 and abs(entropies[-100:].mean() - 2 * -1.0) < 0.1  # Of both entries.
+    carry, seen = jax.lax.scan(update, carry, jnp.arange(600))
+    policy, keys = eqx.combine(carry, rest)[1], jax.random.split(KEY, (500, 6))
+    episodes = jax.vmap(lambda key: unroll(Reach(), policy, jnp.zeros(2), 6, key=key[0]))(keys)
+    one = lambda state, t, key: policy.entropy(state, t, key=key)
+    entropy = jax.vmap(jax.vmap(one))(episodes.states[:, :-1], jnp.tile(jnp.arange(6), (500, 1)), keys).mean()
+    assert seen[0] > -0.5 and abs(entropy - 2 * -1.0) < 0.2  # Of both entries.
+    assert abs(entropy - seen[-100:].mean()) < 0.2
 
 
 class Breaking(eqx.Module):
@@ -236,7 +241,7 @@ def test_statistics_are_those_of_the_warm_up():
     np.testing.assert_allclose(result.learner.unit, warm.value().std(), rtol=1e-9)
 
 
-@given(every=st.sampled_from(["0.1", "0.3", "0.7", "1", "2.5", "3", "16", "37"]), environments=st.integers(1, 3))
+@given(every=st.sampled_from(["0.9", "1.1", "0.1", "2.5", "3", "16", "37"]), environments=st.integers(1, 3))
 def test_updates_fall_due_by_environment_steps_whoever_makes_them(every, environments):
     loop = Loop(Reach(), FITTING, ASCENT, environments, 1)
     due = [int(loop.due_between(jnp.asarray(i), jnp.asarray(i + 1), float(every))) for i in range(40)]
