@@ -119,7 +119,7 @@ def test_each_step_has_noise_of_its_own_and_a_key_repeats_it():
     assert (unroll(system, still, jnp.zeros(2), 50, key=jax.random.key(0)).states == states).all()
     gaussian = POLICIES["Gaussian, with time"](2, 1)
     sampled, mode = (unroll(spiral(1.0, 0.1), gaussian, jnp.ones(2), 4, key=k).actions for k in (jax.random.key(0), None))
-    assert (sampled != mode).all() and mode[0] == gaussian.mode(jnp.ones(2), 0)
+    assert (sampled != mode).all() and jnp.allclose(mode[0], gaussian.mode(jnp.ones(2), 0), rtol=1e-12)  # compiled and not
 
 
 def test_float32_in_is_float32_out():
