@@ -81,7 +81,7 @@ def figure(cells: dict, horizons: list[int], episodes: list[int]) -> Figure:
                 if run is None or TASKS[name] not in TELLING:
                     continue
                 scores = gap_closed(Discretised(TASKS[name](), n), run["returns"])
-                x = np.full(scores.size, i + 0.8 * (j / len(methods) - 0.5))
+                x = np.full(scores.size, i + 0.8 * ((j + 0.5) / len(methods) - 0.5))
                 axis.plot(x, scores, ".", color=colours[method], alpha=0.6)
                 axis.plot(x[0], np.median(scores), "_", color=colours[method], ms=9, label=method if i == 0 else None)
         labels = [name if horizon else f"{name}\nN = {n}" for name, n in slots]
