@@ -15,7 +15,8 @@ figure's right side). So here an AWM predicts segments of 20 steps that begin an
 imagined steps and a critic. That is the same algorithm with another `ascent=`, and Markov's is the same too.
 
 Expect, of one seed: AWM GRU -159 (-200 passed after 6,000 steps), Markov -156 (5,000), SAC -154 (4,000), the AWM of whole
-episodes -854 (never), random actions -1237. EXPECT three seeds and the transformer.
+episodes -854 (never), random actions -1237; before target entropies left the discount out of what they measure, so to be
+measured again. EXPECT three seeds and the transformer.
 """
 
 import math
