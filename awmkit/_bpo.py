@@ -24,7 +24,7 @@ from . import _learner
 from ._ascent import AbstractAscent, Climb, ShortUnroll, WholeEpisode
 from ._checkpoint import load, read_header, save, versions
 from ._dynamics import AbstractDynamics, AbstractTask
-from ._learner import Fitting, Learner, Loop, Metrics, Mode, Noisy, Warmup
+from ._learner import Fitting, Learner, Loop, Metrics, Mode, Warmup
 from ._progress import Progress
 from ._reward import Reward
 from ._trajectory import Trajectory
@@ -98,7 +98,8 @@ def bpo(
     - `key`: one key, or an array of them, (K,).
     - `steps`: of the environment in all, the warm-up's among them, rounded up to whole episodes.
     - `environments`: how many act side by side; updates are due by steps, whoever makes them.
-    - `noise`: standard deviation of what is added to the policy's own actions while it acts, clipped to [-1, 1].
+    - `noise`: standard deviation of the pink noise that is added to the policy's own actions while it acts; the sum is clipped
+      to [-1, 1].
     - `warmup`, `fitting`, `ascent`: see [`awmkit.Warmup`][], [`awmkit.Fitting`][], and [`awmkit.WholeEpisode`][] or
       [`awmkit.ShortUnroll`][].
     - `reward`: what imagined episodes are scored with, by default the task's reward; an [`awmkit.RewardModel`][] is learned.
@@ -113,7 +114,8 @@ def bpo(
     **Returns:** a [`awmkit.BPOResult`][].
 
     **Raises:** `ValueError` for what does not fit together, or a checkpoint of another run; `RuntimeError` when the model's
-    loss is not finite. A policy gradient that is not finite is left out and counted, in `Metrics.climb.skipped`.
+    loss is not finite. A policy gradient that is not finite is left out and counted, in `Metrics.climb.skipped`; where an
+    epoch has no other, a warning says so.
     """
     started = time.monotonic()
     _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations)
@@ -141,6 +143,7 @@ def bpo(
             end = min(begin + config["epoch"], iterations)
             learner, row = _epoch(loop, learner, begin, end, before, key)
             _require_finite(row)
+            _warn_of_skips(row, loop.due_between(begin, end, ascent.every))
             rows.append(row)
             for callback in callbacks:
                 callback(row)
@@ -166,7 +169,7 @@ class _Start(eqx.Module):
         """The learner after the warm-up."""
         lived = None
         if self.loop.task.on_host:
-            lived = _learner.warm_up(self.loop, self.warmup, self.episodes, self._keys(self.key)[0])
+            lived = _learner.warm_up(self.loop.task, self.warmup.actions, self.episodes, self._keys(self.key)[0])
         return _prime(self, lived)
 
     def shapes(self) -> Learner:
@@ -179,7 +182,7 @@ class _Start(eqx.Module):
     def prime(self, model, reward, policy, key, lived) -> Learner:
         warm_key, prime_key = self._keys(key)
         if lived is None:
-            lived = _learner.warm_up(self.loop, self.warmup, self.episodes, warm_key)
+            lived = _learner.warm_up(self.loop.task, self.warmup.actions, self.episodes, warm_key)
         return _learner.prime(self.loop, model, reward, policy, lived, self.capacity, prime_key)
 
     @staticmethod
@@ -217,10 +220,10 @@ def _lived_epoch(loop, learner, begin, end, key):
     task, sums = loop.task, []
     for i in range(int(begin), int(end)):
         act_key, learn_key = _learner.iteration_keys(key, i)
-        episodes = _learner.lived(task, Noisy(learner.policy, loop.noise), loop.environments, act_key)
+        episodes = _learner.explore(loop, learner.policy, act_key)
         learner, seen = _learn(loop, learner, episodes, jnp.asarray(i), learn_key)
         sums.append(seen)
-    evaluated = _learner.lived(task, Mode(learner.policy), loop.evaluations, _learner.evaluation_key(key))
+    evaluated = _learner.act(task, Mode(learner.policy), loop.evaluations, _learner.evaluation_key(key))
     return learner, jtu.tree_map(lambda *x: sum(x), *sums), jnp.mean(evaluated.value())
 
 
@@ -271,6 +274,17 @@ def _require_finite(row: Metrics) -> None:
         raise RuntimeError(
             f"The model's loss was {row.model_loss} after {np.max(row.steps)} steps; lower its learning rate, or clip its "
             "gradient: Fitting(optimiser=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3)))."
+        )
+
+
+def _warn_of_skips(row: Metrics, updates) -> None:
+    idle = np.atleast_1d(row.climb.skipped) == updates
+    if updates and idle.any():
+        warnings.warn(
+            f"None of the {updates} policy updates up to step {np.max(row.steps)} had a finite gradient, and so all were left "
+            f"out, in {idle.sum()} of {idle.size} runs; damp the gradient, as "
+            "ascent=WholeEpisode(paths=Paths(state_to_policy=0.0, state_to_model=0.95)), or shorten the episodes.",
+            stacklevel=3,
         )
 
 

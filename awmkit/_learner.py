@@ -127,20 +127,31 @@ class Mode(eqx.Module):
 
 
 class Noisy(eqx.Module):
-    """A policy as it acts, Gaussian noise added to its actions and clipped to [-1, 1].
+    """A policy as it acts, with what is added to each of its actions, (H, A), which are then clipped to [-1, 1].
 
     A policy that has become sure of itself lives one episode again and again, which tells a model no derivatives.
     """
 
     policy: Callable[..., Array]
-    noise: float = eqx.field(static=True)
+    added: Float[Array, "H A"]
 
     def __call__(self, state, t, *, key=None):
-        policy_key, noise_key = (None, None) if key is None else jax.random.split(key)
-        action = self.policy(state, t, key=policy_key)
-        if noise_key is None or not self.noise:
-            return action
-        return jnp.clip(action + self.noise * jax.random.normal(noise_key, action.shape, action.dtype), -1, 1)
+        return jnp.clip(self.policy(state, t, key=key) + self.added[t], -1, 1)
+
+
+def pink_noise(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
+    """Normal noise of unit variance whose power falls with the frequency f as 1/f (Eberhard et al., 2023).
+
+    A return tells slow swings of the actions from each other, while those of independent noise average out.
+    """
+    steps, size = shape
+    frequencies = jnp.arange(steps + 1)  # Of twice the steps, so that the end knows nothing of the beginning.
+    amplitudes = 1 / jnp.sqrt(jnp.maximum(frequencies, 1))
+    alone = (frequencies == 0) | (frequencies == steps)  # The others stand for a pair.
+    variance = jnp.sum(jnp.where(alone, 1, 4) * amplitudes**2) / (2 * steps) ** 2
+    real, imaginary = jax.random.normal(key, (2, steps + 1, size))
+    swings = jnp.fft.irfft(amplitudes[:, None] * lax.complex(real, imaginary), 2 * steps, axis=0)
+    return swings[:steps] / jnp.sqrt(variance)
 
 
 class Loop(eqx.Module):
@@ -168,29 +179,38 @@ class Loop(eqx.Module):
         return self.due(stop, every) - self.due(start, every)
 
 
-def warm_up(loop: Loop, warmup: Warmup, episodes: int, key: PRNGKeyArray) -> Trajectory:
-    """Episodes under random actions."""
-    task, shape = loop.task, (loop.task.horizon, loop.task.action_size)
+def warm_up(task: AbstractTask, actions: Callable[..., Array], episodes: int, key: PRNGKeyArray) -> Trajectory:
+    """Episodes under random actions, those of each drawn by `actions(key, (H, A))`."""
+    shape = task.horizon, task.action_size
     action_key, act_key = jax.random.split(key)
-    actions = jax.vmap(lambda k: warmup.actions(k, shape))(jax.random.split(action_key, episodes))
+    plans = jax.vmap(lambda k: actions(k, shape))(jax.random.split(action_key, episodes))
+    return act_each(task, lambda plan: plan, plans, act_key)
+
+
+def act_each(task: AbstractTask, policy: Callable[[Array], Any], plans: Float[Array, "N H A"], key: PRNGKeyArray) -> Trajectory:
+    """An episode of `policy(plan)` for each plan."""
+    keys = jax.random.split(key, len(plans))
     if not task.on_host:
-        return act(task, actions, act_key)
-    keys = jax.random.split(act_key, episodes)
-    rows = [lived(task, plan, 1, k) for plan, k in zip(actions, keys, strict=True)]
+        return jax.vmap(lambda plan, k: jtu.tree_map(lambda x: x[0], act(task, policy(plan), 1, k)))(plans, keys)
+    rows = [act(task, policy(plan), 1, k) for plan, k in zip(plans, keys, strict=True)]
     return jtu.tree_map(lambda *x: jnp.concatenate(x), *rows)
 
 
-def lived(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
-    """Episodes of a policy, or of an array of actions, in a task on the host."""
-    return task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+def act(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
+    """Episodes of a policy, or of an array of actions."""
+    if task.on_host:
+        return task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+    episode = lambda s, k: unroll(task, policy, s, task.horizon, reward=task.reward, key=k)
+    reset_keys, unroll_keys = (jax.random.split(k, episodes) for k in jax.random.split(key))
+    return jax.vmap(episode)(jax.vmap(task.reset)(reset_keys), unroll_keys)
 
 
-def act(task: AbstractTask, policy, key: PRNGKeyArray, episodes: int = 1) -> Trajectory:
-    """Episodes of a policy in a task that JAX can trace, or one for each of the given arrays of actions."""
-    planned = isinstance(policy, Array)
-    reset_keys, unroll_keys = (jax.random.split(k, len(policy) if planned else episodes) for k in jax.random.split(key))
-    episode = lambda p, s, k: unroll(task, p, s, task.horizon, reward=task.reward, key=k)
-    return jax.vmap(episode, in_axes=(0 if planned else None, 0, 0))(policy, jax.vmap(task.reset)(reset_keys), unroll_keys)
+def explore(loop: Loop, policy, key: PRNGKeyArray) -> Trajectory:
+    """An episode of the policy with its noise in each environment."""
+    noise_key, act_key = jax.random.split(key)
+    shape = loop.task.horizon, loop.task.action_size
+    noise = jax.vmap(lambda k: pink_noise(k, shape))(jax.random.split(noise_key, loop.environments))
+    return act_each(loop.task, lambda added: Noisy(policy, added), loop.noise * noise, act_key)
 
 
 def prime(loop: Loop, model, reward, policy, episodes: Trajectory, capacity: int, key: PRNGKeyArray) -> Learner:
@@ -293,14 +313,14 @@ def epoch(loop: Loop, learner: Learner, start, stop, key: PRNGKeyArray) -> tuple
         changing, total = carry
         act_key, learn_key = iteration_keys(key, i)
         learner = eqx.combine(changing, rest)
-        episodes = act(loop.task, Noisy(learner.policy, loop.noise), act_key, loop.environments)
+        episodes = explore(loop, learner.policy, act_key)
         learner, seen = learn(loop, learner, episodes, i, learn_key)
         return eqx.filter(learner, eqx.is_array), jtu.tree_map(jnp.add, total, seen)
 
     total = (zero, zero, zero, Climb(zero, zero, zero, zero, zero))
     changing, total = lax.fori_loop(start, stop, iteration, (changing, total))
     learner = eqx.combine(changing, rest)
-    evaluated = act(loop.task, Mode(learner.policy), evaluation_key(key), loop.evaluations)
+    evaluated = act(loop.task, Mode(learner.policy), loop.evaluations, evaluation_key(key))
     return learner, total, jnp.mean(evaluated.value())
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Scalar, Sca
 from rejax.buffers import Minibatch
 
 from ._dynamics import AbstractTask
+from ._learner import uniform_actions, warm_up
 from ._normaliser import Normaliser
 from ._policies import features, GaussianPolicy
 from ._reward import of_transition
@@ -47,6 +48,7 @@ def sac(
     evaluate_every: int = 500,
     evaluations: int = 1,
     warmup: int = 1_000,
+    actions: Callable[..., Array] = uniform_actions,
     reward_scale: ScalarLike | None = None,
     gamma: ScalarLike = 0.99,
     learning_rate: ScalarLike = 1e-3,
@@ -77,8 +79,9 @@ def sac(
     - `steps`: environment steps in all, warm-up included.
     - `evaluate_every`: environment steps between evaluations, which are counted back from the last step.
     - `evaluations`: episodes of each evaluation on the true task; 1 will do where starts and dynamics are deterministic.
-    - `warmup`: environment steps with uniformly random actions, rounded up to whole episodes, at least two; all of them are
-      put into the replay buffer, which forgets nothing.
+    - `warmup`: environment steps with random actions, rounded up to whole episodes, at least two; all of them are put into the
+      replay buffer, which forgets nothing.
+    - `actions`: draws an episode's actions of the warm-up, as that of [`awmkit.Warmup`][].
     - `reward_scale`: factor of the rewards; by default one over the standard deviation of the warm-up's rewards-to-go, which
       are summed without discount.
     - `gamma`: the discount of learning; the returns reported have none.
@@ -102,7 +105,13 @@ def sac(
         raise ValueError(f"sac got batch={batch}, and its warm-up stores {stored} transitions; lower batch or raise warmup.")
     config = {"learning_rate": learning_rate, "gamma": gamma, "polyak": polyak, "num_epochs": updates, "batch_size": batch}
     config |= {"buffer_size": steps, "hidden_layer_sizes": (width,) * depth}
-    options = {"evaluations": evaluations, "reward_scale": reward_scale, "temperature": temperature, "entropy": entropy}
+    options = {
+        "actions": actions,
+        "evaluations": evaluations,
+        "reward_scale": reward_scale,
+        "temperature": temperature,
+        "entropy": entropy,
+    }
     with jax.numpy_dtype_promotion("standard"):  # Flax has weights of 32 bits, whatever the task has.
         return _sac(task, key, schedule, config=config, **options)
 
@@ -115,6 +124,7 @@ def ppo(
     evaluate_every: int = 5_000,
     evaluations: int = 1,
     warmup: int = 1_000,
+    actions: Callable[..., Array] = uniform_actions,
     reward_scale: ScalarLike | None = None,
     gamma: ScalarLike = 0.99,
     learning_rate: ScalarLike = 1e-3,
@@ -149,7 +159,7 @@ def ppo(
     schedule = _schedule("ppo", task.horizon, steps=steps, warmup=warmup, evaluate_every=evaluate_every, iteration=iteration)
     config = {"learning_rate": learning_rate, "gamma": gamma, "gae_lambda": gae, "clip_eps": clip, "ent_coef": entropy}
     config |= {"num_envs": envs, "num_steps": task.horizon, "num_minibatches": envs, "num_epochs": epochs}
-    options = {"evaluations": evaluations, "reward_scale": reward_scale, "layers": (width,) * depth}
+    options = {"actions": actions, "evaluations": evaluations, "reward_scale": reward_scale, "layers": (width,) * depth}
     with jax.numpy_dtype_promotion("standard"):  # Flax has weights of 32 bits, whatever the task has.
         return _ppo(task, key, schedule, config=config, **options)
 
@@ -240,9 +250,9 @@ class _Schedule(NamedTuple):
 
 
 @eqx.filter_jit
-def _sac(task, key, schedule, *, evaluations, reward_scale, temperature, entropy, config) -> Baseline:
+def _sac(task, key, schedule, *, actions, evaluations, reward_scale, temperature, entropy, config) -> Baseline:
     warmup_key, key, evaluation_key = jr.split(key, 3)
-    episodes = _warm_up(task, schedule.warmup, warmup_key)
+    episodes = warm_up(task, actions, schedule.warmup, warmup_key)
     env = _environment(task, episodes, reward_scale, squash=_identity, limit=1.0)
     learner = _targeting(entropy).create(
         env=env, env_params=None, agent_kwargs={"activation": "swish"}, fill_buffer=0, **config
@@ -256,21 +266,13 @@ def _sac(task, key, schedule, *, evaluations, reward_scale, temperature, entropy
 
 
 @eqx.filter_jit
-def _ppo(task, key, schedule, *, evaluations, reward_scale, layers, config) -> Baseline:
+def _ppo(task, key, schedule, *, actions, evaluations, reward_scale, layers, config) -> Baseline:
     warmup_key, key, evaluation_key = jr.split(key, 3)
     # A Gaussian that the environment squashes has a mode and a density; one that it clips has neither.
-    env = _environment(task, _warm_up(task, schedule.warmup, warmup_key), reward_scale, squash=jnp.tanh, limit=math.inf)
+    env = _environment(task, warm_up(task, actions, schedule.warmup, warmup_key), reward_scale, squash=jnp.tanh, limit=math.inf)
     agent = {"activation": "swish", "hidden_layer_sizes": layers}
     learner = rejax.PPO.create(env=env, env_params=None, agent_kwargs=agent, **config)
     return _learn(learner, learner.init_state(key), schedule, evaluations=evaluations, key=evaluation_key)
-
-
-def _warm_up(task: AbstractTask, episodes: int, key: PRNGKeyArray) -> Trajectory:
-    start_key, action_key, key = jr.split(key, 3)
-    states = jax.vmap(task.reset)(jr.split(start_key, episodes))
-    actions = jr.uniform(action_key, (episodes, task.horizon, task.action_size), states.dtype, -1, 1)
-    run = lambda state, actions, key: unroll(task, actions, state, task.horizon, reward=task.reward, key=key)
-    return jax.vmap(run)(states, actions, jr.split(key, episodes))
 
 
 def _environment(task, episodes: Trajectory, reward_scale: ScalarLike | None, *, squash, limit) -> FunctionalEnv:

@@ -24,95 +24,27 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
-from jaxtyping import Array, PRNGKeyArray, Scalar
+from jaxtyping import Array, Scalar
 from matplotlib.figure import Figure
+from methods import COLOURS, record, train, WARMUP
 from study import arguments, Study
 
-from awmkit import (
-    AbstractDynamics,
-    AWM,
-    bpo,
-    BPOResult,
-    Fitting,
-    GaussianPolicy,
-    HWM,
-    LSTM,
-    Markov,
-    TargetEntropy,
-    Transformer,
-    unroll,
-    Warmup,
-    WholeEpisode,
-)
+from awmkit import uniform_actions, unroll
 from awmkit.tasks import CreditAssignment
 
-Build = Callable[[CreditAssignment, PRNGKeyArray, PRNGKeyArray], AbstractDynamics]
-METHODS: dict[str, Build] = {
-    "AWM transformer": lambda task, k1, k2: AWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), by_step=True, key=k2
-    ),
-    "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), by_step=True, key=k2),
-    "HWM transformer": lambda task, k1, k2: HWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
-    ),
-    "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
-    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, key=k1),
-    "simulator": lambda task, k1, k2: task,
-}
-COLOURS = dict(zip(METHODS, ("C0", "C2", "C1", "C4", "C3", "black"), strict=True))
+METHODS = ("AWM transformer", "AWM LSTM", "HWM transformer", "HWM LSTM", "Markov", "simulator")
 VARIANTS = {"delay alone": 0.0, "distractor": 1.0}  # weight of what the distractor pays
-BEST_FIRST, CLOSE, WARMUP, FITS, CLIMBS, EVALUATIONS = 0.5, 0.05, 15, 20, 16, 256
-
-
-def train(task: CreditAssignment, method: str, episodes: int, keys: PRNGKeyArray) -> BPOResult:
-    """The one set of hyper-parameters; updates are counted by the episode, so that a longer delay is not more of them.
-
-    Warm-up actions are independent: were the first one like the others, a model need not tell it from them.
-    """
-    iterations = episodes - WARMUP
-
-    def make(key):
-        model_key, more_key, policy_key = jax.random.split(key, 3)
-        policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
-        return METHODS[method](task, model_key, more_key), policy
-
-    model, policy = eqx.filter_vmap(make)(keys)
-    return bpo(
-        task,
-        task if method == "simulator" else model,
-        policy,
-        key=keys,
-        steps=episodes * task.horizon,
-        warmup=Warmup(WARMUP * task.horizon),
-        fitting=Fitting(
-            every=task.horizon / FITS,
-            batch_size=16,
-            first=300,
-            optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 300 + FITS * iterations, 0.03)),
-        ),
-        ascent=WholeEpisode(
-            every=task.horizon / CLIMBS,
-            starts=8,
-            optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, CLIMBS * iterations, 0.03)),
-            clip=1.0,
-            entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * task.horizon, WARMUP * task.horizon)),
-        ),
-        evaluate_every=episodes * task.horizon // 10,
-        evaluations=16,
-    )
+BEST_FIRST, CLOSE, EVALUATIONS = 0.5, 0.05, 256
 
 
 def cell(task: CreditAssignment, method: str, episodes: int, seeds: int) -> dict:
-    """All seeds of a method at one delay."""
-    result = train(task, method, episodes, jax.random.split(jax.random.key(0), seeds))
-    metrics = {name: x for name, x in result.metrics.row().items() if name != "true_return"}
-    return {
-        "steps": metrics.pop("steps")[0],
-        "curve": result.metrics.true_return,
-        **eqx.filter_vmap(lambda policy: evaluate(task, policy))(result.policy),
-        "metrics": metrics,
-    }
+    """All seeds of a method at one delay.
+
+    Warm-up actions are independent: were the first one like the others, a model need not tell it from them.
+    """
+    keys = jax.random.split(jax.random.key(0), seeds)
+    result = train(task, method, episodes, keys, starts=8, evaluations=16, actions=uniform_actions)
+    return {**record(result), **eqx.filter_vmap(lambda policy: evaluate(task, policy))(result.policy)}
 
 
 @eqx.filter_jit

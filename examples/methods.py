@@ -1,16 +1,18 @@
 """What is compared by the examples that learn: kinds of models, and the one set of hyper-parameters that serves them all."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from awmkit import (
     AbstractDynamics,
     AbstractTask,
     AWM,
+    BPO,
     bpo,
     BPOResult,
     Critic,
@@ -20,6 +22,7 @@ from awmkit import (
     HWM,
     LSTM,
     Markov,
+    Paths,
     ShortUnroll,
     steady_actions,
     TargetEntropy,
@@ -43,15 +46,26 @@ MODELS: dict[str, Build] = {
     "Markov, critic": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
     "simulator": lambda task, k1, k2: task,
 }
+COLOURS = {method: f"C{i}" for i, method in enumerate(MODELS)} | {"simulator": "black", "SAC": "C8"}
 WARMUP = 15  # episodes, of the paper's 1,500 steps
 
 
 def train(
-    task: AbstractTask, method: str, episodes: int, keys: PRNGKeyArray, *, starts: int = 4, evaluations: int = 1
+    task: AbstractTask,
+    method: str,
+    episodes: int,
+    keys: PRNGKeyArray,
+    *,
+    starts: int = 4,
+    evaluations: int = 1,
+    actions: Callable[..., Array] = steady_actions,
+    paths: Paths = BPO,
 ) -> BPOResult:
     """The one set of hyper-parameters, for all seeds at once; where there are many episodes, four are lived side by side.
 
-    `starts` an update and `evaluations` an epoch: a task that always begins alike needs few.
+    Updates are counted by the episode, so that a longer one is not more of them.
+
+    `starts` an update and `evaluations` an epoch: a task that always begins alike needs few. `actions`: of the warm-up.
     """
     environments = max(1, min(4, episodes // 50))
     iterations = -(-(episodes - WARMUP) // environments)
@@ -70,15 +84,17 @@ def train(
         first=300,
         optimiser=optax.adam(optax.cosine_decay_schedule(4e-3, 300 + fits * iterations, 0.03)),
     )
+    entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before))
     ascent = WholeEpisode(
         every=per_iteration / climbs,
         starts=starts,
         optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * iterations, 0.03)),
         clip=1.0,
-        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before)),
+        entropy=entropy,
+        paths=paths,
     )
     if method == "Markov, critic":
-        ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=ascent.entropy)
+        ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=entropy)
     return bpo(
         task,
         task if method == "simulator" else model,
@@ -87,9 +103,15 @@ def train(
         steps=episodes * task.horizon,
         environments=environments,
         noise=0.15,
-        warmup=Warmup(steps_before, steady_actions),
+        warmup=Warmup(steps_before, actions),
         fitting=fitting,
         ascent=ascent,
         evaluate_every=episodes * task.horizon // 10,
         evaluations=evaluations,
     )
+
+
+def record(result: BPOResult) -> dict[str, Any]:
+    """What a run saw, for its file: a list a seed."""
+    metrics = result.metrics.row()
+    return {"steps": metrics.pop("steps")[0], "curve": metrics.pop("true_return"), "metrics": metrics}

@@ -12,80 +12,23 @@ of all seeds together, compilation included.
 EXPECT (one seed of 70 episodes: Markov -0.11; of 100: AWM LSTM -0.22; doing nothing -1.00, random actions -1.11)
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
-from jaxtyping import PRNGKeyArray
 from matplotlib.figure import Figure
+from methods import record, train
 from study import arguments, Study
 
-from awmkit import (
-    AWM,
-    bpo,
-    BPOResult,
-    Fitting,
-    GaussianPolicy,
-    LSTM,
-    Markov,
-    Paths,
-    steady_actions,
-    TargetEntropy,
-    unroll,
-    Warmup,
-    WholeEpisode,
-)
+from awmkit import Paths, unroll
 from awmkit.baselines import sac
 from awmkit.mjx import cartpole, MJXTask
 
 METHODS = ("AWM LSTM", "Markov", "simulator", "SAC")
-WARMUP, EVALUATIONS = 15, 5  # episodes
-
-
-def train(task: MJXTask, method: str, episodes: int, keys: PRNGKeyArray) -> BPOResult:
-    """The same for every source of the gradient: the paper's, but damped from step to step.
-
-    Undamped, Markov's overflows in states that it has not seen, and no update of the policy then gets it out of there.
-    """
-    fits, climbs, alive = 20, 16, episodes - WARMUP
-
-    def make(key):
-        cell_key, model_key, policy_key = jax.random.split(key, 3)
-        sizes = task.state_size, task.action_size
-        policy = GaussianPolicy(*sizes, horizon=task.horizon, key=policy_key)
-        if method == "Markov":
-            return Markov(*sizes, key=model_key), policy
-        return AWM(*sizes, LSTM(64, key=cell_key), by_step=True, key=model_key), policy
-
-    model, policy = eqx.filter_vmap(make)(keys)
-    fitting = Fitting(
-        every=task.horizon / fits,
-        batch_size=16,
-        first=300,
-        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 300 + fits * alive, 0.03)),
-    )
-    ascent = WholeEpisode(
-        every=task.horizon / climbs,
-        starts=4,
-        optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * alive, 0.03)),
-        clip=1.0,
-        paths=Paths(state_to_policy=0.0, state_to_model=0.95),
-        entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, alive * task.horizon, WARMUP * task.horizon)),
-    )
-    return bpo(
-        task,
-        task if method == "simulator" else model,
-        policy,
-        key=keys,
-        steps=episodes * task.horizon,
-        warmup=Warmup(WARMUP * task.horizon, steady_actions),
-        fitting=fitting,
-        ascent=ascent,
-        evaluate_every=5 * task.horizon,
-        evaluations=EVALUATIONS,
-    )
+EVALUATIONS = 5  # episodes
+# The paper's, damped from step to step. Undamped, Markov's gradient overflows in states that it has not seen, and no update of
+# the policy then gets it out of there.
+DAMPED = Paths(state_to_policy=0.0, state_to_model=0.95)
 
 
 def cell(task: MJXTask, method: str, episodes: int, seeds: int) -> dict:
@@ -97,9 +40,7 @@ def cell(task: MJXTask, method: str, episodes: int, seeds: int) -> dict:
             keys
         )
         return {"steps": result.steps[0], "curve": result.returns}
-    metrics = train(task, method, episodes, keys).metrics
-    row = {name: x for name, x in metrics.row().items() if name not in ("true_return", "steps")}
-    return {"steps": metrics.steps[0], "curve": metrics.true_return, "metrics": row}
+    return record(train(task, method, episodes, keys, evaluations=EVALUATIONS, paths=DAMPED))
 
 
 def idle(task: MJXTask) -> dict:

@@ -22,7 +22,7 @@ import jax.tree_util as jtu
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from methods import MODELS, train
+from methods import COLOURS, MODELS, record, train
 from study import arguments, Study
 
 from awmkit import unroll
@@ -43,13 +43,7 @@ def cell(task: Discretised, method: str, episodes: int, seeds: int) -> dict:
         result = run(keys)
         return {"steps": result.steps, "curve": result.returns, "returns": exact_returns(task, result.policy)}
     result = train(task, method, episodes, keys)
-    metrics = {name: x for name, x in result.metrics.row().items() if name != "true_return"}
-    return {
-        "steps": metrics.pop("steps")[0],
-        "curve": result.metrics.true_return,
-        "returns": exact_returns(task, result.policy),
-        "metrics": metrics,
-    }
+    return {**record(result), "returns": exact_returns(task, result.policy)}
 
 
 def exact_returns(task: Discretised, policies) -> np.ndarray:
@@ -69,7 +63,6 @@ def figure(cells: dict, horizons: list[int], episodes: list[int]) -> Figure:
     """Scores of every seed by task, or against the horizon where there are several."""
     names = list(dict.fromkeys(name for name, *_ in cells))
     methods = list(dict.fromkeys(method for _, method, *_ in cells))
-    colours = {method: f"C{i}" for i, method in enumerate(methods)}
     panels = [(e, n) for e in episodes for n in horizons] if len(horizons) == 1 else [(e, None) for e in episodes]
     width = len(names) if len(horizons) == 1 else len(names) * len(horizons)
     fig, axes = plt.subplots(len(panels), 1, figsize=(2 + 1.1 * width, 3 * len(panels)), layout="constrained", squeeze=False)
@@ -82,8 +75,8 @@ def figure(cells: dict, horizons: list[int], episodes: list[int]) -> Figure:
                     continue
                 scores = gap_closed(Discretised(TASKS[name](), n), run["returns"])
                 x = np.full(scores.size, i + 0.8 * ((j + 0.5) / len(methods) - 0.5))
-                axis.plot(x, scores, ".", color=colours[method], alpha=0.6)
-                axis.plot(x[0], np.median(scores), "_", color=colours[method], ms=9, label=method if i == 0 else None)
+                axis.plot(x, scores, ".", color=COLOURS[method], alpha=0.6)
+                axis.plot(x[0], np.median(scores), "_", color=COLOURS[method], ms=9, label=method if i == 0 else None)
         labels = [name if horizon else f"{name}\nN = {n}" for name, n in slots]
         axis.set_xticks(range(len(slots)), labels, fontsize=7)
         axis.set(

@@ -21,7 +21,6 @@ the AWM transformer, the other 48 within 0.01 of the optimum in both (one seed).
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
@@ -31,42 +30,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
+from methods import COLOURS, MODELS, record, train
 from study import arguments, Study
 
-from awmkit import (
-    AbstractDynamics,
-    AWM,
-    bpo,
-    fit,
-    Fitting,
-    GaussianPolicy,
-    HWM,
-    LSTM,
-    Markov,
-    Progress,
-    TargetEntropy,
-    Transformer,
-    unroll,
-    unroll_grad,
-    Warmup,
-    WholeEpisode,
-)
+from awmkit import AbstractDynamics, fit, Progress, uniform_actions, unroll, unroll_grad
 from awmkit.tasks import OneBounce
 
-Build = Callable[[OneBounce, PRNGKeyArray, PRNGKeyArray], AbstractDynamics]
-METHODS: dict[str, Build] = {
-    "AWM transformer": lambda task, k1, k2: AWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), by_step=True, key=k2
-    ),
-    "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), by_step=True, key=k2),
-    "HWM transformer": lambda task, k1, k2: HWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
-    ),
-    "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
-    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, key=k1),
-    "simulator": lambda task, k1, k2: task,
-}
-COLOURS = dict(zip(METHODS, ("C0", "C2", "C1", "C4", "C3", "black"), strict=True))
+METHODS = ("AWM transformer", "AWM LSTM", "HWM transformer", "HWM LSTM", "Markov", "simulator")
 VARIANTS = {"near wall": {}, "far wall": {"wall": -1.5, "goal": -0.5}}  # what differs from the paper's task
 CLOSE, FLOOR = 0.01, 1e-9  # of regrets that count as none; of those that the figure tells apart
 
@@ -85,7 +55,6 @@ class Setting:
     step_size: float = 0.06
     landscape: int = 201
     lived: int = 50
-    warmup: int = 15
 
 
 QUICK = Setting(horizon=50, updates=150, updates_cheap=400, lived=25, landscape=101)
@@ -98,7 +67,7 @@ def fit_model(task: OneBounce, method: str, setting: Setting, key: PRNGKeyArray)
     data_key, model_key, more_key, fit_key = jax.random.split(key, 4)
     actions = jax.random.uniform(data_key, (setting.episodes, task.horizon, 1), minval=-1.0)
     episodes = jax.jit(jax.vmap(lambda a: unroll(task, a, start_of(task), task.horizon)))(actions)
-    model = METHODS[method](task, model_key, more_key).normalised(episodes.states)  # pyright: ignore[reportAttributeAccessIssue]
+    model = MODELS[method](task, model_key, more_key).normalised(episodes.states)  # pyright: ignore[reportAttributeAccessIssue]
     updates = setting.updates if "transformer" in method else setting.updates_cheap
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, updates)))
     result = fit(model, episodes, key=fit_key, updates=updates, batch_size=setting.batch_size, optimiser=optimiser)
@@ -167,46 +136,10 @@ def plan_cell(task: OneBounce, method: str, setting: Setting, seeds: int) -> dic
 def policy_cell(task: OneBounce, method: str, setting: Setting, seeds: int) -> dict:
     """BPO, all seeds as one program: the true return of the mode, and its first action."""
     keys = jax.random.split(jax.random.key(0), seeds)
-    fits, climbs, iterations = 20, 16, setting.lived - setting.warmup
-
-    def make(key):
-        model_key, more_key, policy_key = jax.random.split(key, 3)
-        policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
-        return METHODS[method](task, model_key, more_key), policy
-
-    model, policy = eqx.filter_vmap(make)(keys)
-    result = bpo(
-        task,
-        task if method == "simulator" else model,
-        policy,
-        key=keys,
-        steps=setting.lived * task.horizon,
-        warmup=Warmup(setting.warmup * task.horizon),
-        fitting=Fitting(
-            every=task.horizon / fits,
-            batch_size=16,
-            first=300,
-            optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 300 + fits * iterations, 0.03)),
-        ),
-        ascent=WholeEpisode(
-            every=task.horizon / climbs,
-            starts=4,
-            optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * iterations, 0.03)),
-            clip=1.0,
-            entropy=TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * task.horizon, setting.warmup * task.horizon)),
-        ),
-        evaluate_every=setting.lived * task.horizon // 10,
-    )
-    metrics = {name: x for name, x in result.metrics.row().items() if name != "true_return"}
-    curve = result.metrics.true_return
+    result = train(task, method, setting.lived, keys, actions=uniform_actions)
+    seen = record(result)
     firsts = eqx.filter_vmap(lambda policy: policy(start_of(task), 0)[0])(result.policy)
-    return {
-        "steps": metrics.pop("steps")[0],
-        "curve": curve,
-        "returns": curve[:, -1],
-        "firsts": firsts,
-        "metrics": metrics,
-    }
+    return {**seen, "returns": [curve[-1] for curve in seen["curve"]], "firsts": firsts}
 
 
 CELLS = {"plan": plan_cell, "policy": policy_cell}

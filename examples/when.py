@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from matplotlib.figure import Figure
-from methods import train
+from methods import record, train
 from scipy.stats import spearmanr
 from study import arguments, Study
 
@@ -124,15 +124,12 @@ def random_return(task: AbstractTask) -> float:
 def cell(task: AbstractTask, method: str, episodes: int, seeds: int) -> dict[str, Any]:
     """All seeds of a method at a point."""
     keys = jax.random.split(jax.random.key(0), seeds)
-    metrics = train(task, method, episodes, keys, starts=16, evaluations=16).metrics.row()
-    error = metrics.get("model_error")
+    seen = record(train(task, method, episodes, keys, starts=16, evaluations=16))
+    error = seen["metrics"].get("model_error")
     return {
-        "returns": [curve[-1] for curve in metrics["true_return"]],
+        **seen,
+        "returns": [curve[-1] for curve in seen["curve"]],
         "model_error": None if error is None else [curve[-1] for curve in error],
-        "steps": metrics["steps"][0],
-        "curve": metrics["true_return"],
-        "gradient_norm": metrics["gradient_norm"],
-        "skipped": metrics["skipped"],
     }
 
 

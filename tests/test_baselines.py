@@ -144,6 +144,18 @@ def test_learning_finds_the_best_action_and_the_policy_is_the_one_evaluated(lear
     assert abs(episodes.actions - 0.5).mean() < 0.15
 
 
+@pytest.mark.parametrize("learn", [sac, ppo])
+def test_the_warm_up_has_the_actions_asked_for(learn):
+    shapes = []
+
+    def actions(key, shape):
+        shapes.append(shape)
+        return jnp.zeros(shape)
+
+    jax.eval_shape(lambda key: learn(Aim(), key=key, actions=actions, **SMALL | {"steps": 1_843}), KEYS[0])
+    assert shapes == [(5, 2)]
+
+
 def test_steps_count_the_warm_up_and_end_where_they_were_said_to():
     assert runs(sac)[1].steps.tolist() == [243, 443, 643, 843]  # The warm-up is 205.
     assert runs(ppo)[1].steps.tolist() == [225 + 200 * n for n in range(9)]  # Iterations are of 20.
