@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 class Normaliser(eqx.Module):
@@ -15,43 +15,24 @@ class Normaliser(eqx.Module):
 
     Real tasks have states of size 800 beside states of size 0.04; a network wants both of size 1.
 
-    **Arguments**
-
-    - `size`: the number of entries D. A new normaliser is the identity, exactly.
-    - `by_step`: whether the statistics of sequences are taken step by step.
+    **Arguments:** `size`: the number of entries. A new normaliser is the identity, exactly.
     """
 
-    shift: Float[Array, "*T D"]
-    scale: Float[Array, "*T D"]
-    by_step: bool = eqx.field(static=True)
+    shift: Float[Array, " D"]
+    scale: Float[Array, " D"]
 
-    def __init__(self, size: int, *, by_step: bool = False):
+    def __init__(self, size: int):
         self.shift = jnp.zeros(size)
         self.scale = jnp.ones(size)
-        self.by_step = by_step
 
     def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
-        """With the mean and standard deviation of `data`, (N, D) or of any other leading shape; `by_step`, of (N, T, D).
-
-        An entry that does not vary is shifted but not scaled. Steps at which it varies by less than a 30th of what it does
-        over all have that for a scale: their errors are none to magnify.
-        """
-        largest = jnp.max(jnp.abs(data), axis=tuple(range(data.ndim - 1)))
-        data = data if self.by_step else data.reshape(-1, data.shape[-1])
-        shift, spread = jnp.mean(data, axis=0), jnp.std(data, axis=0)
-        if self.by_step:
-            spread = jnp.maximum(spread, jnp.sqrt(jnp.mean(spread**2, axis=0)) / 30)
+        """With the mean and standard deviation of `data`. An entry that does not vary is shifted but not scaled."""
+        data = data.reshape(-1, data.shape[-1])
+        spread = jnp.std(data, axis=0)
         # Below this, the spread is the rounding error of the mean.
-        floor = jnp.finfo(data.dtype).eps * jnp.maximum(largest, 1e-30)
+        floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(data), axis=0), 1e-30)
         scale = jnp.where(spread > 8 * floor, spread, 1)
-        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift, scale))
-
-    def at(self, t: Int[ArrayLike, "*steps"]) -> "Normaliser":
-        """That of step `t`, or of several; of a step beyond the data, the last one's."""
-        if self.shift.ndim == 1:
-            return self
-        t = jnp.minimum(t, self.shift.shape[0] - 1)
-        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (self.shift[t], self.scale[t]))
+        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (jnp.mean(data, axis=0), scale))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """To units of the data."""

@@ -34,7 +34,7 @@ from awmkit import (
 Build = Callable[[AbstractTask, PRNGKeyArray, PRNGKeyArray], AbstractDynamics]
 MODELS: dict[str, Build] = {
     "AWM transformer": lambda task, k1, k2: AWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), by_step=True, key=k2
+        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
     ),
     "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
     "AWM GRU": lambda task, k1, k2: AWM(task.state_size, task.action_size, GRU(64, key=k1), key=k2),
@@ -84,7 +84,7 @@ def train(
         first=300,
         optimiser=optax.adam(optax.cosine_decay_schedule(4e-3, 300 + fits * iterations, 0.03)),
     )
-    entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before))
+    entropy = TargetEntropy(optax.linear_schedule(-0.5, -3.0, iterations * per_iteration, steps_before))
     ascent = WholeEpisode(
         every=per_iteration / climbs,
         starts=starts,

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
@@ -45,9 +45,8 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
         """What s_1 ... s_H are changes from."""
 
     def loss(self, episode):
-        errors = self.predict(episode.states, episode.actions) - episode.states[1:]
-        scale = self.targets.at(jnp.arange(errors.shape[0])).scale
-        return 0.5 * jnp.mean((errors / lax.stop_gradient(scale)) ** 2)
+        errors = (self.predict(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(self.targets.scale)
+        return 0.5 * jnp.mean(errors**2)
 
     def truth(self, episodes):
         return episodes.states[..., 1:, :]
@@ -64,9 +63,9 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
         return eqx.tree_at(lambda m: (m.inputs, m.targets), self, statistics)
 
 
-def decode(model: AbstractWorldModel, outputs: Array, origin: Array, t: ArrayLike = 0) -> Array:
-    """States from what a network put out at step `t`, or at several."""
-    states = model.targets.at(t).inverse(outputs)
+def decode(model: AbstractWorldModel, outputs: Array, origin: Array) -> Array:
+    """States from what a network put out."""
+    states = model.targets.inverse(outputs)
     return origin + states if model.predict_changes else states
 
 
