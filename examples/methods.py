@@ -42,8 +42,8 @@ MODELS: dict[str, Build] = {
         task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
     ),
     "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
-    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
-    "Markov, critic": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
+    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, key=k1),
+    "Markov, critic": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, key=k1),
     "simulator": lambda task, k1, k2: task,
 }
 COLOURS = {method: f"C{i}" for i, method in enumerate(MODELS)} | {"simulator": "black", "SAC": "C8"}
@@ -69,7 +69,7 @@ def train(
     """
     environments = max(1, min(4, episodes // 50))
     iterations = -(-(episodes - WARMUP) // environments)
-    fits, climbs = (20, 16) if environments == 1 else (40, 32)
+    fits, climbs = (30, 16) if environments == 1 else (60, 32)
     per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
 
     def make(key):
@@ -80,15 +80,15 @@ def train(
     model, policy, critic = eqx.filter_vmap(make)(keys)
     fitting = Fitting(
         every=per_iteration / fits,
-        batch_size=16,
-        first=300,
-        optimiser=optax.adam(optax.cosine_decay_schedule(4e-3, 300 + fits * iterations, 0.03)),
+        batch_size=12,
+        first=500,
+        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + fits * iterations, 0.03)),
     )
     entropy = TargetEntropy(optax.linear_schedule(-0.5, -3.0, iterations * per_iteration, steps_before))
     ascent = WholeEpisode(
         every=per_iteration / climbs,
         starts=starts,
-        optimiser=optax.adam(optax.cosine_decay_schedule(1e-2, climbs * iterations, 0.03)),
+        optimiser=optax.adam(optax.cosine_decay_schedule(6e-3, climbs * iterations, 0.03)),
         clip=1.0,
         entropy=entropy,
         paths=paths,

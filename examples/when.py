@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from methods import record, train
 from scipy.stats import spearmanr
 from study import arguments, Study
@@ -85,6 +86,7 @@ POINTS: dict[str, tuple[Callable[[int], AbstractTask], list[int]]] = {
     "HIV, seen in part": (lambda n: Partial(Discretised(HIVTreatment(), n), 1), [100]),
     "one bounce": (lambda n: OneBounce(n), [20, 100]),
     "credit assignment": (lambda n: CreditAssignment(n), [20, 50]),
+    "credit assignment, hidden": (lambda n: CreditAssignment(n, hidden=True), [20]),
     "passive double pendulum": (lambda n: PassiveDoublePendulum(n), [20, 50, 100]),
     "driven double pendulum": (lambda n: DrivenDoublePendulum(n), [10, 50, 100, 200]),
 }
@@ -184,6 +186,8 @@ def figure(points: dict[str, dict[str, Any]]) -> Figure:
                 axis.annotate(name, (x, middle), fontsize=5, xytext=(3, 3), textcoords="offset points")
         axes[0, column].set(title=f"over {method}", xlabel="growth of the simulator's ds/da, decades")
         axes[1, column].set(xlabel="model's open-loop error, variances", xscale="log")
+        axes[1, column].xaxis.set_major_locator(LogLocator(numticks=5))
+        axes[1, column].minorticks_off()
         for axis in axes[:, column]:
             axis.axhline(0, color="k", lw=0.5)
             axis.set_ylim(-1.05, 1.05)
