@@ -84,7 +84,7 @@ def train(
         first=500,
         optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + fits * iterations, 0.03)),
     )
-    entropy = TargetEntropy(optax.linear_schedule(-0.5, -3.0, iterations * per_iteration, steps_before))
+    entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before))
     ascent = WholeEpisode(
         every=per_iteration / climbs,
         starts=starts,
