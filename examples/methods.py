@@ -34,10 +34,10 @@ from awmkit import (
 Build = Callable[[AbstractTask, PRNGKeyArray, PRNGKeyArray], AbstractDynamics]
 MODELS: dict[str, Build] = {
     "AWM transformer": lambda task, k1, k2: AWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
+        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), by_step=True, key=k2
     ),
-    "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
-    "AWM GRU": lambda task, k1, k2: AWM(task.state_size, task.action_size, GRU(64, key=k1), key=k2),
+    "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), by_step=True, key=k2),
+    "AWM GRU": lambda task, k1, k2: AWM(task.state_size, task.action_size, GRU(64, key=k1), by_step=True, key=k2),
     "HWM transformer": lambda task, k1, k2: HWM(
         task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
     ),

@@ -26,6 +26,9 @@ class AWM(AbstractWorldModel):
     - `backbone`: a sequence network: `Transformer`, `LinearStateSpace`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the
       following are a_t.
     - `predict_changes`: predict s_t - s_0 (the default), or s_t itself.
+    - `by_step`: whether `normalised` subtracts the mean of what it predicts step by step, not that over all steps. What is left
+      to learn is then what the actions change: better where episodes of one length begin alike, as those of one task do, and
+      needed where they change little.
     - `key`: for the weights of embeddings and head.
     """
 
@@ -47,13 +50,14 @@ class AWM(AbstractWorldModel):
         backbone: AbstractBackbone,
         *,
         predict_changes: bool = True,
+        by_step: bool = False,
         key: PRNGKeyArray,
     ):
         state_key, action_key, head_key = jax.random.split(key, 3)
         self.state_size = state_size
         self.action_size = action_size
         self.inputs = Normaliser(state_size)
-        self.targets = Normaliser(state_size)
+        self.targets = Normaliser(state_size, by_step=by_step)
         self.embed_state = eqx.nn.Linear(state_size, backbone.width, key=state_key)
         self.embed_action = eqx.nn.Linear(action_size, backbone.width, key=action_key)
         self.backbone = backbone
@@ -82,12 +86,12 @@ class AWM(AbstractWorldModel):
     def step(self, carry, state, action, t, *, key=None):
         memory, first = carry
         memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
-        return (memory, first), decode(self, self.head(feature), first)
+        return (memory, first), decode(self, self.head(feature), first, t)
 
     def open_loop(self, state, actions, *, key=None):
         first = self.embed_state(self.inputs(state))
         features = self.backbone(first, jax.vmap(self.embed_action)(actions), key=key)
-        return decode(self, jax.vmap(self.head)(features), state)
+        return decode(self, jax.vmap(self.head)(features), state, jnp.arange(actions.shape[0]))
 
     def predict(self, states, actions):
         return self.open_loop(states[0], actions)

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
@@ -63,9 +63,9 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
         return eqx.tree_at(lambda m: (m.inputs, m.targets), self, statistics)
 
 
-def decode(model: AbstractWorldModel, outputs: Array, origin: Array) -> Array:
-    """States from what a network put out."""
-    states = model.targets.inverse(outputs)
+def decode(model: AbstractWorldModel, outputs: Array, origin: Array, t: ArrayLike = 0) -> Array:
+    """States from what a network put out at step `t`, or at several."""
+    states = model.targets.at(t).inverse(outputs)
     return origin + states if model.predict_changes else states
 
 
