@@ -17,7 +17,8 @@ gradient and that of five kinds of model:
 Runs are kept one by one: stop it, start it again, add to it.
 
 Expect of the far wall that no gradient leaves the wrong side of the kink: those 16 starts end at -0.25 in the simulator and in
-the AWM transformer, the other 48 within 0.01 of the optimum in both (one seed). EXPECT: the rest.
+the AWM transformer, the other 48 within 0.01 of the optimum in both (one seed; measured before
+statistics by step became those of the mean alone, to be measured again). EXPECT: the rest.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from methods import record, train
 from scipy.stats import spearmanr
 from study import arguments, Study
@@ -187,7 +187,7 @@ def figure(points: dict[str, dict[str, Any]]) -> Figure:
         axes[0, column].set(title=f"over {method}", xlabel="growth of the simulator's ds/da, decades")
         axes[1, column].set(xlabel="model's open-loop error, variances", xscale="log")
         axes[1, column].xaxis.set_major_locator(LogLocator(numticks=5))
-        axes[1, column].minorticks_off()
+        axes[1, column].xaxis.set_minor_formatter(NullFormatter())
         for axis in axes[:, column]:
             axis.axhline(0, color="k", lw=0.5)
             axis.set_ylim(-1.05, 1.05)
