@@ -18,11 +18,11 @@ class Normaliser(eqx.Module):
     **Arguments**
 
     - `size`: the number of entries D. A new normaliser is the identity, exactly.
-    - `by_step`: whether the mean of sequences is taken step by step; the standard deviation is of what is left, over all steps.
+    - `by_step`: whether mean and standard deviation of sequences are taken step by step.
     """
 
     shift: Float[Array, "*T D"]
-    scale: Float[Array, " D"]
+    scale: Float[Array, "*T D"]
     by_step: bool = eqx.field(static=True)
 
     def __init__(self, size: int, *, by_step: bool = False):
@@ -33,22 +33,29 @@ class Normaliser(eqx.Module):
     def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
         """With the mean and standard deviation of `data`, (N, D) or of any other leading shape; `by_step`, of (N, T, D).
 
-        An entry that does not vary is shifted but not scaled.
+        An entry that does not vary is shifted but not scaled. Steps at which one varies less than a fiftieth of what it does
+        over all steps are scaled by that, so that a prediction can leave the mean everywhere.
         """
-        rows = data.reshape(-1, data.shape[-1])
-        shift = jnp.mean(data, axis=0) if self.by_step else jnp.mean(rows, axis=0)
-        spread = jnp.std((data - shift).reshape(rows.shape), axis=0)
+        rows = data if self.by_step else data.reshape(-1, data.shape[-1])
+        shift, spread = jnp.mean(rows, axis=0), jnp.std(rows, axis=0)
+        overall = _over_steps(spread)
         # Below this, the spread is the rounding error of the mean.
-        floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(rows), axis=0), 1e-30)
-        scale = jnp.where(spread > 8 * floor, spread, 1)
+        floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(data.reshape(-1, data.shape[-1])), axis=0), 1e-30)
+        scale = jnp.where(overall > 8 * floor, jnp.maximum(spread, 0.02 * overall), 1)
         return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift, scale))
+
+    @property
+    def overall(self) -> Float[Array, " D"]:
+        """The standard deviation over all steps, about the mean of each: the unit of errors, which by step would weigh most
+        where least happens."""
+        return _over_steps(self.scale)
 
     def at(self, t: Int[ArrayLike, "*steps"]) -> "Normaliser":
         """That of step `t`, or of several; of a step beyond the data, the last one's."""
         if self.shift.ndim == 1:
             return self
         t = jnp.minimum(t, self.shift.shape[0] - 1)
-        return eqx.tree_at(lambda n: n.shift, self, self.shift[t])
+        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (self.shift[t], self.scale[t]))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """To units of the data."""
@@ -57,6 +64,10 @@ class Normaliser(eqx.Module):
     def inverse(self, y: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """From units of the data."""
         return y * lax.stop_gradient(self.scale) + lax.stop_gradient(self.shift)
+
+
+def _over_steps(spread: Float[Array, "*T D"]) -> Float[Array, " D"]:
+    return spread if spread.ndim == 1 else jnp.sqrt(jnp.mean(spread**2, axis=0))
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:

@@ -26,9 +26,10 @@ class AWM(AbstractWorldModel):
     - `backbone`: a sequence network: `Transformer`, `LinearStateSpace`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the
       following are a_t.
     - `predict_changes`: predict s_t - s_0 (the default), or s_t itself.
-    - `by_step`: whether `normalised` subtracts the mean of what it predicts step by step, not that over all steps. What is left
-      to learn is then what the actions change: better where episodes of one length begin alike, as those of one task do, and
-      needed where they change little.
+    - `by_step`: whether `normalised` takes the statistics of what it predicts step by step, not over all steps. What is left to
+      learn is then what the actions change, of one size at every step: better where episodes of one length begin alike, as
+      those of one task do; needed where the actions change little; and a transformer, which averages over tokens, need not
+      learn that effects add up. The loss keeps one unit for all steps.
     - `key`: for the weights of embeddings and head.
     """
 

@@ -45,7 +45,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
         """What s_1 ... s_H are changes from."""
 
     def loss(self, episode):
-        errors = (self.predict(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(self.targets.scale)
+        errors = (self.predict(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(self.targets.overall)
         return 0.5 * jnp.mean(errors**2)
 
     def truth(self, episodes):
