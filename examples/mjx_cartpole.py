@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from methods import record, train
+from methods import record, train, train_sac
 from study import arguments, Study
 
 from awmkit import Paths, unroll
-from awmkit.baselines import sac
 from awmkit.mjx import cartpole, MJXTask
 
 METHODS = ("AWM LSTM", "Markov", "simulator", "SAC")
@@ -36,10 +35,7 @@ def cell(task: MJXTask, method: str, episodes: int, seeds: int) -> dict:
     """All seeds of a method."""
     keys = jax.random.split(jax.random.key(0), seeds)
     if method == "SAC":
-        steps, every = episodes * task.horizon, 5 * task.horizon
-        result = jax.jit(jax.vmap(lambda key: sac(task, key=key, steps=steps, evaluate_every=every, evaluations=EVALUATIONS)))(
-            keys
-        )
+        result = train_sac(task, episodes, keys, evaluations=EVALUATIONS)
         return {"steps": result.steps[0], "curve": result.returns}
     return record(train(task, method, episodes, keys, evaluations=EVALUATIONS, paths=DAMPED))
 

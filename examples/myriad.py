@@ -22,11 +22,10 @@ import jax.tree_util as jtu
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from methods import COLOURS, MODELS, record, train
+from methods import COLOURS, MODELS, record, train, train_sac
 from study import arguments, Study
 
 from awmkit import unroll
-from awmkit.baselines import sac
 from awmkit.scores import gap_closed, table, TELLING
 from awmkit.tasks import Discretised, MYRIAD
 
@@ -38,9 +37,7 @@ def cell(task: Discretised, method: str, episodes: int, seeds: int) -> dict:
     """All seeds of a method on a task."""
     keys = jax.random.split(jax.random.key(0), seeds)
     if method == "SAC":
-        every = episodes * task.horizon // 10
-        run = jax.jit(jax.vmap(lambda key: sac(task, key=key, steps=episodes * task.horizon, evaluate_every=every)))
-        result = run(keys)
+        result = train_sac(task, episodes, keys)
         return {"steps": result.steps, "curve": result.returns, "returns": exact_returns(task, result.policy)}
     result = train(task, method, episodes, keys)
     return {**record(result), "returns": exact_returns(task, result.policy)}
