@@ -138,7 +138,8 @@ def bpo(
         (start.run(), []) if checkpoint is None or not Path(checkpoint).exists() else _resume(checkpoint, config, start)
     )
     done = (int(np.max(rows[-1].steps)) - before) // loop.per_iteration if rows else 0
-    with Progress(f"bpo, {type(model).__name__}", before + iterations * loop.per_iteration, enabled=progress) as bar:
+    lived = [before + i * loop.per_iteration for i in (done, iterations)]
+    with Progress(f"bpo, {type(model).__name__}", lived[1], begun=lived[0], enabled=progress) as bar:
         for begin in range(done, iterations, config["epoch"]):
             end = min(begin + config["epoch"], iterations)
             learner, row = _epoch(loop, learner, begin, end, before, key)

@@ -8,7 +8,8 @@ from typing import TextIO
 class Progress:
     """A progress bar with time left; where the output is not a terminal, a plain line every ten seconds.
 
-    **Arguments:** `label`: what is being done. `total`: how many units of work. `enabled`: `False` prints nothing.
+    **Arguments:** `label`: what is being done. `total`: how many units of work. `begun`: how many of them were done before.
+    `enabled`: `False` prints nothing.
 
     ```python
     with Progress("fit AWM", 1000) as progress:
@@ -16,9 +17,10 @@ class Progress:
     ```
     """
 
-    def __init__(self, label: str, total: int, *, enabled: bool = True, stream: TextIO | None = None):
+    def __init__(self, label: str, total: int, *, begun: int = 0, enabled: bool = True, stream: TextIO | None = None):
         self._label = label
         self._total = total
+        self._begun = begun
         self._enabled = enabled
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
@@ -39,7 +41,7 @@ class Progress:
             return
         self._printed = now
         elapsed = now - self._start
-        left = elapsed * (self._total - done) / max(done, 1)
+        left = elapsed * (self._total - done) / max(done - self._begun, 1)
         filled = 20 * done // self._total
         clock = f"took {elapsed:.0f} s" if finished else f"{left:.0f} s left"
         line = f"{self._label:<24} [{'#' * filled}{'.' * (20 - filled)}] {done}/{self._total}  {clock}  {note}"

@@ -16,6 +16,7 @@ from awmkit import (
     LSTM,
     Markov,
     Normaliser,
+    Progress,
     RewardModel,
     Trajectory,
     Transformer,
@@ -178,4 +179,14 @@ def test_an_awm_from_a_dynamics_is_that_dynamics():
     actions = np.random.default_rng(0).normal(size=(8, 1))
     awm = AWM.from_dynamics(system)
     assert isinstance(awm, AWM) and not awm.reads_state
-    assert (awm.open_loop(jnp.ones(2), jnp.asarray(actions)) == system.open_loop(jnp.ones(2), jnp.asarray(actions))).all()
+    lived = system.open_loop(jnp.ones(2), jnp.asarray(actions))
+    assert (awm.open_loop(jnp.ones(2), jnp.asarray(actions)) == lived).all()
+    # Whatever it is fitted to: its states have units already.
+    assert (awm.normalised(800 * lived[None]).open_loop(jnp.ones(2), jnp.asarray(actions)) == lived).all()
+
+
+def test_the_time_left_is_reckoned_from_what_this_run_did(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr("time.monotonic", iter([0.0, 20.0]).__next__)
+        Progress("go on", 100, begun=50).update(75)
+    assert "75/100  20 s left" in capsys.readouterr().err

@@ -100,6 +100,10 @@ class AWM(AbstractWorldModel):
     def origin(self, states):
         return jnp.broadcast_to(states[0], states[1:].shape)
 
+    def normalised(self, states):
+        # A cell that is a dynamics works in the units of its states.
+        return self if isinstance(self.backbone, _Cell) else super().normalised(states)
+
 
 class _Cell(AbstractBackbone):
     """A dynamics as a recurrent network: tokens are s_0 and the actions, the hidden state and the feature are the state."""
