@@ -359,4 +359,5 @@ def _error(model, episodes: Trajectory) -> Scalar:
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
     errors = jax.vmap(model.prediction)(episodes) - model.truth(episodes)
-    return jnp.mean((errors / model.inputs.scale) ** 2)
+    inputs = model.inputs  # Their variance over all steps: within steps and between.
+    return jnp.mean(errors**2 / (inputs.overall**2 + jnp.var(jnp.atleast_2d(inputs.shift), axis=0)))

@@ -18,17 +18,20 @@ class Normaliser(eqx.Module):
     **Arguments**
 
     - `size`: the number of entries D. A new normaliser is the identity, exactly.
-    - `by_step`: whether mean and standard deviation of sequences are taken step by step.
+    - `by_step`: whether the mean of sequences is taken step by step, and the standard deviation about it.
+    - `scale_by_step`: whether that is taken step by step too, and not over all steps.
     """
 
     shift: Float[Array, "*T D"]
     scale: Float[Array, "*T D"]
     by_step: bool = eqx.field(static=True)
+    scale_by_step: bool = eqx.field(static=True)
 
-    def __init__(self, size: int, *, by_step: bool = False):
+    def __init__(self, size: int, *, by_step: bool = False, scale_by_step: bool = False):
         self.shift = jnp.zeros(size)
         self.scale = jnp.ones(size)
         self.by_step = by_step
+        self.scale_by_step = scale_by_step
 
     def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
         """With the mean and standard deviation of `data`, (N, D) or of any other leading shape; `by_step`, of (N, T, D).
@@ -36,26 +39,24 @@ class Normaliser(eqx.Module):
         An entry that does not vary is shifted but not scaled. Steps at which one varies less than a fiftieth of what it does
         over all steps are scaled by that, so that a prediction can leave the mean everywhere.
         """
-        rows = data if self.by_step else data.reshape(-1, data.shape[-1])
-        shift, spread = jnp.mean(rows, axis=0), jnp.std(rows, axis=0)
-        overall = _over_steps(spread)
+        rows = data.reshape(-1, data.shape[-1])
+        shift = jnp.mean(data, axis=0) if self.by_step else jnp.mean(rows, axis=0)
+        spread = jnp.std((data - shift).reshape(rows.shape), axis=0)
         # Below this, the spread is the rounding error of the mean.
-        floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(data.reshape(-1, data.shape[-1])), axis=0), 1e-30)
-        scale = jnp.where(overall > 8 * floor, jnp.maximum(spread, 0.02 * overall), 1)
-        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift, scale))
+        floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(rows), axis=0), 1e-30)
+        each = jnp.maximum(jnp.std(data, axis=0), 0.02 * spread) if self.scale_by_step else spread
+        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift, jnp.where(spread > 8 * floor, each, 1)))
 
     @property
     def overall(self) -> Float[Array, " D"]:
-        """The standard deviation over all steps, about the mean of each: the unit of errors, which by step would weigh most
-        where least happens."""
-        return _over_steps(self.scale)
+        """The standard deviation over all steps, about the means: the unit of errors, which by step would weigh most where
+        least happens."""
+        return jnp.sqrt(jnp.mean(self.scale**2, axis=0)) if self.scale.ndim > 1 else self.scale
 
     def at(self, t: Int[ArrayLike, "*steps"]) -> "Normaliser":
         """That of step `t`, or of several; of a step beyond the data, the last one's."""
-        if self.shift.ndim == 1:
-            return self
-        t = jnp.minimum(t, self.shift.shape[0] - 1)
-        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (self.shift[t], self.scale[t]))
+        of_step = lambda x: x if x.ndim == 1 else x[jnp.minimum(t, x.shape[0] - 1)]
+        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (of_step(self.shift), of_step(self.scale)))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """To units of the data."""
@@ -64,10 +65,6 @@ class Normaliser(eqx.Module):
     def inverse(self, y: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """From units of the data."""
         return y * lax.stop_gradient(self.scale) + lax.stop_gradient(self.shift)
-
-
-def _over_steps(spread: Float[Array, "*T D"]) -> Float[Array, " D"]:
-    return spread if spread.ndim == 1 else jnp.sqrt(jnp.mean(spread**2, axis=0))
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:

@@ -40,11 +40,11 @@ MODELS: dict[str, Build] = {
     "AWM LSTM": lambda task, k1, k2: AWM(task.state_size, task.action_size, LSTM(64, key=k1), by_step=True, key=k2),
     "AWM GRU": lambda task, k1, k2: AWM(task.state_size, task.action_size, GRU(64, key=k1), by_step=True, key=k2),
     "HWM transformer": lambda task, k1, k2: HWM(
-        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), key=k2
+        task.state_size, task.action_size, Transformer(horizon=task.horizon, key=k1), by_step=True, key=k2
     ),
-    "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), key=k2),
-    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, key=k1),
-    "Markov, critic": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, key=k1),
+    "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), by_step=True, key=k2),
+    "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, by_step=True, key=k1),
+    "Markov, critic": lambda task, k1, k2: MODELS["Markov"](task, k1, k2),
     "simulator": lambda task, k1, k2: task,
 }
 COLOURS = {method: f"C{i}" for i, method in enumerate(MODELS)} | {"simulator": "black", "SAC": "C8"}

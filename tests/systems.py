@@ -35,8 +35,8 @@ def _awm(backbone, **options):
     return AWM(*LEARNED, backbone, **options, key=_keys(1)[0])
 
 
-def _hwm(backbone):
-    return HWM(*LEARNED, backbone, key=_keys(2)[0])
+def _hwm(backbone, **options):
+    return HWM(*LEARNED, backbone, **options, key=_keys(2)[0])
 
 
 def _noisy():
@@ -53,16 +53,16 @@ DYNAMICS = {
     "double pendulum, passive": lambda: PassiveDoublePendulum(HORIZON, pendulum=DoublePendulum(Circles())),
     "credit assignment, hidden": lambda: CreditAssignment(HORIZON, hidden=True, phase=True, reward_noise=0.1),
     "bears, with noise": lambda: Discretised(BearPopulations(), noise=0.01, distractors=1),
-    "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, key=_keys(3)[0]),
+    "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, by_step=True, key=_keys(3)[0]),
     "Markov, states": lambda: Markov(*LEARNED, width=8, predict_changes=False, key=_keys(3)[0]),
     "HWM transformer": lambda: _hwm(Transformer(12, 2, 3, key=_keys(4)[1])),
-    "HWM GRU": lambda: _hwm(GRU(8, key=_keys(5)[1])),
+    "HWM GRU": lambda: _hwm(GRU(8, key=_keys(5)[1]), by_step=True),
     "AWM transformer, learned time": lambda: _awm(Transformer(12, 2, 3, horizon=2 * HORIZON, key=_keys(6)[1])),
     "AWM transformer, rotary time": lambda: _awm(Transformer(12, 2, 3, key=_keys(7)[1]), predict_changes=False),
     "AWM linear state space": lambda: _awm(LinearStateSpace(8, 2, 6, key=_keys(11)[1])),
     "AWM RNN": lambda: _awm(RNN(8, key=_keys(8)[1])),
     "AWM LSTM": lambda: _awm(LSTM(8, key=_keys(9)[1])),
-    "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1])),
+    "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1]), by_step=True),
     "AWM from the linear system": lambda: AWM.from_dynamics(_noisy()),
     "AWM from the pendulum": lambda: AWM.from_dynamics(DrivenDoublePendulum(HORIZON)),
 }

@@ -56,7 +56,7 @@ def test_open_loop_is_init_and_step_in_values_and_gradients(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_teacher_forced_predictions_are_steps_from_the_truth(name):
-    model = DYNAMICS[name]()
+    model = DYNAMICS[name]().normalised(_episodes().states)
     states, actions = _episodes(2).states[0], _episodes(2).actions[0]
     carry, expected = model.init(states[0], HORIZON), []
     for t in range(HORIZON):

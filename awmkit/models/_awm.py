@@ -58,7 +58,7 @@ class AWM(AbstractWorldModel):
         self.state_size = state_size
         self.action_size = action_size
         self.inputs = Normaliser(state_size)
-        self.targets = Normaliser(state_size, by_step=by_step)
+        self.targets = Normaliser(state_size, by_step=by_step, scale_by_step=by_step)
         self.embed_state = eqx.nn.Linear(state_size, backbone.width, key=state_key)
         self.embed_action = eqx.nn.Linear(action_size, backbone.width, key=action_key)
         self.backbone = backbone

@@ -21,6 +21,8 @@ class HWM(AbstractWorldModel):
     - `state_size`, `action_size`: S and A.
     - `backbone`: a sequence network: `Transformer`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the following (s_t, a_t).
     - `predict_changes`: predict s_{t+1} - s_t (the default), or s_{t+1} itself.
+    - `by_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
+      needed where actions change little of what time changes.
     - `key`: for the weights of embedding and head.
     """
 
@@ -41,13 +43,14 @@ class HWM(AbstractWorldModel):
         backbone: AbstractBackbone,
         *,
         predict_changes: bool = True,
+        by_step: bool = False,
         key: PRNGKeyArray,
     ):
         first_key, embed_key, head_key = jax.random.split(key, 3)
         self.state_size = state_size
         self.action_size = action_size
-        self.inputs = Normaliser(state_size)
-        self.targets = Normaliser(state_size)
+        self.inputs = Normaliser(state_size, by_step=by_step)
+        self.targets = Normaliser(state_size, by_step=by_step)
         self.embed_first = eqx.nn.Linear(state_size, backbone.width, key=first_key)
         self.embed = eqx.nn.Linear(state_size + action_size, backbone.width, key=embed_key)
         self.backbone = backbone
@@ -55,17 +58,18 @@ class HWM(AbstractWorldModel):
         self.predict_changes = predict_changes
 
     def init(self, state, horizon):
-        return self.backbone.init(self.embed_first(self.inputs(state)), horizon)
+        return self.backbone.init(self.embed_first(self.inputs.at(0)(state)), horizon)
 
     def step(self, carry, state, action, t, *, key=None):
-        token = self.embed(jnp.concatenate([self.inputs(state), action]))
+        token = self.embed(jnp.concatenate([self.inputs.at(t)(state), action]))
         carry, feature = self.backbone.step(carry, token, t, key=key)
-        return carry, decode(self, self.head(feature), state)
+        return carry, decode(self, self.head(feature), state, t)
 
     def predict(self, states, actions):
-        first = self.embed_first(self.inputs(states[0]))
-        tokens = jax.vmap(self.embed)(jnp.concatenate([self.inputs(states[:-1]), actions], axis=1))
-        return decode(self, jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1])
+        steps = jnp.arange(actions.shape[0])
+        first = self.embed_first(self.inputs.at(0)(states[0]))
+        tokens = jax.vmap(self.embed)(jnp.concatenate([self.inputs.at(steps)(states[:-1]), actions], axis=1))
+        return decode(self, jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1], steps)
 
     def origin(self, states):
         return states[:-1]

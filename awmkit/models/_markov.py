@@ -20,6 +20,8 @@ class Markov(AbstractWorldModel):
     - `width`, `depth`: of the residual blocks.
     - `horizon`: if given, t / horizon is one more input, for dynamics that depend on time.
     - `predict_changes`: predict s_{t+1} - s_t (the default), or s_{t+1} itself.
+    - `by_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
+      needed where actions change little of what time changes. It then depends on time, with or without `horizon`.
     - `key`: for the weights.
     """
 
@@ -40,12 +42,13 @@ class Markov(AbstractWorldModel):
         depth: int = 2,
         horizon: int | None = None,
         predict_changes: bool = True,
+        by_step: bool = False,
         key: PRNGKeyArray,
     ):
         self.state_size = state_size
         self.action_size = action_size
-        self.inputs = Normaliser(state_size)
-        self.targets = Normaliser(state_size)
+        self.inputs = Normaliser(state_size, by_step=by_step)
+        self.targets = Normaliser(state_size, by_step=by_step)
         self.network = ResidualMLP(state_size + action_size + (horizon is not None), state_size, width, depth, key=key)
         self.horizon = horizon
         self.predict_changes = predict_changes
@@ -56,8 +59,8 @@ class Markov(AbstractWorldModel):
     def step(self, carry, state, action, t, *, key=None):
         del key
         time = [] if self.horizon is None else [jnp.asarray(t, state.dtype)[None] / self.horizon]
-        outputs = self.network(jnp.concatenate([self.inputs(state), action, *time]))
-        return carry, decode(self, outputs, state)
+        outputs = self.network(jnp.concatenate([self.inputs.at(t)(state), action, *time]))
+        return carry, decode(self, outputs, state, t)
 
     def predict(self, states, actions):
         step = lambda s, a, t: self.step(None, s, a, t)[1]
