@@ -219,6 +219,8 @@ class ShortUnroll(AbstractAscent):
         if self.length < 1 or not 0 <= self.polyak < 1:
             given = f"length={self.length}, polyak={self.polyak}"
             raise ValueError(f"ShortUnroll got {given}; it needs at least 1, and a share in [0, 1).")
+        if isinstance(self.critic, Critic) and self.critic.inputs.shift.ndim > 1:
+            raise ValueError("ShortUnroll got several critics, with a leading axis; give one, which is the first of all seeds.")
 
     def init(self, policy, key):
         critic = self.critic

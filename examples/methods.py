@@ -75,11 +75,11 @@ def train(
     per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
 
     def make(key):
-        model_key, more_key, policy_key, critic_key = jax.random.split(key, 4)
+        model_key, more_key, policy_key, _ = jax.random.split(key, 4)
         policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
-        return MODELS[method](task, model_key, more_key), policy, Critic(task.state_size, task.horizon, key=critic_key)
+        return MODELS[method](task, model_key, more_key), policy
 
-    model, policy, critic = eqx.filter_vmap(make)(keys)
+    model, policy = eqx.filter_vmap(make)(keys)
     fitting = Fitting(
         every=per_iteration / fits,
         batch_size=12,
@@ -96,6 +96,7 @@ def train(
         paths=paths,
     )
     if method == "Markov, critic":
+        critic = Critic(task.state_size, task.horizon, key=keys[0])  # All seeds' begins alike.
         ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=entropy)
     return bpo(
         task,

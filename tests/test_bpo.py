@@ -335,6 +335,10 @@ MISUSES = {
     "no ascents": (lambda: WholeEpisode(every=0.0), "every=0.0"),
     "ascents from nowhere": (lambda: WholeEpisode(starts=0), "starts=0"),
     "a clip that turns around": (lambda: ShortUnroll(ASCENT.critic, clip=-1.0), "clip=-1.0"),
+    "several critics": (
+        lambda: ShortUnroll(eqx.filter_vmap(lambda key: Critic(2, 3, key=key))(jax.random.split(KEY))),
+        "several critics.*give one",
+    ),
     "an unroll of no step": (lambda: ShortUnroll(ASCENT.critic, length=0), "length=0"),
     "an unroll beyond the end": (lambda: _bpo(ascent=ShortUnroll(ASCENT.critic, length=7)), "length=7.*6"),
 }
