@@ -5,12 +5,15 @@
     python examples/myriad.py --tasks CancerTreatment --methods "AWM transformer" --episodes 50 --seeds 5
     python examples/myriad.py --episodes 50 --horizons 50 100 200 500 --tasks CancerTreatment MouldFungicide HIVTreatment
 
-Every run learns from whole episodes of N steps; 50 episodes of 100 are the paper's 5,000 environment steps. One set of
-hyper-parameters serves all tasks and models (see `train`). The score is the gap closed, (R - best constant action) / (optimal -
-best constant action), of the final policy's mode on the true task, evaluated in float64; optimal returns are an independent
+Every run learns from whole episodes of N steps; 50 episodes of 100 are the paper's 5,000 environment steps. A method has one
+set of hyper-parameters for all tasks (see `train`). The score is the gap closed, (R - best constant action) / (optimal - best
+constant action), of the final policy's mode on the true task, evaluated in float64; optimal returns are an independent
 solver's. All seeds of a task and a method run as one program. Runs are kept one by one: stop it, start it again, add to it.
 
-EXPECT
+Expect at 5,000 steps, of five seeds and the nine tasks, interquartile means of 0.955 for the AWM transformer, 0.973 for the AWM
+GRU, 0.957 for the HWM LSTM, 0.966 for Markov, 0.994 for the simulator and 0.10 for SAC. A cell of five seeds then takes, in
+seconds of one core: AWM transformer 270, AWM GRU 100, HWM LSTM 120, Markov 75, simulator 25, SAC 115.
+EXPECT at 20,000: not measured yet.
 """
 
 from typing import Any
