@@ -33,6 +33,7 @@ from awmkit.scores import gap_closed, table, TELLING
 from awmkit.tasks import Discretised, MYRIAD
 
 METHODS = (*MODELS, "SAC")
+FLOOR = -0.5  # of the figure
 TASKS: dict[str, Any] = {problem.__name__: problem for problem in MYRIAD}
 
 
@@ -60,7 +61,7 @@ def exact_returns(task: Discretised, policies) -> np.ndarray:
 
 
 def figure(cells: dict, horizons: list[int], episodes: list[int]) -> Figure:
-    """Scores of every seed by task, or against the horizon where there are several."""
+    """Scores of every seed by task, or against the horizon where there are several; triangles are below the figure."""
     names = list(dict.fromkeys(name for name, *_ in cells))
     methods = list(dict.fromkeys(method for _, method, *_ in cells))
     panels = [(e, n) for e in episodes for n in horizons] if len(horizons) == 1 else [(e, None) for e in episodes]
@@ -75,16 +76,21 @@ def figure(cells: dict, horizons: list[int], episodes: list[int]) -> Figure:
                     continue
                 scores = gap_closed(Discretised(TASKS[name](), n), run["returns"])
                 x = np.full(scores.size, i + 0.8 * ((j + 0.5) / len(methods) - 0.5))
-                axis.plot(x, scores, ".", color=COLOURS[method], alpha=0.6)
-                axis.plot(x[0], np.median(scores), "_", color=COLOURS[method], ms=9, label=method if i == 0 else None)
+                for mark, where in ((".", scores >= FLOOR), ("v", scores < FLOOR)):
+                    axis.plot(x[where], np.maximum(scores, FLOOR)[where], mark, color=COLOURS[method], alpha=0.6)
+                axis.plot(
+                    x[0], max(np.median(scores), FLOOR), "_", color=COLOURS[method], ms=9, label=method if i == 0 else None
+                )
         labels = [name if horizon else f"{name}\nN = {n}" for name, n in slots]
         axis.set_xticks(range(len(slots)), labels, fontsize=7)
         axis.set(
-            ylabel="gap closed", ylim=(-0.3, 1.05), title=f"{count} episodes" + (f" of {horizon} steps" if horizon else "")
+            ylabel="gap closed",
+            ylim=(FLOOR - 0.05, 1.05),
+            title=f"{count} episodes" + (f" of {horizon} steps" if horizon else ""),
         )
         axis.axhline(1, color="k", lw=0.5)
         axis.axhline(0, color="k", lw=0.5, ls=":")
-    axes[0, 0].legend(fontsize=7, loc="lower left", ncols=len(methods))
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=len(methods))
     return fig
 
 
