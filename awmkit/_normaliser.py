@@ -19,7 +19,7 @@ class Normaliser(eqx.Module):
 
     - `size`: the number of entries D. A new normaliser is the identity, exactly.
     - `by_step`: whether the mean of sequences is taken step by step, and the standard deviation about it.
-    - `scale_by_step`: whether that is taken step by step too, and not over all steps.
+    - `scale_by_step`: with `by_step`, whether that too is taken step by step, and not over all steps.
     """
 
     shift: Float[Array, "*T D"]

@@ -1,4 +1,4 @@
-"""What is compared by the examples that learn: kinds of models, and the one set of hyper-parameters that serves them all."""
+"""What is compared by the examples that learn: kinds of models, and of each the hyper-parameters that serve all tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,20 +62,19 @@ def train(
     actions: Callable[..., Array] = steady_actions,
     paths: Paths = BPO,
 ) -> BPOResult:
-    """The one set of hyper-parameters, for all seeds at once; where there are many episodes, four are lived side by side.
+    """The hyper-parameters, the same for all tasks, for all seeds at once. Many episodes are lived four side by side.
 
-    Updates are counted by the episode, so that a longer one is not more of them.
-
+    Updates are counted by the episode, so that a longer one is not more of them; a transformer needs more of them.
     `starts` an update and `evaluations` an epoch: a task that always begins alike needs few. `actions`: of the warm-up.
     """
     environments = max(1, min(4, episodes // 50))
     iterations = -(-(episodes - WARMUP) // environments)
     climbs = 16 if environments == 1 else 32
-    fits = 30 if environments == 1 and "transformer" not in method else 60  # a transformer needs more
+    fits = 30 if environments == 1 and "transformer" not in method else 60
     per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
 
     def make(key):
-        model_key, more_key, policy_key, _ = jax.random.split(key, 4)
+        model_key, more_key, policy_key = jax.random.split(key, 3)
         policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
         return MODELS[method](task, model_key, more_key), policy
 
@@ -96,7 +95,7 @@ def train(
         paths=paths,
     )
     if method == "Markov, critic":
-        critic = Critic(task.state_size, task.horizon, key=keys[0])  # All seeds' begins alike.
+        critic = Critic(task.state_size, task.horizon, key=keys[0])
         ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=entropy)
     return bpo(
         task,

@@ -4,7 +4,7 @@
     python examples/when.py --quick         two points, two methods, one seed: about 2 minutes
 
 Every point is a task at a horizon, from contracting to chaotic; noisy, with distracting states, and seen in part. At each, a
-policy is learned from 50 episodes through five dynamics, by one set of hyper-parameters (see methods.py). Two things are
+policy is learned from 50 episodes through five dynamics, by the hyper-parameters in methods.py. Two things are
 measured of a point: how much the simulator's ds_t/da_0 grows from the first step to the last, in decades, states in units of
 their standard deviations (median over 16 random plans, float64); and of a model its open-loop error on the policy's own last
 episodes, before it was fitted to them. The figure has the advantage of the AWM transformer over every other method against
