@@ -6,8 +6,9 @@
 
 Only the first action matters, and is paid for at the last step: at most 10, where it is 0.5. In between nothing happens, or a
 distractor, drawn anew at each step, pays for being tracked. Every run learns from 50 episodes, 15 of random actions. Each
-method has one set of hyper-parameters for all delays (see `train`); all seeds of a method and a delay run as one program. Evaluated is
-the policy's mode, in 256 true episodes: what the first action is depends on the distractor's first value, if it is not ignored.
+method has one set of hyper-parameters for all delays (see `train`); all seeds of a method and a delay run as one program.
+Evaluated is the policy's mode, in 256 true episodes: what the first action is depends on the distractor's first value, if it is
+not ignored.
 Runs are kept one by one: stop it, start it again, add to it.
 
 No model can predict the distractor. The best a model can do is its mean, and in a model that does no more a policy sees no
