@@ -41,6 +41,8 @@ class Study:
     def run(self, name: str, config: dict[str, Any], fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `fn` returns, by name, from the file of an earlier run of the same `config` or from running it now.
 
+        A kept run of more seeds will do.
+
         **Raises:** `ValueError` where the file is of another `config`.
         """
         path = self.out / f"{name.replace(' ', '_').replace(',', '')}.json"
@@ -48,6 +50,8 @@ class Study:
         self._done += 1
         if path.exists():
             kept = json.loads(path.read_text())
+            if kept["config"].get("seeds", 0) > config.get("seeds", 0):
+                config["seeds"] = kept["config"]["seeds"]
             if kept["config"] != config:
                 raise ValueError(f"{path} is of {kept['config']}, and asked for is {config}; choose another folder with --out.")
             return kept

@@ -2,6 +2,8 @@
 
     python examples/when.py                 COST
     python examples/when.py --quick         two points, two methods, one seed: about 2 minutes
+    python examples/myriad.py --episodes 50 --seeds 3 --horizons 50 100 200 500 \\
+        --tasks CancerTreatment HIVTreatment MouldFungicide --methods "AWM transformer" "HWM LSTM" Markov
 
 Every point is a task at a horizon, from contracting to chaotic; noisy, with distracting states, and seen in part. At each, a
 policy is learned from 50 episodes through five dynamics, by the hyper-parameters in methods.py. Two things are
@@ -9,6 +11,9 @@ measured of a point: how much the simulator's ds_t/da_0 grows from the first ste
 their standard deviations (median over 16 random plans, float64); and of a model its open-loop error on the policy's own last
 episodes, before it was fitted to them. The figure has the advantage of the AWM transformer over every other method against
 both: the difference of true returns as a share of what there is to gain, (best median of all methods - mean of random plans).
+
+Runs of Myriad tasks are myriad.py's and in its folder, where each of the two finds what the other did; the third command
+reads from there how scores of three tasks change with the horizon.
 
 EXPECT
 """
@@ -19,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import myriad
 import numpy as np
 from jaxtyping import PRNGKeyArray
 from matplotlib.figure import Figure
@@ -28,14 +34,13 @@ from scipy.stats import spearmanr
 from study import arguments, Study
 
 from awmkit import AbstractTask, steady_actions, unroll
+from awmkit.scores import TELLING
 from awmkit.tasks import (
-    Bacteria,
     CancerTreatment,
     CreditAssignment,
     Discretised,
     DrivenDoublePendulum,
     HIVTreatment,
-    MouldFungicide,
     OneBounce,
     PassiveDoublePendulum,
 )
@@ -76,13 +81,15 @@ class Partial(AbstractTask):
         return jnp.concatenate([state, self.task.reset(jax.random.key(0))[self.shown :]])
 
 
+HORIZONS = {
+    "CancerTreatment": [50, 100, 200, 500],
+    "HIVTreatment": [20, 50, 100, 200, 500],
+    "MouldFungicide": [50, 100, 200, 500],
+}
 POINTS: dict[str, tuple[Callable[[int], AbstractTask], list[int]]] = {
-    "cancer": (lambda n: Discretised(CancerTreatment(), n), [50, 100, 200]),
+    **{p.__name__: (lambda n, p=p: Discretised(p(), n), HORIZONS.get(p.__name__, [100])) for p in TELLING},
     "cancer, noise": (lambda n: Discretised(CancerTreatment(), n, noise=0.02), [100]),
     "cancer, 4 distractors": (lambda n: Discretised(CancerTreatment(), n, distractors=4), [100]),
-    "mould": (lambda n: Discretised(MouldFungicide(), n), [50, 200]),
-    "bacteria": (lambda n: Discretised(Bacteria(), n), [100]),
-    "HIV": (lambda n: Discretised(HIVTreatment(), n), [20, 50, 100]),
     "HIV, seen in part": (lambda n: Partial(Discretised(HIVTreatment(), n), 1), [100]),
     "one bounce": (lambda n: OneBounce(n), [20, 100]),
     "credit assignment": (lambda n: CreditAssignment(n), [20, 50]),
@@ -123,16 +130,18 @@ def random_return(task: AbstractTask) -> float:
     return float(jnp.mean(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(2), PLANS))))
 
 
-def cell(task: AbstractTask, method: str, episodes: int, seeds: int) -> dict[str, Any]:
+def cell(name: str, task: AbstractTask, method: str, episodes: int, seeds: int) -> dict[str, Any]:
     """All seeds of a method at a point."""
+    if name in myriad.TASKS:
+        return myriad.cell(task, method, episodes, seeds)
     keys = jax.random.split(jax.random.key(0), seeds)
-    seen = record(train(task, method, episodes, keys, starts=16, evaluations=16))
-    error = seen["metrics"].get("model_error")
-    return {
-        **seen,
-        "returns": [curve[-1] for curve in seen["curve"]],
-        "model_error": None if error is None else [curve[-1] for curve in error],
-    }
+    run = record(train(task, method, episodes, keys, starts=16, evaluations=16))
+    return {**run, "returns": [curve[-1] for curve in run["curve"]]}
+
+
+def model_error(run: dict[str, Any]) -> float:
+    """Of the last episodes, median over seeds."""
+    return float(np.median([curve[-1] for curve in run["metrics"]["model_error"]]))
 
 
 def advantages(point: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -149,7 +158,7 @@ def table(points: dict[str, dict[str, Any]]) -> str:
     lines = [f"| point | decades | {' | '.join(methods)} | error of {methods[0]} | best |", "|---" * (len(methods) + 4) + "|"]
     for name, point in sorted(points.items(), key=lambda item: item[1]["growth"]):
         medians = {m: float(np.median(run["returns"])) for m, run in point["runs"].items()}
-        error = np.median(point["runs"][methods[0]]["model_error"])
+        error = model_error(point["runs"][methods[0]])
         cells = " | ".join(f"{medians[m]:.4g}" for m in methods)
         best = max(medians, key=lambda m: medians[m])
         lines.append(f"| {name} | {point['growth']:.1f} | {cells} | {error:.2g} | {best} |")
@@ -161,7 +170,7 @@ def correlations(points: dict[str, dict[str, Any]]) -> str:
     lines, (first, *others) = [], next(iter(points.values()))["runs"]
     for method in others:
         advantage = [np.median(advantages(point)[method]) for point in points.values()]
-        error = [np.median(point["runs"][first]["model_error"]) for point in points.values()]
+        error = [model_error(point["runs"][first]) for point in points.values()]
         growths = [point["growth"] for point in points.values()]
         if len(points) > 3:
             (with_growth, p), (with_error, q) = (spearmanr(x, advantage) for x in (growths, error))
@@ -180,7 +189,7 @@ def figure(points: dict[str, dict[str, Any]]) -> Figure:
     for column, method in enumerate(others):
         for i, (name, point) in enumerate(points.items()):
             low, middle, high = np.quantile(np.clip(advantages(point)[method], -1, 1), [0.25, 0.5, 0.75])
-            error = np.median(point["runs"][first]["model_error"])
+            error = model_error(point["runs"][first])
             for axis, x in zip(axes[:, column], (point["growth"], error), strict=True):
                 axis.errorbar(x, middle, [[middle - low], [high - middle]], fmt="o", ms=4, color=f"C{i % 10}", lw=1)
                 axis.annotate(name, (x, middle), fontsize=5, xytext=(3, 3), textcoords="offset points")
@@ -197,26 +206,28 @@ def figure(points: dict[str, dict[str, Any]]) -> Figure:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "when", seeds=3)
+    parser = arguments(__doc__, "myriad", seeds=3)
     parser.add_argument("--points", nargs="+", choices=POINTS, default=list(POINTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--episodes", type=int, default=50, help="lived in all, warm-up included")
     options = parser.parse_args()
     grid = [(name, horizon) for name in options.points for horizon in POINTS[name][1]]
     if options.quick:
-        grid, options.methods = [("cancer", 50), ("driven double pendulum", 10)], ["AWM LSTM", "Markov"]
+        grid, options.methods = [("CancerTreatment", 50), ("driven double pendulum", 10)], ["AWM LSTM", "Markov"]
         options.seeds, options.episodes = 1, 25
     study = Study(options.out, total=len(grid) * len(options.methods))
     points: dict[str, dict[str, Any]] = {}
     for name, horizon in grid:
-        task, label = POINTS[name][0](horizon), f"{name}, H = {horizon}"
+        task = POINTS[name][0](horizon)
         point: dict[str, Any] = {"growth": growth(task), "random": random_return(task), "runs": {}}
         for method in options.methods:
-            config = {"point": name, "horizon": horizon, "method": method, "seeds": options.seeds, "episodes": options.episodes}
+            config = {"task": name, "method": method, "horizon": horizon, "episodes": options.episodes, "seeds": options.seeds}
             point["runs"][method] = study.run(
-                f"{label}-{method}", config, lambda t=task, m=method: cell(t, m, options.episodes, options.seeds)
+                f"{name}-{method}-N{horizon}-E{options.episodes}",
+                config,
+                lambda n=name, t=task, m=method: cell(n, t, m, options.episodes, options.seeds),
             )
-        points[label] = point
+        points[f"{name}, H = {horizon}"] = point
     text = f"{table(points)}\n\n{correlations(points)}\n"
     (study.out / "when.md").write_text(text)
     print("\n" + text)
