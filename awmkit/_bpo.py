@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from . import _learner
@@ -27,6 +28,7 @@ from ._dynamics import AbstractDynamics, AbstractTask
 from ._learner import Fitting, Learner, Loop, Metrics, Mode, Warmup
 from ._progress import Progress
 from ._reward import Reward
+from ._sharding import gather, place
 from ._trajectory import Trajectory
 from .models import AWM, HWM
 from .models._fitted import AbstractFitted
@@ -69,6 +71,7 @@ def bpo(
     evaluations: int = 1,
     callbacks: Sequence[Callable[[Metrics], object]] = (),
     checkpoint: str | Path | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> BPOResult:
     """Learn a policy by the gradient of the return that a model predicts (Ma et al., 2024; the schedule is theirs).
@@ -109,6 +112,9 @@ def bpo(
     - `callbacks`: called with the [`awmkit.Metrics`][] of each epoch, such as [`awmkit.JSONLines`][].
     - `checkpoint`: a file that holds the whole run, written after each epoch; if it exists, the run goes on from it and ends
       as if it had never stopped, bit for bit on the same machine.
+    - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update, and of each iteration
+      where `environments` can be split evenly. Of several processes, each of which makes this call, the first alone shows
+      progress, writes the checkpoint and calls back.
     - `progress`: whether to show steps, true return, model error, gradient norm and time left on stderr.
 
     **Returns:** a [`awmkit.BPOResult`][].
@@ -126,8 +132,9 @@ def bpo(
         raise ValueError(f"bpo got steps={steps}, and the warm-up takes {before}; give it more, or a shorter warm-up.")
     capacity = warm + iterations * environments if capacity is None else capacity
     learned, known = (reward, None) if isinstance(reward, AbstractFitted) else (None, reward)
-    loop = Loop(task, fitting, ascent, environments, evaluations, noise, known, before)
-    start = _Start(loop, model, learned, policy, warmup, warm, capacity, key)
+    loop = Loop(task, fitting, ascent, environments, evaluations, noise, known, before, mesh)
+    start = place(_Start(loop, model, learned, policy, warmup, warm, capacity, key), mesh)
+    loop, key = start.loop, start.key
 
     config = {
         "run": re.sub(" at 0x[0-9a-f]+", "", eqx.tree_pformat(start, width=120)),
@@ -139,16 +146,17 @@ def bpo(
     )
     done = (int(np.max(rows[-1].steps)) - before) // loop.per_iteration if rows else 0
     lived = [before + i * loop.per_iteration for i in (done, iterations)]
-    with Progress(f"bpo, {type(model).__name__}", lived[1], begun=lived[0], enabled=progress) as bar:
+    first = jax.process_index() == 0
+    with Progress(f"bpo, {type(model).__name__}", lived[1], begun=lived[0], enabled=progress and first) as bar:
         for begin in range(done, iterations, config["epoch"]):
             end = min(begin + config["epoch"], iterations)
             learner, row = _epoch(loop, learner, begin, end, before, key)
             _require_finite(row)
             _warn_of_skips(row, loop.due_between(begin, end, ascent.every))
             rows.append(row)
-            for callback in callbacks:
+            for callback in callbacks if first else ():
                 callback(row)
-            if checkpoint is not None:
+            if checkpoint is not None and first:
                 save(checkpoint, (learner, _stack(rows)), config={**config, "epochs": len(rows)})
             bar.update(before + end * loop.per_iteration, _line(row))
     return BPOResult(learner.model, learner.policy, learner.reward, _stack(rows), time.monotonic() - started, learner)
@@ -206,14 +214,15 @@ def _prime(start: _Start, lived) -> Learner:
 
 def _epoch(loop: Loop, learner: Learner, begin: int, end: int, before: int, key) -> tuple[Learner, Metrics]:
     run = _lived_epoch if loop.task.on_host else _compiled_epoch
-    learner, total, true_return = run(loop, learner, jnp.asarray(begin), jnp.asarray(end), key)
+    begun, ended = place((jnp.asarray(begin), jnp.asarray(end)), loop.mesh)
+    learner, total, true_return = run(loop, learner, begun, ended, key)
     return learner, jax.device_get(_learner.metrics(loop, learner, total, begin, end, before, true_return))
 
 
 @eqx.filter_jit
 def _compiled_epoch(loop, learner, begin, end, key):
     epoch = lambda learner, key: _learner.epoch(loop, learner, begin, end, key)
-    return (eqx.filter_vmap(epoch) if key.ndim else epoch)(learner, key)
+    return gather((eqx.filter_vmap(epoch) if key.ndim else epoch)(learner, key), loop.mesh)
 
 
 def _lived_epoch(loop, learner, begin, end, key):

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
@@ -68,21 +69,48 @@ class AbstractDynamics(eqx.Module):
     ) -> Float[Array, "H S"]:
         """s_1 ... s_H under a fixed sequence of actions.
 
-        By default a scan of `step`; an actions world model overrides it with one causal pass of equal values and gradients.
+        By default a `segment` from s_0; an actions world model overrides it with one causal pass of equal values and gradients.
 
         **Arguments:** `state`: s_0, shape (S,). `actions`: a_0 ... a_{H-1}, shape (H, A). `key`: split into one key a step.
 
         **Returns:** shape (H, S).
         """
         horizon = actions.shape[0]
+        return self.segment(self.init(state, horizon), state, actions, 0, keys=step_keys(key, horizon))[1]
+
+    def segment(
+        self,
+        carry: PyTree,
+        state: Float[Array, " S"],
+        actions: Float[Array, "B A"],
+        t: int,
+        *,
+        keys: Key[Array, " B"] | None = None,
+    ) -> tuple[PyTree, Float[Array, "B S"]]:
+        """Several steps under actions that are known, from the middle of an unroll: by default a scan of `step`.
+
+        **Arguments:** `carry`, `state`: as `step` takes them. `actions`: a_t ... a_{t+B-1}, shape (B, A). `t`: the first
+        step's index, an integer. `keys`: one a step.
+
+        **Returns:** the carry after the last step, and s_{t+1} ... s_{t+B}.
+        """
 
         def step(loop, x):
             (carry, state), (action, t, key) = loop, x
             carry, state = self.step(carry, state, action, t, key=key)
             return (carry, state), state
 
-        steps = (actions, jax.numpy.arange(horizon), step_keys(key, horizon))
-        return lax.scan(step, (self.init(state, horizon), state), steps)[1]
+        (carry, _), states = lax.scan(step, (carry, state), (actions, t + jnp.arange(actions.shape[0]), keys))
+        return carry, states
+
+    def grow(self, carry: PyTree, horizon: int) -> PyTree:
+        """`carry`, somewhere in an unroll, with room for `horizon` steps in all. By default as it is.
+
+        A dynamics whose carry has the shape that `init` gave it for its horizon may override this, to be sampled with less
+        room than all steps need, as long as few are done.
+        """
+        del horizon
+        return carry
 
 
 class AbstractTask(AbstractDynamics):

@@ -13,10 +13,12 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._normaliser import Normaliser, trainable
 from ._progress import Progress
+from ._sharding import gather, place, split
 from ._trajectory import Trajectory
 from .models import AbstractFitted
 
@@ -49,6 +51,7 @@ def fit(
     batch_size: int = 64,
     optimiser: optax.GradientTransformation | None = None,
     holdout: float = 0.1,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Fit[M]:
     """Fit a world model, or a reward model, to whole episodes by minibatch gradient descent.
@@ -69,6 +72,7 @@ def fit(
     - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
     - `holdout`: share of the episodes kept to measure `Fit.held_out`, in [0, 1).
+    - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update; each has all the data.
     - `progress`: whether to show a progress bar on stderr.
 
     **Returns:** a `Fit`.
@@ -85,15 +89,18 @@ def fit(
 
     weights, rest = eqx.partition(model, trainable(model))
     loop = (weights, optimiser.init(weights), jnp.zeros(updates, episodes.states.dtype))
+    loop, rest, kept, unseen, episodes, batch_key = place((loop, rest, kept, unseen, episodes, batch_key), mesh)
     start, done, chunk = time.monotonic(), 0, 1
     with Progress(f"fit {type(model).__name__}", updates, enabled=progress) as bar:
         while done < updates:
             began, stop = time.monotonic(), min(done + chunk, updates)
-            span = jnp.asarray(done), jnp.asarray(stop)
-            loop = _update(loop, rest, optimiser, kept, batch_key, batch_size, *span)
+            span = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
+            loop = _update(loop, rest, optimiser, kept, batch_key, batch_size, mesh, *span)
             loss = float(loop[2][stop - 1])
             _require_finite(loss, stop)
-            if done > 0:  # The first chunk compiles; the others last about half a second.
+            if jax.process_count() > 1:  # Clocks differ.
+                chunk = 1 + updates // 50
+            elif done > 0:  # The first chunk compiles; the others last about half a second.
                 chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - began)))
             done = stop
             bar.update(done, f"loss {loss:.3g}")
@@ -103,19 +110,19 @@ def fit(
 
 
 @eqx.filter_jit
-def _update(loop, rest, optimiser, episodes, key, batch_size, start, stop):
+def _update(loop, rest, optimiser, episodes, key, batch_size, mesh, start, stop):
     """Updates `start` to `stop`; both are traced, so that chunks of any length share one program."""
 
     def update(i, loop):
         weights, optimiser_state, losses = loop
         drawn = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, episodes.states.shape[0])
-        batch = jtu.tree_map(lambda x: x[drawn], episodes)
+        batch = split(jtu.tree_map(lambda x: x[drawn], episodes), mesh, "batch_size")
         loss = lambda weights: jnp.mean(jax.vmap(lambda episode: eqx.combine(weights, rest).loss(episode))(batch))
         value, grads = jax.value_and_grad(loss)(weights)
         steps, optimiser_state = optimiser.update(grads, optimiser_state, weights)
         return eqx.apply_updates(weights, steps), optimiser_state, losses.at[i].set(value)
 
-    return lax.fori_loop(start, stop, update, loop)
+    return gather(lax.fori_loop(start, stop, update, loop), mesh)
 
 
 @eqx.filter_jit

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from ._ascent import AbstractAscent, Climb
@@ -19,6 +20,7 @@ from ._dynamics import AbstractDynamics, AbstractTask
 from ._normaliser import Normaliser, trainable
 from ._replay import Replay
 from ._reward import Reward, Transition
+from ._sharding import split
 from ._trajectory import Trajectory
 from ._unroll import unroll
 from .models import RewardModel
@@ -165,6 +167,7 @@ class Loop(eqx.Module):
     noise: float = eqx.field(static=True, default=0.0)
     reward: Reward | None = None
     before: int = eqx.field(static=True, default=0)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @property
     def per_iteration(self) -> int:
@@ -210,6 +213,8 @@ def explore(loop: Loop, policy, key: PRNGKeyArray) -> Trajectory:
     noise_key, act_key = jax.random.split(key)
     shape = loop.task.horizon, loop.task.action_size
     noise = jax.vmap(lambda k: pink_noise(k, shape))(jax.random.split(noise_key, loop.environments))
+    if loop.mesh is not None and loop.environments % loop.mesh.size == 0 and not loop.task.on_host:
+        noise = split(noise, loop.mesh, "environments")
     return act_each(loop.task, lambda added: Noisy(policy, added), loop.noise * noise, act_key)
 
 
@@ -235,7 +240,7 @@ def blank(loop: Loop, model, reward, policy, episode: Trajectory, capacity: int,
     learned = _learned(model, reward)
     memory = loop.fitting.optimiser.init(eqx.filter(learned, trainable(learned)))
     unit = jnp.asarray(1.0 if loop.ascent.unit is None else loop.ascent.unit, episode.states.dtype)
-    replay = Replay.empty(capacity, episode)
+    replay = Replay.empty(capacity, episode, mesh=loop.mesh)
     return Learner(model, reward, policy, memory, loop.ascent.init(policy, key), replay, unit)
 
 

@@ -60,17 +60,7 @@ class Sequential(AbstractMethod):
             raise ValueError(f"Sequential got checkpoint={self.checkpoint!r}; use 'none', 'step' or 'nested'.")
 
     def run(self, dynamics, policy, state, horizon, *, key, paths):
-        policy_keys, dynamics_key = split_key(key, horizon)
-
-        def step(loop, x):
-            carry, state = loop
-            t, planned, policy_key, dynamics_key = x
-            action = planned if isinstance(policy, Array) else policy(paths.to_policy(state), t, key=policy_key)
-            carry, state = dynamics.step(carry, paths.feed_back(state), paths.to_model(action), t, key=dynamics_key)
-            return (carry, state), (state, action)
-
-        planned = policy if isinstance(policy, Array) else None
-        steps = (jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
+        step, steps = stepper(dynamics, policy, horizon, key=key, paths=paths)
         _, (states, actions) = self._scan(step, (dynamics.init(state, horizon), state), steps, horizon)
         return states, actions, None
 
@@ -154,10 +144,24 @@ class Parallel(AbstractMethod):
 
     - `sampling`: how the fixed point is found: `Sequential()`, the cached scan, or `Picard()`, sweeps of one parallel pass.
     - `adjoint`: the sweeps of the closed-loop gradient.
+    - `block`: steps that are sampled before a cache grows to make room for as many again, at least H/8 and 64 by default; or
+      that Picard settles before it goes on to the next, by default all.
+    - `start`: actions (H, A) to begin Picard's sampling from, by default zeros; those of a policy before its last update, from
+      the same s_0, need fewer sweeps.
+
+    **Raises:** `ValueError` for a `block` below 1, or a `start` with sequential sampling.
     """
 
     sampling: Sequential | Picard = Sequential()
     adjoint: Picard = Picard()
+    block: int | None = eqx.field(static=True, default=None)
+    start: Float[Array, "H A"] | None = None
+
+    def __check_init__(self):
+        if self.block is not None and self.block < 1:
+            raise ValueError(f"Parallel got block={self.block}; give at least 1, or None for the default.")
+        if self.start is not None and isinstance(self.sampling, Sequential):
+            raise ValueError("Parallel got a start with sequential sampling, which has no use for it; add sampling=Picard().")
 
     def run(self, dynamics, policy, state, horizon, *, key, paths):
         act, predict = passes(dynamics, policy, state, horizon, key=key, paths=paths)
@@ -174,11 +178,46 @@ class Parallel(AbstractMethod):
         detach = lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
         dynamics, policy, state = jtu.tree_map(detach, (dynamics, policy, state))
         if isinstance(self.sampling, Sequential):
-            return self.sampling.run(dynamics, policy, state, horizon, key=key, paths=Paths())
+            return *self._step_by_step(dynamics, policy, state, horizon, key), None
+        start = jnp.zeros((horizon, dynamics.action_size), state.dtype) if self.start is None else self.start
+        if start.shape != (horizon, dynamics.action_size):
+            needed = f"({horizon}, {dynamics.action_size})"
+            raise ValueError(f"Parallel got a start of shape {start.shape}; this unroll has actions of shape {needed}.")
+        if self.block is not None:
+            return self._by_block(self.sampling, dynamics, policy, state, lax.stop_gradient(start), key)
         act, predict = passes(dynamics, policy, state, horizon, key=key, paths=Paths())
-        start = jnp.zeros((horizon, dynamics.action_size), state.dtype)
-        actions, sweeps = self.sampling.solve(lambda a: act(predict(a)), start, unit=1.0)
+        actions, sweeps = self.sampling.solve(lambda a: act(predict(a)), lax.stop_gradient(start), unit=1.0)
         return predict(actions), actions, sweeps
+
+    def _step_by_step(self, dynamics, policy, state, horizon, key) -> tuple[Array, Array]:
+        """The cached scan; as the cache grows, no step attends to room that only later ones need."""
+        block = min(self.block or max(64, -(-horizon // 8)), horizon)
+        block = block if _grows(dynamics, state, block, horizon) else horizon
+        step, steps = stepper(dynamics, policy, horizon, key=key, paths=Paths())
+        carry, pieces = dynamics.init(state, block), []
+        for t, end in _blocks(horizon, block):
+            loop = dynamics.grow(carry, end) if t > 0 else carry, state
+            (carry, state), piece = lax.scan(step, loop, _between(steps, t, end))
+            pieces.append(piece)
+        states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
+        return states, actions
+
+    def _by_block(self, sampling: Picard, dynamics, policy, state, start, key) -> Rollout:
+        """A fixed point for each block of steps, from the carry after the one before; the sweeps are the most of any."""
+        assert self.block is not None
+        horizon = start.shape[0]
+        policy_keys, dynamics_key = split_key(key, horizon)
+        keys, carry, pieces, most = (policy_keys, step_keys(dynamics_key, horizon)), dynamics.init(state, horizon), [], 0
+        for t, end in _blocks(horizon, self.block):
+            act_keys, step_keys_ = _between(keys, t, end)
+            predict = lambda a, c=carry, s=state, t=t, k=step_keys_: dynamics.segment(c, s, a, t, keys=k)
+            act = lambda states, s=state, t=t, k=act_keys: _act(policy, s, states, t, k)
+            actions, sweeps = sampling.solve(lambda a, act=act, predict=predict: act(predict(a)[1]), start[t:end], unit=1.0)
+            carry, states = predict(actions)
+            state, most = states[-1], jnp.maximum(most, sweeps)
+            pieces.append((states, actions))
+        states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
+        return states, actions, most
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
         """x such that residual(x) = x - A x = g; transposed, that is the adjoint equation."""
@@ -189,18 +228,53 @@ class Parallel(AbstractMethod):
         return lax.custom_linear_solve(residual, g, solve, transpose_solve=solve)
 
 
+def stepper(dynamics, policy, horizon, *, key, paths) -> tuple[Callable, PyTree]:
+    """One step of the loop, for a scan, and what it scans over."""
+    policy_keys, dynamics_key = split_key(key, horizon)
+
+    def step(loop, x):
+        carry, state = loop
+        t, planned, policy_key, dynamics_key = x
+        action = planned if isinstance(policy, Array) else policy(paths.to_policy(state), t, key=policy_key)
+        carry, state = dynamics.step(carry, paths.feed_back(state), paths.to_model(action), t, key=dynamics_key)
+        return (carry, state), (state, action)
+
+    planned = policy if isinstance(policy, Array) else None
+    return step, (jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
+
+
 def passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """The two parallel passes: actions for all states (H, S) -> (H, A), and states for all actions (H, A) -> (H, S)."""
     policy_keys, dynamics_key = split_key(key, horizon)
 
-    def act(states):  # s_H comes after the last action, which s_{H-1} has decided.
-        states = paths.to_policy(jnp.concatenate([state[None], states[:-1]]))
-        return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, jnp.arange(horizon), policy_keys)
+    def act(states):
+        return _act(policy, state, states, 0, policy_keys, to_policy=paths.to_policy)
 
     def predict(actions):
         return dynamics.open_loop(state, paths.to_model(actions), key=dynamics_key)
 
     return act, predict
+
+
+def _act(policy, state, states, t, keys, to_policy=lambda states: states) -> Float[Array, "B A"]:
+    """a_t, a_{t+1} ... from s_t and the states after it, of which the last comes after the last action."""
+    states = to_policy(jnp.concatenate([state[None], states[:-1]]))
+    return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, t + jnp.arange(states.shape[0]), keys)
+
+
+def _blocks(horizon: int, block: int) -> list[tuple[int, int]]:
+    return [(t, min(t + block, horizon)) for t in range(0, horizon, block)]
+
+
+def _between(tree: PyTree, t: int, end: int) -> PyTree:
+    return jtu.tree_map(lambda x: x[t:end], tree)
+
+
+def _grows(dynamics, state, block: int, horizon: int) -> bool:
+    """Whether a carry depends on the horizon, and `grow` makes of a short one's that of a longer one."""
+    shapes = lambda make: [x.shape for x in jtu.tree_leaves(eqx.filter_eval_shape(make, state)) if hasattr(x, "shape")]
+    short, long = (shapes(lambda s, n=n: dynamics.init(s, n)) for n in (block, horizon))
+    return short != long and shapes(lambda s: dynamics.grow(dynamics.init(s, block), horizon)) == long
 
 
 def split_key(key: PRNGKeyArray | None, horizon: int) -> tuple[Key[Array, " H"] | None, PRNGKeyArray | None]:

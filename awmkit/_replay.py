@@ -9,8 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from ._sharding import gather, split
 from ._trajectory import Trajectory
 
 
@@ -19,13 +21,15 @@ class Replay(eqx.Module):
 
     - `episodes`: a [`awmkit.Trajectory`][] whose leading axis counts slots.
     - `added`: how many episodes were ever added.
+    - `mesh`: devices that share the episodes of a sample; each has all that are stored.
     """
 
     episodes: Trajectory
     added: Int[Array, ""]
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     @staticmethod
-    def empty(capacity: int, episode: Trajectory) -> "Replay":
+    def empty(capacity: int, episode: Trajectory, *, mesh: Mesh | None = None) -> "Replay":
         """Room for `capacity` episodes of the shapes and dtypes of `episode`, an unbatched one or what `jax.eval_shape` gives.
 
         **Raises:** `ValueError` for a capacity below 1.
@@ -33,7 +37,7 @@ class Replay(eqx.Module):
         if operator.index(capacity) < 1:
             raise ValueError(f"Replay got capacity={capacity}; it needs room for at least 1 episode.")
         blank = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
-        return Replay(jtu.tree_map(blank, episode), jnp.zeros((), int))
+        return Replay(jtu.tree_map(blank, episode), jnp.zeros((), int), mesh)
 
     @property
     def capacity(self) -> int:
@@ -54,8 +58,9 @@ class Replay(eqx.Module):
         if count > self.capacity:
             raise ValueError(f"Replay has room for {self.capacity} episodes and got {count} at once; give it more capacity.")
         slots = (self.added + jnp.arange(count)) % self.capacity
-        written = jtu.tree_map(lambda old, new: old.at[slots].set(new), self.episodes, episodes)
-        return Replay(written, self.added + count)
+        write = lambda old, new: old.at[slots].set(new)
+        written = jtu.tree_map(write, self.episodes, gather(episodes, self.mesh))
+        return Replay(written, self.added + count, self.mesh)
 
     def sample(self, key: PRNGKeyArray, count: int, *, recency: float = 1.0) -> Trajectory:
         """`count` whole episodes, drawn with replacement; an empty replay has none to draw, so add some first.
@@ -69,4 +74,4 @@ class Replay(eqx.Module):
             ages = jnp.floor(jnp.log1p(-drawn * (1 - recency ** self.size.astype(drawn.dtype))) / jnp.log(recency))
         ages = jnp.clip(ages.astype(self.added.dtype), 0, self.size - 1)
         slots = (self.added - 1 - ages) % self.capacity
-        return jtu.tree_map(lambda x: x[slots], self.episodes)
+        return split(jtu.tree_map(lambda x: x[slots], self.episodes), self.mesh, "the number of episodes in an update")

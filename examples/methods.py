@@ -96,7 +96,15 @@ def train(
     )
     if method == "Markov, critic":
         critic = Critic(task.state_size, task.horizon, key=keys[0])
-        ascent = ShortUnroll(critic=critic, every=per_iteration / (8 * climbs), clip=1.0, entropy=entropy)
+        updates = 8 * climbs
+        ascent = ShortUnroll(
+            critic=critic,
+            every=per_iteration / updates,
+            optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, updates * iterations, 0.03)),
+            polyak=0.9,
+            clip=1.0,
+            entropy=entropy,
+        )
     return bpo(
         task,
         task if method == "simulator" else model,

@@ -146,6 +146,12 @@ MISUSES = {
     "an unknown checkpoint": (lambda: Sequential("all"), "'none', 'step' or 'nested'"),
     "a negative tolerance": (lambda: Picard(tolerance=-1.0), "tolerance=-1.0"),
     "no sweeps": (lambda: Picard(max_sweeps=0), "at least 1"),
+    "blocks of no step": (lambda: Parallel(block=0), "block=0; give at least 1"),
+    "a start for a scan": (lambda: Parallel(start=jnp.ones((5, 1))), "add sampling=Picard"),
+    "a start of another length": (
+        lambda: unroll(AWM_20, POLICY, STATE, 5, method=Parallel(sampling=Picard(), start=jnp.ones((4, 1)))),
+        r"shape \(4, 1\).*\(5, 1\)",
+    ),
     "heads that do not divide": (lambda: Transformer(10, heads=3, horizon=5, key=KEY), "multiple of heads"),
     "odd heads for rotary": (lambda: Transformer(9, heads=3, key=KEY), "2 \\* heads"),
     "no spread": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),

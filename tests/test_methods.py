@@ -24,7 +24,8 @@ def _largest_difference(x, y) -> float:
 @pytest.mark.parametrize("paths", [BPO, Paths(), Paths(0.5, 1.0, 0.8)], ids=["BPO", "closed loop", "gains"])
 def test_sequential_and_parallel_agree_in_values_and_gradients(paths):
     policy = GaussianPolicy(3, 2, width=8, key=jax.random.key(1))
-    methods = [Sequential(), Sequential("nested"), Parallel(), Parallel(sampling=Picard())]
+    picard = Parallel(sampling=Picard(), block=10)
+    methods = [Sequential(), Sequential("nested"), Parallel(), Parallel(block=7), Parallel(sampling=Picard()), picard]
 
     @eqx.filter_jit
     def run(seed):
@@ -87,6 +88,8 @@ def test_sampling_by_sweeps_is_the_scan_and_takes_few_of_them(seed):
     assert jnp.allclose(scan.states, sweeps.states, atol=1e-12) and jnp.allclose(scan.actions, sweeps.actions, atol=1e-12)
     coarse = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard(tolerance=1e-3)))
     assert coarse.sweeps < sweeps.sweeps and jnp.allclose(coarse.actions, scan.actions, atol=1e-2)
+    again = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard(), start=scan.actions))
+    assert again.sweeps == 1 and jnp.allclose(again.actions, scan.actions, atol=1e-12)
 
 
 def test_sweeps_that_cannot_settle_within_their_limit_are_an_error_and_h_sweeps_are_exact():

@@ -9,7 +9,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, ScalarLike
 
 from .._dynamics import step_keys
 
@@ -17,7 +17,8 @@ from .._dynamics import step_keys
 class AbstractBackbone(eqx.Module):
     """A causal sequence network, primed with a first token and then fed one token a step.
 
-    It can be run step by step (`init`, `step`) or over all tokens at once (`__call__`); values and gradients are equal.
+    It can be run step by step (`init`, `step`) or over many tokens at once (`segment`, `__call__`); values and gradients are
+    equal.
 
     **Fields** a subclass provides
 
@@ -41,11 +42,21 @@ class AbstractBackbone(eqx.Module):
     ) -> tuple[PyTree, Float[Array, " F"]]:
         """The memory after, and the feature at, the token of step `t`, which follows the first token and t others."""
 
+    def segment(
+        self, memory: PyTree, tokens: Float[Array, "B W"], t: int, *, keys: Key[Array, " B"] | None = None
+    ) -> tuple[PyTree, Float[Array, "B F"]]:
+        """The memory after, and the features at, the tokens of step `t` and those that follow. By default a scan of `step`."""
+        steps = (tokens, t + jnp.arange(tokens.shape[0]), keys)
+        return lax.scan(lambda memory, x: self.step(memory, x[0], x[1], key=x[2]), memory, steps)
+
+    def grow(self, memory: PyTree, horizon: int) -> PyTree:
+        """`memory` with room for `horizon` tokens after the first; by default as it is, for one that needs no room."""
+        del horizon
+        return memory
+
     def __call__(
         self, first: Float[Array, " S"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "H F"]:
-        """The features at all `tokens`. By default a scan of `step`."""
+        """The features at all `tokens`."""
         horizon = tokens.shape[0]
-        steps = (tokens, jnp.arange(horizon), step_keys(key, horizon))
-        step = lambda memory, x: self.step(memory, x[0], x[1], key=x[2])
-        return lax.scan(step, self.init(first, horizon), steps)[1]
+        return self.segment(self.init(first, horizon), tokens, 0, keys=step_keys(key, horizon))[1]

@@ -37,14 +37,14 @@ class AbstractRecurrent(AbstractBackbone):
         memory = self.update(memory, self.drive(token))
         return memory, memory[0]
 
-    def __call__(self, first, tokens, *, key=None):
-        del key
+    def segment(self, memory, tokens, t, *, keys=None):
+        del t, keys
 
         def step(memory, drive):
             memory = self.update(memory, drive)
             return memory, memory[0]
 
-        return lax.scan(step, self.init(first, tokens.shape[0]), jax.vmap(self.drive)(tokens))[1]
+        return lax.scan(step, memory, jax.vmap(self.drive)(tokens))
 
 
 class RNN(AbstractRecurrent):

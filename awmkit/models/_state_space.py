@@ -52,12 +52,13 @@ class LinearStateSpace(AbstractBackbone):
             after.append(x)
         return after, self.norm(token)
 
-    def __call__(self, first, tokens, *, key=None):
-        del key
-        tokens = jnp.concatenate([first[None], tokens])
-        for block in self.blocks:
-            tokens = block(tokens)
-        return jax.vmap(self.norm)(tokens[1:])
+    def segment(self, memory, tokens, t, *, keys=None):
+        del t, keys
+        after = []
+        for block, x in zip(self.blocks, memory, strict=True):
+            x, tokens = block(x, tokens)
+            after.append(x)
+        return after, jax.vmap(self.norm)(tokens)
 
 
 class Block(eqx.Module):
@@ -94,13 +95,15 @@ class Block(eqx.Module):
         x = turned[0] + driven[0], turned[1] + driven[1]
         return x, self._leave(x, u, token)
 
-    def __call__(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
-        """All steps at once."""
+    def __call__(self, x: Complex, tokens: Float[Array, "T W"]) -> tuple[Complex, Float[Array, "T W"]]:
+        """As `step`, for all tokens at once."""
         u = jax.vmap(self.norm)(tokens)
         driven = jax.vmap(self._drive)(u)
         eigenvalues = jax.tree.map(lambda x: jnp.broadcast_to(x, driven[0].shape), self._eigenvalues())
-        _, x = lax.associative_scan(_compose, (eigenvalues, driven))
-        return jax.vmap(self._leave)(x, u, tokens)
+        turns, alone = lax.associative_scan(_compose, (eigenvalues, driven))
+        before = _times(turns, x)
+        xs = alone[0] + before[0], alone[1] + before[1]
+        return (xs[0][-1], xs[1][-1]), jax.vmap(self._leave)(xs, u, tokens)
 
     def _eigenvalues(self) -> Complex:
         radius = jnp.exp(-jnp.exp(self.decay))

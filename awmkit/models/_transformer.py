@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._backbone import AbstractBackbone
 
+Cache = tuple[Float[Array, "_ N D"], Float[Array, "_ N D"]]  # Keys and values.
+KEPT = 2**17  # of a head's attention weights, what reverse mode may keep at once
+
 
 class Transformer(AbstractBackbone):
     """A causal, pre-norm transformer (Vaswani et al., 2017; Xiong et al., 2020); by default of the paper's size.
@@ -51,33 +54,37 @@ class Transformer(AbstractBackbone):
         self.horizon = horizon
 
     def init(self, first, horizon):
-        self._check(horizon)
-        empty = [block.attention.empty(horizon + 1, first.dtype) for block in self.blocks]
-        return self._advance(empty, first, jnp.asarray(0))[0]
+        empty = [block.attention.empty(first.dtype) for block in self.blocks]
+        return self.grow(self._append(empty, first[None], 0)[0], horizon)
 
     def step(self, memory, token, t, *, key=None):
         del key
-        return self._advance(memory, token, jnp.asarray(t) + 1)
-
-    def __call__(self, first, tokens, *, key=None):
-        del key
-        horizon = tokens.shape[0]
-        self._check(horizon)
-        tokens = jnp.concatenate([first[None], tokens])
-        if self.time is not None:
-            tokens = tokens + self.time[: horizon + 1]
-        for block in self.blocks:
-            tokens = block(tokens)
-        return jax.vmap(self.norm)(tokens[1:])
-
-    def _advance(self, memory, token, position):
-        if self.time is not None:
-            token = token + self.time[position]
-        tokens, caches = token[None], []
+        position = jnp.asarray(t) + 1
+        tokens, after = token[None] if self.time is None else (token + self.time[position])[None], []
         for block, cache in zip(self.blocks, memory, strict=True):
             cache, tokens = block.step(cache, tokens, position)
-            caches.append(cache)
-        return caches, self.norm(tokens[0])
+            after.append(cache)
+        return after, self.norm(tokens[0])
+
+    def segment(self, memory, tokens, t, *, keys=None):
+        del keys
+        self._check(t + tokens.shape[0])
+        return self._append([(k[: t + 1], v[: t + 1]) for k, v in memory], tokens, t + 1)
+
+    def grow(self, memory, horizon):
+        self._check(horizon)
+        room = lambda x: jnp.zeros((horizon + 1 - x.shape[0], *x.shape[1:]), x.dtype)
+        return [(jnp.concatenate([k, room(k)]), jnp.concatenate([v, room(v)])) for k, v in memory]
+
+    def _append(self, memory, tokens, position: int):
+        """The memory of just the tokens so far, these included, and the features at these, the first at `position`."""
+        if self.time is not None:
+            tokens = tokens + self.time[position : position + tokens.shape[0]]
+        after = []
+        for block, cache in zip(self.blocks, memory, strict=True):
+            cache, tokens = block(cache, tokens)
+            after.append(cache)
+        return after, jax.vmap(self.norm)(tokens)
 
     def _check(self, horizon: int) -> None:
         if self.horizon is not None and horizon > self.horizon:
@@ -104,32 +111,35 @@ class Block(eqx.Module):
         self.before_attention = eqx.nn.LayerNorm(width)
         self.before_mlp = eqx.nn.LayerNorm(width)
 
-    def __call__(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
-        positions = jnp.arange(tokens.shape[0])
-        q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), positions)
+    def __call__(self, cache: Cache, tokens: Float[Array, "T W"]) -> tuple[Cache, Float[Array, "T W"]]:
+        """The tokens that follow those in the cache, which holds no more: the cache with them, and what they become."""
+        known, total = cache[0].shape[0], cache[0].shape[0] + tokens.shape[0]
+        positions = jnp.arange(total)
+        q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), positions[known:])
+        k, v = jnp.concatenate([cache[0], k]), jnp.concatenate([cache[1], v])
         # Rows in groups, each against the keys that it may see: half the work, in pieces that fit a cache.
-        rows = max(64, -(-positions.size // 8))
+        rows = max(64, -(-total // 8))
         mixed = []
-        for start in range(0, positions.size, rows):
-            end = min(start + rows, positions.size)
+        for start in range(known, total, rows):
+            end = min(start + rows, total)
             mask = positions[start:end, None] >= positions[:end]
-            mixed.append(self.attention.mix(q[start:end], k[:end], v[:end], mask))
-        return self._mlp(tokens + jnp.concatenate(mixed))
+            mixed.append(attend(q[start - known : end - known], k[:end], v[:end], mask))
+        return (k, v), self._mlp(tokens + self.attention.join(jnp.concatenate(mixed)))
 
-    def step(self, cache: tuple[Array, Array], tokens: Float[Array, "1 W"], position: Int[Array, ""]):
-        """As `__call__`, for the one token at `position`, of which the cache remembers the predecessors."""
+    def step(self, cache: Cache, tokens: Float[Array, "1 W"], position: Int[Array, ""]) -> tuple[Cache, Float[Array, "1 W"]]:
+        """As `__call__`, for the one token at `position`, of which the cache, which has room, knows the predecessors."""
         q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), position[None])
         keys = lax.dynamic_update_index_in_dim(cache[0], k[0], position, 0)
         values = lax.dynamic_update_index_in_dim(cache[1], v[0], position, 0)
         mask = (jnp.arange(keys.shape[0]) <= position)[None]
-        return (keys, values), self._mlp(tokens + self.attention.mix(q, keys, values, mask))
+        return (keys, values), self._mlp(tokens + self.attention.join(attend(q, keys, values, mask)))
 
     def _mlp(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
-        return tokens + jax.vmap(lambda x: self.down(jax.nn.gelu(self.up(self.before_mlp(x)))))(tokens)
+        return tokens + _each(self.down, jax.nn.gelu(_each(self.up, jax.vmap(self.before_mlp)(tokens))))
 
 
 class CausalAttention(eqx.Module):
-    """Multi-head attention in three parts, so that keys and values can be cached between the first and the second."""
+    """Multi-head attention's projections; between `project` and `join` keys and values can be cached, and `attend` stands."""
 
     projection: eqx.nn.Linear
     output: eqx.nn.Linear
@@ -143,34 +153,48 @@ class CausalAttention(eqx.Module):
         self.heads = heads
         self.rotary = rotary
 
-    def empty(self, length: int, dtype) -> tuple[Float[Array, "T N D"], Float[Array, "T N D"]]:
-        """A cache of keys and values for `length` tokens."""
-        width = self.output.in_features
-        zeros = jnp.zeros((length, self.heads, int(width) // self.heads), dtype)
-        return zeros, zeros
+    def empty(self, dtype) -> Cache:
+        """The cache of no token."""
+        width = int(self.output.in_features)
+        none = jnp.zeros((0, self.heads, width // self.heads), dtype)
+        return none, none
 
     def project(self, tokens: Float[Array, "T W"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each of shape (T, N, D)."""
-        projected = jax.vmap(self.projection)(tokens)
+        projected = _each(self.projection, tokens)
         q, k, v = (x.reshape(x.shape[0], self.heads, -1) for x in jnp.split(projected, 3, axis=1))
         if self.rotary:
             q, k = _rotate(q, positions), _rotate(k, positions)
         return q, k, v
 
-    def mix(
-        self,
-        q: Float[Array, "T N D"],
-        k: Float[Array, "U N D"],
-        v: Float[Array, "U N D"],
-        mask: Bool[Array, "T U"],
-    ) -> Float[Array, "T W"]:
-        """softmax(q k^T / sqrt(D)) v over what `mask` shows, all heads joined."""
-        scores = jnp.einsum("tnd,und->ntu", q / math.sqrt(q.shape[-1]), k)
-        scores = jnp.where(mask, scores, -jnp.inf)
+    def join(self, mixed: Float[Array, "T N D"]) -> Float[Array, "T W"]:
+        """What attention adds to the tokens, of all heads."""
+        return _each(self.output, mixed.reshape(mixed.shape[0], -1))
+
+
+def attend(
+    q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], mask: Bool[Array, "T U"]
+) -> Float[Array, "T N D"]:
+    """softmax(q k^T / sqrt(D)) v over what `mask` shows, each head by itself."""
+
+    def head(q, k, v):
+        scores = jnp.where(mask, (q / math.sqrt(q.shape[-1])) @ k.T, -jnp.inf)
         weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
         # Normalised after the product: D divisions a row instead of U.
-        mixed = jnp.einsum("ntu,und->ntd", weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
-        return jax.vmap(self.output)(mixed.swapaxes(0, 1).reshape(q.shape[0], -1))
+        return weights @ v / jnp.sum(weights, axis=-1, keepdims=True)
+
+    heads = tuple(x.swapaxes(0, 1) for x in (q, k, v))
+    if mask.size <= KEPT:
+        return jax.vmap(head)(*heads).swapaxes(0, 1)
+    # One head after another, and in reverse mode once more, so that no more than one head's weights are ever there.
+    again = jax.checkpoint(head, prevent_cse=False)
+    return lax.map(lambda x: again(*x), heads).swapaxes(0, 1)
+
+
+def _each(layer: eqx.nn.Linear, tokens: Float[Array, "T I"]) -> Float[Array, "T O"]:
+    """The layer at each token, as one product whose result needs no transposition."""
+    assert layer.bias is not None
+    return tokens @ layer.weight.T + layer.bias
 
 
 def _rotate(x: Float[Array, "T N D"], positions: Int[Array, " T"]) -> Float[Array, "T N D"]:
