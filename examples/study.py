@@ -10,6 +10,7 @@ the commit and the seconds it took.
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -82,7 +83,7 @@ def arguments(doc: str | None, name: str, *, seeds: int = 5) -> argparse.Argumen
 
 def command() -> str:
     """The command that is running."""
-    return " ".join(["python", "examples/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["python", "examples/" + Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def host() -> dict[str, Any]:
