@@ -1,124 +1,385 @@
-"""How long a policy gradient through a transformer AWM takes, by each method, side by side in one run.
+"""How long a policy gradient takes, and a model's update: every dynamics, by every method, to horizons of thousands of steps.
 
-    python examples/speed.py                    about 3 minutes on two cores
-    python examples/speed.py --horizons 100     about half a minute
+    python examples/speed.py                      ten systems, eight horizons: COST
+    python examples/speed.py --quick              a transformer AWM at two horizons: about a minute
+    python examples/speed.py --systems "AWM transformer" --horizons 400 2000 --methods Sequential "Sequential, nested" Parallel
 
-The mean BPO gradient over a batch of initial states, of an AWM of the paper's size (2 layers, 3 heads, width 48) and an MLP
-policy. Compilation is timed apart; runs are synchronised, on inputs that differ, and interleaved between the methods. Memory
-is what the compiled program allocates beside its inputs and outputs, as XLA plans it. Errors are relative to `Sequential()`.
+Measured is the mean BPO gradient over a batch of 16 initial states with respect to an MLP policy, models of the paper's size
+(width 48, 2 layers, 3 heads). Compilation is timed apart. Runs are synchronised, on inputs that differ, and taken in turns by
+the methods of one system and horizon. Memory is what the compiled program allocates beside its inputs and outputs, as XLA plans
+it. FLOPs are those of its matrix products, against the rate at which this machine multiplies matrices of 2,048. Errors are of
+single gradients in float32 against `Sequential` in float64. What would take longer than --patience or more than --memory is
+left out, and said so.
 
-Expect: at H = 400 and batch 16 `Parallel` is 4 to 6 times faster than `Sequential`, in less memory.
+An update of a model is on 64 episodes of 100 steps; for the transformer beside the same network written the straightforward way
+with Equinox's own attention, which has to give the same gradient.
+
+EXPECT
 """
 
-import argparse
-import importlib.metadata
-import json
-import sys
+import math
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.figure import Figure
+from study import arguments, Study
 
-from awmkit import AWM, BPO, MLPPolicy, Parallel, Picard, Progress, Sequential, Transformer, unroll
+from awmkit import (
+    AbstractDynamics,
+    AWM,
+    BPO,
+    GRU,
+    HWM,
+    LinearStateSpace,
+    LSTM,
+    Markov,
+    MLPPolicy,
+    Parallel,
+    Picard,
+    RNN,
+    Sequential,
+    Trajectory,
+    Transformer,
+    unroll,
+)
+from awmkit.mjx import cartpole
+from awmkit.tasks import DrivenDoublePendulum
 
+WIDTH, STATES, ACTIONS = 48, 4, 2
+EPISODES, LENGTH = 64, 100  # of a model's update
+Build = Callable[[int, PRNGKeyArray], AbstractDynamics]
+
+
+def awm(backbone: Callable[[int, PRNGKeyArray], Any]) -> Build:
+    """A builder of an AWM from one of its backbone."""
+    return lambda horizon, key: AWM(STATES, ACTIONS, backbone(horizon, key), key=key)
+
+
+SYSTEMS: dict[str, Build] = {
+    "AWM transformer": awm(lambda n, key: Transformer(WIDTH, horizon=n, key=key)),
+    "AWM transformer, bfloat16": awm(lambda n, key: Transformer(WIDTH, horizon=n, products=jnp.bfloat16, key=key)),
+    "AWM state space": awm(lambda n, key: LinearStateSpace(WIDTH, key=key)),
+    "AWM GRU": awm(lambda n, key: GRU(WIDTH, key=key)),
+    "AWM LSTM": awm(lambda n, key: LSTM(WIDTH, key=key)),
+    "AWM RNN": awm(lambda n, key: RNN(WIDTH, key=key)),
+    "HWM transformer": lambda n, key: HWM(STATES, ACTIONS, Transformer(WIDTH, horizon=n, key=key), key=key),
+    "Markov": lambda n, key: Markov(STATES, ACTIONS, key=key),
+    "double pendulum": lambda n, key: DrivenDoublePendulum(n),
+    "cart-pole in MJX": lambda n, key: cartpole(n),
+}
+LEARNED = [name for name in SYSTEMS if "AWM" in name or name in ("HWM transformer", "Markov")]
 METHODS = {
-    "Sequential()": Sequential(),
-    'Sequential("step")': Sequential("step"),
-    'Sequential("nested")': Sequential("nested"),
-    "Parallel()": Parallel(),
-    "Parallel(sampling=Picard())": Parallel(sampling=Picard()),
+    "Sequential": Sequential(),
+    "Sequential, step": Sequential("step"),
+    "Sequential, nested": Sequential("nested"),
+    "Parallel": Parallel(),
+    "Parallel, Picard": Parallel(sampling=Picard()),
+    "Parallel, Picard by 256": Parallel(sampling=Picard(), block=256),
 }
 
 
-def compile_methods(horizon: int, batch: int) -> tuple[dict, jax.Array]:
-    """For each method the compiled mean gradient, what compiling cost, and the memory it needs; and the initial states."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    model = AWM(4, 2, Transformer(horizon=horizon, key=keys[0]), key=keys[1])
-    policy = MLPPolicy(4, 2, key=keys[2])
-    states = jax.random.normal(keys[3], (batch, 4))
-    reward = lambda s, a, t: -jnp.sum(s**2) - jnp.sum(a**2)
-    compiled = {}
-    for name, method in METHODS.items():
+def reward(state, action, t):
+    del t
+    return -jnp.sum(state**2) - jnp.sum(action**2)
 
-        def value(policy, states, method=method):
-            one = lambda s: unroll(model, policy, s, horizon, reward=reward, paths=BPO, method=method).value()
-            return jnp.mean(jax.vmap(one)(states))
 
-        gradient = lambda states, value=value: ravel_pytree(eqx.filter_grad(value)(policy, states))[0]
+def gradient(system: str, horizon: int, method) -> Callable[[Float[Array, "N S"]], Float[Array, " P"]]:
+    """The mean gradient over initial states, in their dtype, of weights that were drawn in float32."""
+    model_key, policy_key = jax.random.split(jax.random.key(0))
+    model = SYSTEMS[system](horizon, model_key)
+    policy = MLPPolicy(model.state_size, model.action_size, key=policy_key)
+
+    def run(states):
+        cast = lambda x: x.astype(states.dtype) if eqx.is_inexact_array(x) else x
+        dynamics, actor = jax.tree.map(cast, (model, policy))
+        one = lambda policy, s: unroll(dynamics, policy, s, horizon, reward=reward, paths=BPO, method=method).value()
+        mean = lambda policy: jnp.mean(jax.vmap(lambda s: one(policy, s))(states))
+        return ravel_pytree(eqx.filter_grad(mean)(actor))[0]
+
+    return run
+
+
+def first_states(system: str, horizon: int, batch: int) -> Float[Array, "N S"]:
+    model = SYSTEMS[system](horizon, jax.random.key(0))
+    return 0.5 * jax.random.normal(jax.random.key(1), (batch, model.state_size))
+
+
+def multiplications(jaxpr, sweeps: float) -> float:
+    """FLOPs of the matrix products of a program, whose loops of unknown length go round so many times."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+        times = {"scan": equation.params.get("length", 1), "while": sweeps}.get(equation.primitive.name, 1)
+        total += times * sum(multiplications(inner, sweeps) for inner in _programs(equation.params.values()))
+    return total
+
+
+def _programs(values) -> list:
+    """The programs among the parameters of an operation."""
+    found = []
+    for value in values:
+        if isinstance(value, tuple | list):
+            found += _programs(value)
+        elif hasattr(value, "jaxpr"):
+            found.append(value.jaxpr)
+        elif hasattr(value, "eqns"):
+            found.append(value)
+    return found
+
+
+def synchronised(fn: Callable, *inputs) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    jax.block_until_ready(fn(*inputs))
+    return 1e3 * (time.perf_counter() - start)
+
+
+def in_turns(calls: dict[str, Callable[[int], Any]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of every call, one of each in turn, after one that does not count."""
+    for call in calls.values():
+        jax.block_until_ready(call(0))
+    times = {name: [] for name in calls}
+    for i in range(repeats):
+        for name, call in calls.items():
+            times[name].append(synchronised(call, i + 1))
+    return times
+
+
+def compile_method(system: str, horizon: int, method: str, states: Array, limit_GiB: float) -> tuple[Any, dict]:
+    """The compiled gradient and what there is to say of it; no program where it does not fit in memory."""
+    run, sweeps = gradient(system, horizon, METHODS[method]), None
+    if "Picard" in method:
+        model = SYSTEMS[system](horizon, jax.random.split(jax.random.key(0))[0])
+        policy = MLPPolicy(model.state_size, model.action_size, key=jax.random.split(jax.random.key(0))[1])
+        count = lambda s: unroll(model, policy, s, horizon, method=METHODS[method]).sweeps
+        sweeps = float(jnp.max(jax.jit(jax.vmap(count))(states)))
+    start = time.perf_counter()
+    traced = jax.jit(run).trace(states)
+    compiled = traced.lower().compile()
+    seconds, plan = time.perf_counter() - start, compiled.memory_analysis()
+    memory = plan.temp_size_in_bytes / 2**20 if plan else math.nan
+    flops = multiplications(traced.jaxpr.jaxpr, sweeps or 1)
+    known = {"compile_s": seconds, "memory_MiB": memory, "flops": flops, "sweeps": sweeps}
+    return (compiled if not memory > 1024 * limit_GiB else None), known
+
+
+def gradient_cell(system: str, horizon: int, methods: list[str], options) -> dict[str, Any]:
+    """Times, memory and errors of a system's gradient at a horizon, by method."""
+    states = first_states(system, horizon, options.batch)
+    same = jnp.broadcast_to(states[:1], states.shape)
+    rows, compiled = {}, {}
+    for method in methods:
+        program, rows[method] = compile_method(system, horizon, method, states, options.memory)
+        if program is not None:
+            compiled[method] = program
+    run = gradient(system, horizon, Sequential("nested"))
+    with jax.enable_x64(True):
+        exact = np.asarray(jax.jit(run)(jnp.asarray(np.asarray(states[:1]), float)))
+    calls = {method: lambda i, run=run: run(states + 0.01 * i) for method, run in compiled.items()}
+    for method, times in in_turns(calls, options.repeats).items():
+        error = np.linalg.norm(np.asarray(compiled[method](same), float) - exact) / np.linalg.norm(exact)
+        rows[method] |= {"ms": times, "error": float(error)}
+    return {"methods": rows}
+
+
+class Plain(eqx.Module):
+    """The transformer AWM written the straightforward way: Equinox's attention, all of it, token by token elsewhere."""
+
+    embed_state: eqx.nn.Linear
+    embed_action: eqx.nn.Linear
+    time: Array
+    blocks: list[tuple]
+    norm: eqx.nn.LayerNorm
+    head: eqx.nn.MLP
+
+    def __init__(self, horizon: int, key: PRNGKeyArray):
+        keys = iter(jax.random.split(key, 16))
+        self.embed_state = eqx.nn.Linear(STATES, WIDTH, key=next(keys))
+        self.embed_action = eqx.nn.Linear(ACTIONS, WIDTH, key=next(keys))
+        self.time = jnp.zeros((horizon + 1, WIDTH))
+        attention = lambda key: eqx.nn.MultiheadAttention(3, WIDTH, use_query_bias=True, use_output_bias=True, key=key)
+        linear = lambda i, o: eqx.nn.Linear(i, o, key=next(keys))
+        norm = lambda: eqx.nn.LayerNorm(WIDTH)
+        self.blocks = [
+            (attention(next(keys)), linear(WIDTH, 4 * WIDTH), linear(4 * WIDTH, WIDTH), norm(), norm()) for _ in range(2)
+        ]
+        self.norm = norm()
+        self.head = eqx.nn.MLP(WIDTH, STATES, WIDTH, 1, jax.nn.swish, key=next(keys))
+
+    def __call__(self, state, actions):
+        tokens = jnp.concatenate([self.embed_state(state)[None], jax.vmap(self.embed_action)(actions)]) + self.time
+        mask = jnp.tril(jnp.ones((len(tokens), len(tokens)), bool))
+        for attention, up, down, before_attention, before_mlp in self.blocks:
+            x = jax.vmap(before_attention)(tokens)
+            tokens = tokens + attention(x, x, x, mask=mask)
+            mlp = eqx.nn.Sequential([before_mlp, up, eqx.nn.Lambda(jax.nn.gelu), down])
+            tokens = tokens + jax.vmap(mlp)(tokens)
+        return state + jax.vmap(self.head)(jax.vmap(self.norm)(tokens[1:]))
+
+    def loss(self, episode: Trajectory) -> Array:
+        return 0.5 * jnp.mean((self(episode.states[0], episode.actions) - episode.states[1:]) ** 2)
+
+
+def update_cell(options) -> dict[str, Any]:
+    """Times of one update of each learned model, and of the straightforward transformer."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    models = {name: SYSTEMS[name](LENGTH, keys[0]) for name in LEARNED} | {"straightforward": Plain(LENGTH, keys[0])}
+    states = jax.random.normal(keys[1], (EPISODES, LENGTH + 1, STATES))
+    actions = jax.random.uniform(keys[2], (EPISODES, LENGTH, ACTIONS), minval=-1.0)
+    optimiser, calls, rows = optax.adam(1e-3), {}, {}
+    for name, model in models.items():
+        weights, rest = eqx.partition(model, eqx.is_inexact_array)
+
+        def update(weights, memory, states, rest=rest):
+            each = lambda w, s, a: eqx.combine(w, rest).loss(Trajectory(s, a))  # pyright: ignore[reportAttributeAccessIssue]
+            loss = lambda w: jnp.mean(jax.vmap(lambda s, a: each(w, s, a))(states, actions))
+            steps, memory = optimiser.update(jax.grad(loss)(weights), memory)
+            return eqx.apply_updates(weights, steps), memory
+
+        memory = optimiser.init(weights)
+        traced = jax.jit(update).trace(weights, memory, states)
         start = time.perf_counter()
-        run = jax.jit(gradient).lower(states).compile()
-        seconds = time.perf_counter() - start
-        plan = run.memory_analysis()
-        memory = plan.temp_size_in_bytes / 2**20 if plan else float("nan")
-        compiled[name] = {"run": run, "compile_s": seconds, "memory_MiB": memory}
-    return compiled, states
-
-
-def measure(horizon: int, batch: int, repeats: int) -> dict[str, dict]:
-    """Median and quartiles of the milliseconds of a gradient, by method."""
-    compiled, states = compile_methods(horizon, batch)
-    reference = compiled["Sequential()"]["run"](states)
-    times: dict[str, list[float]] = {name: [] for name in compiled}
-    with Progress(f"H = {horizon}, batch {batch}", repeats) as bar:
-        for i in range(repeats):
-            for name, entry in compiled.items():
-                start = time.perf_counter()
-                jax.block_until_ready(entry["run"](states + 0.01 * i))
-                times[name].append(1e3 * (time.perf_counter() - start))
-            bar.update(i + 1)
-    rows = {}
-    for name, entry in compiled.items():
-        error = jnp.linalg.norm(entry["run"](states) - reference) / jnp.linalg.norm(reference)
-        low, middle, high = np.quantile(times[name], [0.25, 0.5, 0.75])
+        compiled = traced.lower().compile()
         rows[name] = {
-            "ms": middle,
-            "quartiles_ms": [low, high],
-            "times": float(np.median(times["Sequential()"]) / middle),
-            "compile_s": entry["compile_s"],
-            "memory_MiB": entry["memory_MiB"],
-            "error": float(error),
-            "raw_ms": times[name],
+            "compile_s": time.perf_counter() - start,
+            "flops": multiplications(traced.jaxpr.jaxpr, 1),
+            "memory_MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
         }
-    return rows
+        calls[name] = lambda i, run=compiled, w=weights, m=memory: run(w, m, states + 0.01 * i)
+    for name, times in in_turns(calls, options.repeats).items():
+        rows[name]["ms"] = times
+    return {"models": rows}
+
+
+def rate_cell(options) -> dict[str, Any]:
+    """FLOPs a second of products of 2,048 x 2,048 matrices in float32."""
+    matrix, product = jnp.ones((2048, 2048)), jax.jit(jnp.matmul)
+    times = in_turns({"product": lambda i: product(matrix, matrix + i)}, options.repeats)["product"]
+    return {"flops_per_s": 2 * 2048**3 / (1e-3 * np.median(times)), "ms": times}
+
+
+def predicted_s(cells: dict, system: str, method: str, horizon: int) -> float:
+    """Seconds of a run, guessed from the longest shorter horizon as growing like the square."""
+    known = [(h, cell["methods"][method]) for (s, h), cell in cells.items() if s == system and method in cell["methods"]]
+    timed = [(h, row["ms"]) for h, row in known if "ms" in row]
+    if known and not timed:
+        return math.inf
+    return max((1e-3 * np.median(ms) * (horizon / h) ** 2 for h, ms in timed[-1:]), default=0.0)
+
+
+def exponents(cells: dict, system: str, method: str) -> str:
+    """Slopes of time and memory against the horizon, log-log, from 400 steps on."""
+    rows = [(h, cell["methods"].get(method, {})) for (s, h), cell in cells.items() if s == system and h >= 400]
+    rows = [(h, np.median(row["ms"]), row["memory_MiB"]) for h, row in rows if "ms" in row]
+    if len(rows) < 2:
+        return ""
+    h, ms, memory = np.log(np.array(rows).T)
+    return f"time H^{np.polyfit(h, ms, 1)[0]:.2f}, memory H^{np.polyfit(h, memory, 1)[0]:.2f}"
+
+
+def table(cells: dict, updates: dict, rate: float) -> str:
+    """All of it in Markdown."""
+    lines = [f"matrix products: {rate / 1e9:.0f} GFLOP/s", ""]
+    head = "| system | H | method | median ms | quartiles | x Sequential | compile s | MiB | % of rate | sweeps | error |"
+    lines += [head, "|---" * 11 + "|"]
+    for (system, horizon), cell in cells.items():
+        rows = cell["methods"]
+        base = np.median(rows.get("Sequential", {}).get("ms", [math.nan]))
+        for method, row in ((m, rows[m]) for m in METHODS if m in rows):
+            start = f"| {system} | {horizon} | {method} |"
+            end = f"{row['compile_s']:.1f} | {row['memory_MiB']:.0f} |"
+            if "ms" not in row:
+                lines.append(f"{start} does not fit | | | {end} | | |")
+                continue
+            low, middle, high = np.quantile(row["ms"], [0.25, 0.5, 0.75])
+            share = 100 * row["flops"] / (1e-3 * middle) / rate
+            times = "" if math.isnan(base) else f"{base / middle:.1f}"
+            sweeps = "" if row["sweeps"] is None else f"{row['sweeps']:.0f}"
+            numbers = f" {middle:.1f} | {low:.1f}-{high:.1f} | {times} | {end} {share:.1f} | {sweeps} | {row['error']:.0e} |"
+            lines.append(start + numbers)
+    lines += ["", "| system | method | grows, from H = 400 on |", "|---|---|---|"]
+    for system, method in dict.fromkeys((s, m) for (s, _), cell in cells.items() for m in cell["methods"]):
+        if text := exponents(cells, system, method):
+            lines.append(f"| {system} | {method} | {text} |")
+    lines += [
+        "",
+        f"| update, {EPISODES} episodes of {LENGTH} steps | median ms | quartiles | compile s | % of rate |",
+        "|---" * 5 + "|",
+    ]
+    for name, row in updates.items():
+        low, middle, high = np.quantile(row["ms"], [0.25, 0.5, 0.75])
+        share = 100 * row["flops"] / (1e-3 * middle) / rate
+        lines.append(f"| {name} | {middle:.1f} | {low:.1f}-{high:.1f} | {row['compile_s']:.1f} | {share:.1f} |")
+    return "\n".join(lines)
+
+
+def figure(cells: dict) -> Figure:
+    """Time and memory of the transformer AWM's gradient by method, and time of every system's by its fastest method."""
+    fig, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
+    for axis, quantity in zip(axes[:2], ("ms", "memory_MiB"), strict=True):
+        for i, method in enumerate(METHODS):
+            rows = [
+                (h, c["methods"][method]) for (s, h), c in cells.items() if s == "AWM transformer" and method in c["methods"]
+            ]
+            points = [(h, np.median(row[quantity])) for h, row in rows if quantity in row]
+            axis.loglog(*zip(*points, strict=True), "o-", color=f"C{i}", ms=3, label=method) if points else None
+    for i, system in enumerate(SYSTEMS):
+        rows = [
+            (h, [np.median(r["ms"]) for r in c["methods"].values() if "ms" in r]) for (s, h), c in cells.items() if s == system
+        ]
+        points = [(h, min(times)) for h, times in rows if times]
+        axes[2].loglog(*zip(*points, strict=True), "o-", color=f"C{i}", ms=3, label=system) if points else None
+    axes[0].set(title="AWM transformer: a gradient, batch 16", xlabel="horizon", ylabel="ms")
+    axes[1].set(title="its memory", xlabel="horizon", ylabel="MiB")
+    axes[2].set(title="every system, by its fastest method", xlabel="horizon", ylabel="ms")
+    for axis in (axes[0], axes[2]):
+        axis.legend(fontsize=7)
+    return fig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--horizons", type=int, nargs="+", default=[100, 200, 400])
+    parser = arguments(__doc__, "speed", seeds=1)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--horizons", type=int, nargs="+", default=[20, 50, 100, 200, 400, 1000, 2000, 4096])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--out", type=Path, help="a JSON file for the raw values")
-    arguments = parser.parse_args()
-    if arguments.out and arguments.out.exists():
-        parser.error(f"{arguments.out} exists; choose another file with --out.")
-    print(__doc__)
-    record: dict = {
-        "command": " ".join(["python", "examples/speed.py", *sys.argv[1:]]),
-        "device": jax.devices()[0].device_kind,
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "equinox", "awmkit")},
-        "batch": arguments.batch,
-        "horizons": {},
-    }
-    for horizon in arguments.horizons:
-        rows = measure(horizon, arguments.batch, arguments.repeats)
-        record["horizons"][str(horizon)] = rows
-        print(
-            f"\nH = {horizon:<24} {'median ms':>10} {'quartiles':>16} {'faster':>7} {'compile s':>10} {'MiB':>8} {'error':>9}"
-        )
-        for name, row in rows.items():
-            low, high = row["quartiles_ms"]
-            print(
-                f"{name:<28} {row['ms']:>10.1f} {low:>8.1f}-{high:<7.1f} {row['times']:>6.1f}x {row['compile_s']:>10.1f} "
-                f"{row['memory_MiB']:>8.1f} {row['error']:>9.1e}",
-                flush=True,
-            )
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(record, indent=1))
+    parser.add_argument("--patience", type=float, default=30, help="seconds that one run may take")
+    parser.add_argument("--memory", type=float, default=8, help="GiB that a program may allocate")
+    options = parser.parse_args()
+    if options.quick:
+        options.systems, options.horizons, options.repeats = ["AWM transformer"], [50, 100], 3
+        options.methods = ["Sequential", "Parallel", "Parallel, Picard"]
+    study = Study(options.out, total=2 + len(options.systems) * len(options.horizons))
+    sizes = {"batch": options.batch, "repeats": options.repeats}
+    rate = study.run("rate", sizes, lambda: rate_cell(options))["flops_per_s"]
+    updates = study.run("update", sizes, lambda: update_cell(options))["models"]
+    cells = {}
+    for system in options.systems:
+        sequential = SYSTEMS[system](1, jax.random.key(0)).reads_state
+        for horizon in sorted(options.horizons):
+            able = [m for m in options.methods if m.startswith("Sequential") or not sequential]
+            quick = [m for m in able if predicted_s(cells, system, m, horizon) <= options.patience]
+            config = {"system": system, "horizon": horizon, "methods": quick, **sizes}
+            fn = lambda s=system, h=horizon, m=quick: gradient_cell(s, h, m, options)
+            cells[system, horizon] = study.run(f"{system}-H{horizon}", config, fn)
+            text = table(cells, updates, rate)
+            (study.out / "speed.md").write_text(text + "\n")
+            figure(cells).savefig(study.out / "speed.png", dpi=110)
+            plt.close("all")
+    print("\n" + text)
 
 
 if __name__ == "__main__":

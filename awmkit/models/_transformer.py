@@ -4,6 +4,7 @@ Library attention keeps its softmax in float32 and has no cache; ours is exact i
 parallel pass run the same code on one token or on all.
 """
 
+import functools
 import math
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ._backbone import AbstractBackbone
@@ -28,6 +30,8 @@ class Transformer(AbstractBackbone):
     - `depth`, `heads`: blocks, and attention heads in each.
     - `horizon`: build a learned time embedding for up to this many steps. `None`: rotary embedding (Su et al., 2021) of the
       distance between steps, which knows no longest horizon.
+    - `products`: what the factors of matrix products are rounded to, such as `jnp.bfloat16`, for accelerators that multiply
+      these faster; sums keep the dtype of the states, and so do gradients, of a relative error that examples/speed.py measures.
     - `key`: for the weights.
 
     **Raises:** `ValueError` for a width that the heads do not divide (evenly, with rotary embedding).
@@ -40,13 +44,23 @@ class Transformer(AbstractBackbone):
     horizon: int | None = eqx.field(static=True)
     parallel: ClassVar[bool] = True
 
-    def __init__(self, width: int = 48, depth: int = 2, heads: int = 3, *, horizon: int | None = None, key: PRNGKeyArray):
+    def __init__(
+        self,
+        width: int = 48,
+        depth: int = 2,
+        heads: int = 3,
+        *,
+        horizon: int | None = None,
+        products: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
         if width % heads or (horizon is None and width // heads % 2):
             raise ValueError(
                 f"A Transformer of width {width} cannot have {heads} heads; make width a multiple of heads, and of 2 * heads "
                 "for rotary embedding."
             )
-        self.blocks = [Block(width, heads, rotary=horizon is None, key=k) for k in jax.random.split(key, depth)]
+        make = lambda k: Block(width, heads, rotary=horizon is None, products=products, key=k)
+        self.blocks = [make(k) for k in jax.random.split(key, depth)]
         # Learned from a start in which neighbouring steps look alike.
         self.time = None if horizon is None else _sinusoids(horizon + 1, width)
         self.norm = eqx.nn.LayerNorm(width)
@@ -98,16 +112,16 @@ class Block(eqx.Module):
     """Attention and an MLP, each on the normalised tokens and added to them."""
 
     attention: "CausalAttention"
-    up: eqx.nn.Linear
-    down: eqx.nn.Linear
+    up: "Projection"
+    down: "Projection"
     before_attention: eqx.nn.LayerNorm
     before_mlp: eqx.nn.LayerNorm
 
-    def __init__(self, width: int, heads: int, *, rotary: bool, key: PRNGKeyArray):
+    def __init__(self, width: int, heads: int, *, rotary: bool, products: DTypeLike | None, key: PRNGKeyArray):
         attention_key, up_key, down_key = jax.random.split(key, 3)
-        self.attention = CausalAttention(width, heads, rotary=rotary, key=attention_key)
-        self.up = eqx.nn.Linear(width, 4 * width, key=up_key)
-        self.down = eqx.nn.Linear(4 * width, width, key=down_key)
+        self.attention = CausalAttention(width, heads, rotary=rotary, products=products, key=attention_key)
+        self.up = Projection(width, 4 * width, products, key=up_key)
+        self.down = Projection(4 * width, width, products, key=down_key)
         self.before_attention = eqx.nn.LayerNorm(width)
         self.before_mlp = eqx.nn.LayerNorm(width)
 
@@ -123,8 +137,8 @@ class Block(eqx.Module):
         for start in range(known, total, rows):
             end = min(start + rows, total)
             mask = positions[start:end, None] >= positions[:end]
-            mixed.append(attend(q[start - known : end - known], k[:end], v[:end], mask))
-        return (k, v), self._mlp(tokens + self.attention.join(jnp.concatenate(mixed)))
+            mixed.append(self.attention.attend(q[start - known : end - known], k[:end], v[:end], mask))
+        return (k, v), self._mlp(tokens + jnp.concatenate(mixed))
 
     def step(self, cache: Cache, tokens: Float[Array, "1 W"], position: Int[Array, ""]) -> tuple[Cache, Float[Array, "1 W"]]:
         """As `__call__`, for the one token at `position`, of which the cache, which has room, knows the predecessors."""
@@ -132,69 +146,83 @@ class Block(eqx.Module):
         keys = lax.dynamic_update_index_in_dim(cache[0], k[0], position, 0)
         values = lax.dynamic_update_index_in_dim(cache[1], v[0], position, 0)
         mask = (jnp.arange(keys.shape[0]) <= position)[None]
-        return (keys, values), self._mlp(tokens + self.attention.join(attend(q, keys, values, mask)))
+        return (keys, values), self._mlp(tokens + self.attention.attend(q, keys, values, mask))
 
     def _mlp(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
-        return tokens + _each(self.down, jax.nn.gelu(_each(self.up, jax.vmap(self.before_mlp)(tokens))))
+        return tokens + self.down(jax.nn.gelu(self.up(jax.vmap(self.before_mlp)(tokens))))
 
 
 class CausalAttention(eqx.Module):
-    """Multi-head attention's projections; between `project` and `join` keys and values can be cached, and `attend` stands."""
+    """Multi-head attention in two parts, so that keys and values can be cached between them."""
 
-    projection: eqx.nn.Linear
-    output: eqx.nn.Linear
+    projection: "Projection"
+    output: "Projection"
     heads: int = eqx.field(static=True)
     rotary: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, heads: int, *, rotary: bool, key: PRNGKeyArray):
+    def __init__(self, width: int, heads: int, *, rotary: bool, products: DTypeLike | None, key: PRNGKeyArray):
         projection_key, output_key = jax.random.split(key)
-        self.projection = eqx.nn.Linear(width, 3 * width, key=projection_key)
-        self.output = eqx.nn.Linear(width, width, key=output_key)
+        self.projection = Projection(width, 3 * width, products, key=projection_key)
+        self.output = Projection(width, width, products, key=output_key)
         self.heads = heads
         self.rotary = rotary
 
     def empty(self, dtype) -> Cache:
         """The cache of no token."""
-        width = int(self.output.in_features)
+        width = self.output.weight.shape[0]
         none = jnp.zeros((0, self.heads, width // self.heads), dtype)
         return none, none
 
     def project(self, tokens: Float[Array, "T W"], positions: Int[Array, " T"]) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each of shape (T, N, D)."""
-        projected = _each(self.projection, tokens)
-        q, k, v = (x.reshape(x.shape[0], self.heads, -1) for x in jnp.split(projected, 3, axis=1))
+        q, k, v = (x.reshape(x.shape[0], self.heads, -1) for x in jnp.split(self.projection(tokens), 3, axis=1))
         if self.rotary:
             q, k = _rotate(q, positions), _rotate(k, positions)
         return q, k, v
 
-    def join(self, mixed: Float[Array, "T N D"]) -> Float[Array, "T W"]:
-        """What attention adds to the tokens, of all heads."""
-        return _each(self.output, mixed.reshape(mixed.shape[0], -1))
+    def attend(
+        self, q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], mask: Bool[Array, "T U"]
+    ) -> Float[Array, "T W"]:
+        """softmax(q k^T / sqrt(D)) v over what `mask` shows, each head by itself; then what all add to the tokens."""
+        product = functools.partial(_product, rounded=self.output.products)
+
+        def head(q, k, v):
+            scores = jnp.where(mask, product(q / math.sqrt(q.shape[-1]), k.T), -jnp.inf)
+            weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+            # Normalised after the product: D divisions a row instead of U.
+            return product(weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
+
+        heads = tuple(x.swapaxes(0, 1) for x in (q, k, v))
+        if mask.size <= KEPT:
+            mixed = jax.vmap(head)(*heads)
+        else:  # One head after another, and in reverse mode once more, so that only one head's weights are ever there.
+            again = jax.checkpoint(head, prevent_cse=False)
+            mixed = lax.map(lambda x: again(*x), heads)
+        return self.output(mixed.swapaxes(0, 1).reshape(q.shape[0], -1))
 
 
-def attend(
-    q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], mask: Bool[Array, "T U"]
-) -> Float[Array, "T N D"]:
-    """softmax(q k^T / sqrt(D)) v over what `mask` shows, each head by itself."""
+class Projection(eqx.Module):
+    """A linear layer on all tokens, as one product whose result needs no transposition."""
 
-    def head(q, k, v):
-        scores = jnp.where(mask, (q / math.sqrt(q.shape[-1])) @ k.T, -jnp.inf)
-        weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-        # Normalised after the product: D divisions a row instead of U.
-        return weights @ v / jnp.sum(weights, axis=-1, keepdims=True)
+    weight: Float[Array, "O I"]
+    bias: Float[Array, " O"]
+    products: DTypeLike | None = eqx.field(static=True)
 
-    heads = tuple(x.swapaxes(0, 1) for x in (q, k, v))
-    if mask.size <= KEPT:
-        return jax.vmap(head)(*heads).swapaxes(0, 1)
-    # One head after another, and in reverse mode once more, so that no more than one head's weights are ever there.
-    again = jax.checkpoint(head, prevent_cse=False)
-    return lax.map(lambda x: again(*x), heads).swapaxes(0, 1)
+    def __init__(self, inputs: int, outputs: int, products: DTypeLike | None, *, key: PRNGKeyArray):
+        layer = eqx.nn.Linear(inputs, outputs, key=key)
+        assert layer.bias is not None
+        self.weight, self.bias = layer.weight, layer.bias
+        self.products = products
+
+    def __call__(self, tokens: Float[Array, "T I"]) -> Float[Array, "T O"]:
+        return _product(tokens, self.weight.T, self.products) + self.bias
 
 
-def _each(layer: eqx.nn.Linear, tokens: Float[Array, "T I"]) -> Float[Array, "T O"]:
-    """The layer at each token, as one product whose result needs no transposition."""
-    assert layer.bias is not None
-    return tokens @ layer.weight.T + layer.bias
+def _product(x: Float[Array, "T I"], y: Float[Array, "I O"], rounded: DTypeLike | None) -> Float[Array, "T O"]:
+    """x y, of factors rounded but added up in the dtype of x."""
+    if rounded is None:
+        return x @ y
+    return jnp.matmul(x.astype(rounded), y.astype(rounded), preferred_element_type=x.dtype)
 
 
 def _rotate(x: Float[Array, "T N D"], positions: Int[Array, " T"]) -> Float[Array, "T N D"]:
