@@ -95,16 +95,7 @@ def train(
         paths=paths,
     )
     if method == "Markov, critic":
-        critic = Critic(task.state_size, task.horizon, key=keys[0])
-        updates = 8 * climbs
-        ascent = ShortUnroll(
-            critic=critic,
-            every=per_iteration / updates,
-            optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, updates * iterations, 0.03)),
-            polyak=0.9,
-            clip=1.0,
-            entropy=entropy,
-        )
+        ascent = short_unroll(task, 8 * climbs, per_iteration, iterations, entropy, keys[0])
     return bpo(
         task,
         task if method == "simulator" else model,
@@ -118,6 +109,18 @@ def train(
         ascent=ascent,
         evaluate_every=episodes * task.horizon // 10,
         evaluations=evaluations,
+    )
+
+
+def short_unroll(task: AbstractTask, updates: int, per_iteration: int, iterations: int, entropy, key) -> ShortUnroll:
+    """The SVG baseline's ascent, so many updates an iteration."""
+    return ShortUnroll(
+        critic=Critic(task.state_size, task.horizon, key=key),
+        every=per_iteration / updates,
+        optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, updates * iterations, 0.03)),
+        polyak=0.9,
+        clip=1.0,
+        entropy=entropy,
     )
 
 

@@ -211,6 +211,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--episodes", type=int, default=50, help="lived in all, warm-up included")
     options = parser.parse_args()
+    if len(options.methods) < 2:
+        parser.error("a map compares; give at least two --methods, the first of which is compared with the others.")
     grid = [(name, horizon) for name in options.points for horizon in POINTS[name][1]]
     if options.quick:
         grid, options.methods = [("CancerTreatment", 50), ("driven double pendulum", 10)], ["AWM LSTM", "Markov"]
