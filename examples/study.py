@@ -4,7 +4,7 @@
     cell = study.run("CancerTreatment-AWM", {"task": ...}, lambda: {"returns": [...]})
 
 A run that is there already is read and not repeated. Each file holds the raw values of each seed, what the run was, versions,
-the commit and the seconds it took.
+the commit, and the seconds it took, those of compiling by themselves.
 """
 
 import argparse
@@ -22,6 +22,17 @@ import jax
 import numpy as np
 
 from awmkit import versions
+
+
+_compiling = [0.0]  # seconds in all
+
+
+def _listen(event: str, seconds: float, **_) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compiling[0] += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 class Study:
@@ -56,14 +67,20 @@ class Study:
             if kept["config"] != config:
                 raise ValueError(f"{path} is of {kept['config']}, and asked for is {config}; choose another folder with --out.")
             return kept
-        started = time.monotonic()
+        started, compiling = time.monotonic(), _compiling[0]
         print(f"[{self._done}/{self._total}] {name}", file=sys.stderr, flush=True)
         values = jax.tree_util.tree_map(_plain, fn())
         seconds = time.monotonic() - started
         self._ran, self._fresh = self._ran + seconds, self._fresh + 1
         left = (self._total - self._done) * self._ran / self._fresh
-        print(f"    took {seconds:.0f} s, at most {left / 60:.0f} minutes left", file=sys.stderr, flush=True)
-        record = {"command": command(), "config": config, "seconds": seconds, "host": host(), **values}
+        compiling = _compiling[0] - compiling
+        print(
+            f"    took {seconds:.0f} s, {compiling:.0f} of them to compile; at most {left / 60:.0f} minutes left",
+            file=sys.stderr,
+            flush=True,
+        )
+        times = {"seconds": seconds, "compile_seconds": compiling}
+        record = {"command": command(), "config": config, **times, "host": host(), **values}
         beside = path.with_suffix(".part")
         beside.write_text(json.dumps(record, indent=1))
         os.replace(beside, path)
