@@ -4,7 +4,7 @@
     cell = study.run("CancerTreatment-AWM", {"task": ...}, lambda: {"returns": [...]})
 
 A run that is there already is read and not repeated. Each file holds the raw values of each seed, what the run was, versions,
-the commit, and the seconds it took, those of compiling by themselves.
+the commit, and the seconds it took: by the clock, of all cores, and of compiling by itself.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from awmkit import versions
-
 
 _compiling = [0.0]  # seconds in all
 
@@ -67,7 +66,7 @@ class Study:
             if kept["config"] != config:
                 raise ValueError(f"{path} is of {kept['config']}, and asked for is {config}; choose another folder with --out.")
             return kept
-        started, compiling = time.monotonic(), _compiling[0]
+        started, processor, compiling = time.monotonic(), time.process_time(), _compiling[0]
         print(f"[{self._done}/{self._total}] {name}", file=sys.stderr, flush=True)
         values = jax.tree_util.tree_map(_plain, fn())
         seconds = time.monotonic() - started
@@ -79,7 +78,7 @@ class Study:
             file=sys.stderr,
             flush=True,
         )
-        times = {"seconds": seconds, "compile_seconds": compiling}
+        times = {"seconds": seconds, "cpu_seconds": time.process_time() - processor, "compile_seconds": compiling}
         record = {"command": command(), "config": config, **times, "host": host(), **values}
         beside = path.with_suffix(".part")
         beside.write_text(json.dumps(record, indent=1))
