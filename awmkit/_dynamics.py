@@ -34,7 +34,7 @@ class AbstractDynamics(eqx.Module):
 
     @property
     def parallel(self) -> bool:
-        """Whether `open_loop` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
+        """Whether `segment` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
         return False
 
     @abc.abstractmethod
@@ -69,8 +69,6 @@ class AbstractDynamics(eqx.Module):
     ) -> Float[Array, "H S"]:
         """s_1 ... s_H under a fixed sequence of actions.
 
-        By default a `segment` from s_0; an actions world model overrides it with one causal pass of equal values and gradients.
-
         **Arguments:** `state`: s_0, shape (S,). `actions`: a_0 ... a_{H-1}, shape (H, A). `key`: split into one key a step.
 
         **Returns:** shape (H, S).
@@ -87,7 +85,9 @@ class AbstractDynamics(eqx.Module):
         *,
         keys: Key[Array, " B"] | None = None,
     ) -> tuple[PyTree, Float[Array, "B S"]]:
-        """Several steps under actions that are known, from the middle of an unroll: by default a scan of `step`.
+        """Several steps under actions that are known, from anywhere in an unroll.
+
+        By default a scan of `step`; an actions world model overrides it with one causal pass of equal values and gradients.
 
         **Arguments:** `carry`, `state`: as `step` takes them. `actions`: a_t ... a_{t+B-1}, shape (B, A). `t`: the first
         step's index, an integer. `keys`: one a step.

@@ -175,49 +175,43 @@ class Parallel(AbstractMethod):
         return predict(actions), actions, sweeps
 
     def _sample(self, dynamics, policy, state, horizon, key) -> Rollout:
+        """The closed loop without gradient, block after block, so that no step attends to room that only later ones need."""
         detach = lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
-        dynamics, policy, state = jtu.tree_map(detach, (dynamics, policy, state))
-        if isinstance(self.sampling, Sequential):
-            return *self._step_by_step(dynamics, policy, state, horizon, key), None
-        start = jnp.zeros((horizon, dynamics.action_size), state.dtype) if self.start is None else self.start
-        if start.shape != (horizon, dynamics.action_size):
-            needed = f"({horizon}, {dynamics.action_size})"
-            raise ValueError(f"Parallel got a start of shape {start.shape}; this unroll has actions of shape {needed}.")
-        if self.block is not None:
-            return self._by_block(self.sampling, dynamics, policy, state, lax.stop_gradient(start), key)
-        act, predict = passes(dynamics, policy, state, horizon, key=key, paths=Paths())
-        actions, sweeps = self.sampling.solve(lambda a: act(predict(a)), lax.stop_gradient(start), unit=1.0)
-        return predict(actions), actions, sweeps
-
-    def _step_by_step(self, dynamics, policy, state, horizon, key) -> tuple[Array, Array]:
-        """The cached scan; as the cache grows, no step attends to room that only later ones need."""
-        block = min(self.block or max(64, -(-horizon // 8)), horizon)
-        block = block if _grows(dynamics, state, block, horizon) else horizon
+        dynamics, policy, state, start = jtu.tree_map(detach, (dynamics, policy, state, self._start(dynamics, horizon, state)))
         step, steps = stepper(dynamics, policy, horizon, key=key, paths=Paths())
-        carry, pieces = dynamics.init(state, block), []
-        for t, end in _blocks(horizon, block):
-            loop = dynamics.grow(carry, end) if t > 0 else carry, state
-            (carry, state), piece = lax.scan(step, loop, _between(steps, t, end))
+        in_turn = isinstance(self.sampling, Sequential)
+        block = min(self.block or (max(64, -(-horizon // 8)) if in_turn else horizon), horizon)
+        grows = _grows(dynamics, state, block, horizon)
+        block = horizon if in_turn and not grows else block
+        carry, pieces, most = dynamics.init(state, block if grows else horizon), [], None if in_turn else jnp.asarray(0)
+        for t in range(0, horizon, block):
+            end = min(t + block, horizon)
+            carry = dynamics.grow(carry, end) if grows and t > 0 else carry
+            of_block = jtu.tree_map(lambda x, t=t, end=end: x[t:end], steps)
+            if isinstance(self.sampling, Sequential):
+                (carry, state), piece = lax.scan(step, (carry, state), of_block)
+            else:
+                carry, piece, sweeps = self._settle(self.sampling, dynamics, policy, carry, state, t, of_block, start[t:end])
+                state, most = piece[0][-1], jnp.maximum(most, sweeps)
             pieces.append(piece)
         states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
-        return states, actions
-
-    def _by_block(self, sampling: Picard, dynamics, policy, state, start, key) -> Rollout:
-        """A fixed point for each block of steps, from the carry after the one before; the sweeps are the most of any."""
-        assert self.block is not None
-        horizon = start.shape[0]
-        policy_keys, dynamics_key = split_key(key, horizon)
-        keys, carry, pieces, most = (policy_keys, step_keys(dynamics_key, horizon)), dynamics.init(state, horizon), [], 0
-        for t, end in _blocks(horizon, self.block):
-            act_keys, step_keys_ = _between(keys, t, end)
-            predict = lambda a, c=carry, s=state, t=t, k=step_keys_: dynamics.segment(c, s, a, t, keys=k)
-            act = lambda states, s=state, t=t, k=act_keys: _act(policy, s, states, t, k)
-            actions, sweeps = sampling.solve(lambda a, act=act, predict=predict: act(predict(a)[1]), start[t:end], unit=1.0)
-            carry, states = predict(actions)
-            state, most = states[-1], jnp.maximum(most, sweeps)
-            pieces.append((states, actions))
-        states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
         return states, actions, most
+
+    @staticmethod
+    def _settle(sampling, dynamics, policy, carry, state, t, steps, start) -> tuple[PyTree, tuple[Array, Array], Array]:
+        """The carry after the steps from t on, their states and actions, and the sweeps it took."""
+        _, _, policy_keys, dynamics_keys = steps
+        predict = lambda actions: dynamics.segment(carry, state, actions, t, keys=dynamics_keys)
+        act = lambda states: act_on(policy, state, states, t, policy_keys)
+        actions, sweeps = sampling.solve(lambda actions: act(predict(actions)[1]), start, unit=1.0)
+        carry, states = predict(actions)
+        return carry, (states, actions), sweeps
+
+    def _start(self, dynamics, horizon: int, state) -> Float[Array, "H A"]:
+        shape = horizon, dynamics.action_size
+        if self.start is not None and self.start.shape != shape:
+            raise ValueError(f"Parallel got a start of shape {self.start.shape}; this unroll has actions of shape {shape}.")
+        return jnp.zeros(shape, state.dtype) if self.start is None else self.start
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
         """x such that residual(x) = x - A x = g; transposed, that is the adjoint equation."""
@@ -248,7 +242,7 @@ def passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[A
     policy_keys, dynamics_key = split_key(key, horizon)
 
     def act(states):
-        return _act(policy, state, states, 0, policy_keys, to_policy=paths.to_policy)
+        return act_on(policy, state, states, 0, policy_keys, paths)
 
     def predict(actions):
         return dynamics.open_loop(state, paths.to_model(actions), key=dynamics_key)
@@ -256,18 +250,10 @@ def passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[A
     return act, predict
 
 
-def _act(policy, state, states, t, keys, to_policy=lambda states: states) -> Float[Array, "B A"]:
-    """a_t, a_{t+1} ... from s_t and the states after it, of which the last comes after the last action."""
-    states = to_policy(jnp.concatenate([state[None], states[:-1]]))
+def act_on(policy, state, states, t: int, keys, paths: Paths = Paths()) -> Float[Array, "B A"]:
+    """a_t, a_{t+1} ... on s_t and the states after it, of which the last comes after the last action."""
+    states = paths.to_policy(jnp.concatenate([state[None], states[:-1]]))
     return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, t + jnp.arange(states.shape[0]), keys)
-
-
-def _blocks(horizon: int, block: int) -> list[tuple[int, int]]:
-    return [(t, min(t + block, horizon)) for t in range(0, horizon, block)]
-
-
-def _between(tree: PyTree, t: int, end: int) -> PyTree:
-    return jtu.tree_map(lambda x: x[t:end], tree)
 
 
 def _grows(dynamics, state, block: int, horizon: int) -> bool:

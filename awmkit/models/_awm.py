@@ -94,11 +94,6 @@ class AWM(AbstractWorldModel):
         memory, features = self.backbone.segment(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
         return (memory, first), decode(self, jax.vmap(self.head)(features), first, t + jnp.arange(actions.shape[0]))
 
-    def open_loop(self, state, actions, *, key=None):
-        first = self.embed_state(self.inputs(state))
-        features = self.backbone(first, jax.vmap(self.embed_action)(actions), key=key)
-        return decode(self, jax.vmap(self.head)(features), state, jnp.arange(actions.shape[0]))
-
     def grow(self, carry, horizon):
         memory, first = carry
         return self.backbone.grow(memory, horizon), first
