@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
+from ._given import check_counts, check_key
 from ._normaliser import Normaliser
 
 
@@ -35,6 +36,8 @@ class MLPPolicy(AbstractPolicy):
       general.
     - `key`: for the weights.
 
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
+
     `inputs` normalises the state; set it with `eqx.tree_at(lambda p: p.inputs, policy, policy.inputs.fitted(states))`.
     """
 
@@ -52,8 +55,8 @@ class MLPPolicy(AbstractPolicy):
         horizon: int | None = None,
         key: PRNGKeyArray,
     ):
+        self.network = _mlp("MLPPolicy", state_size, action_size, 1, width, depth, horizon, key)
         self.inputs = Normaliser(state_size)
-        self.network = _mlp(state_size, action_size, width, depth, horizon, key)
         self.horizon = horizon
 
     def __call__(self, state, t, *, key=None):
@@ -68,7 +71,7 @@ class GaussianPolicy(AbstractPolicy):
 
     **Arguments:** as for [`awmkit.MLPPolicy`][], and `std`: sigma before training, in units of the pre-tanh action.
 
-    **Raises:** `ValueError` for a `std` that is not positive.
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0, another kind of key, and a `std` that is not positive.
     """
 
     inputs: Normaliser
@@ -89,8 +92,8 @@ class GaussianPolicy(AbstractPolicy):
     ):
         if not std > 0:
             raise ValueError(f"GaussianPolicy got std={std}; give a positive number, such as 0.5.")
+        self.network = _mlp("GaussianPolicy", state_size, action_size, 2, width, depth, horizon, key)
         self.inputs = Normaliser(state_size)
-        self.network = _mlp(state_size, 2 * action_size, width, depth, horizon, key)
         self.log_std = jnp.full(action_size, math.log(std), jnp.result_type(float))
         self.horizon = horizon
 
@@ -125,8 +128,12 @@ class GaussianPolicy(AbstractPolicy):
         return jnp.sum(normal - 2 * (math.log(2) - u - jax.nn.softplus(-2 * u)))
 
 
-def _mlp(state_size, out_size, width, depth, horizon, key) -> eqx.nn.MLP:
-    return eqx.nn.MLP(state_size + 2 * (horizon is not None), out_size, width, depth, jax.nn.swish, key=key)
+def _mlp(who: str, state_size, action_size, numbers: int, width, depth, horizon, key) -> eqx.nn.MLP:
+    """From the features of a state to so many numbers for each entry of an action."""
+    check_counts(who, state_size=state_size, action_size=action_size, width=width, horizon=horizon)
+    check_counts(who, least=0, depth=depth)
+    check_key(who, key)
+    return eqx.nn.MLP(state_size + 2 * (horizon is not None), numbers * action_size, width, depth, jax.nn.swish, key=key)
 
 
 def features(state: Float[Array, " S"], t: ScalarLike, horizon: int | None) -> Array:

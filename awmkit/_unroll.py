@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_arguments, check_differentiable, check_functions
+from ._checks import check_arguments, check_differentiable, check_discount, check_functions, check_reward
 from ._diagnose import raise_if_nonfinite
 from ._dynamics import AbstractDynamics
 from ._methods import AbstractMethod, Parallel, Policy, Sequential
@@ -103,6 +103,8 @@ def unroll_grad(
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     check_differentiable(policy)
+    check_reward(reward)
+    check_discount(discount)
     if method is None:
         method = Parallel() if dynamics.parallel else Sequential()
     value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method)

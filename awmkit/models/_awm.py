@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
+from .._given import kind
 from .._normaliser import Normaliser
 from ._backbone import AbstractBackbone
-from ._world_model import AbstractWorldModel, decode, head
+from ._world_model import AbstractWorldModel, check_parts, decode, head
 
 
 class AWM(AbstractWorldModel):
@@ -31,6 +32,13 @@ class AWM(AbstractWorldModel):
       those of one task do; needed where the actions change little; and a transformer, which averages over tokens, need not
       learn that effects add up. The loss keeps one unit for all steps.
     - `key`: for the weights of embeddings and head.
+
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0, what is no backbone, and another kind of key.
+
+    ```python
+    model = AWM(task.state_size, task.action_size, Transformer(horizon=100, key=k1), key=k2).normalised(episodes.states)
+    model = fit(model, episodes, key=k3).model
+    ```
     """
 
     inputs: Normaliser
@@ -54,6 +62,7 @@ class AWM(AbstractWorldModel):
         by_step: bool = False,
         key: PRNGKeyArray,
     ):
+        check_parts("AWM", state_size, action_size, backbone, key)
         state_key, action_key, head_key = jax.random.split(key, 3)
         self.state_size = state_size
         self.action_size = action_size
@@ -71,7 +80,11 @@ class AWM(AbstractWorldModel):
 
         With the true simulator it *is* the simulator: equal values and, where `state_to_model` carries its full gradient,
         equal gradients. So "backpropagation through a Markov model" is an AWM with a poor sequence network.
+
+        **Raises:** `ValueError` for what is no dynamics.
         """
+        if not isinstance(dynamics, AbstractDynamics):
+            raise ValueError(f"from_dynamics got {kind(dynamics)}; pass an instance of awmkit.AbstractDynamics.")
         size, actions = dynamics.state_size, dynamics.action_size
         awm = AWM(size, actions, _Cell(dynamics=dynamics, width=size), predict_changes=False, key=jax.random.key(0))
         identity = eqx.nn.Identity()

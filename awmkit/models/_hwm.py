@@ -7,7 +7,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._normaliser import Normaliser
 from ._backbone import AbstractBackbone
-from ._world_model import AbstractWorldModel, decode, head
+from ._world_model import AbstractWorldModel, check_parts, decode, head
 
 
 class HWM(AbstractWorldModel):
@@ -24,6 +24,8 @@ class HWM(AbstractWorldModel):
     - `by_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
       needed where actions change little of what time changes.
     - `key`: for the weights of embedding and head.
+
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0, what is no backbone, and another kind of key.
     """
 
     inputs: Normaliser
@@ -46,6 +48,7 @@ class HWM(AbstractWorldModel):
         by_step: bool = False,
         key: PRNGKeyArray,
     ):
+        check_parts("HWM", state_size, action_size, backbone, key)
         first_key, embed_key, head_key = jax.random.split(key, 3)
         self.state_size = state_size
         self.action_size = action_size

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._given import check_counts, check_key
 from .._normaliser import Normaliser
 from ._world_model import AbstractWorldModel, decode
 
@@ -23,6 +24,8 @@ class Markov(AbstractWorldModel):
     - `by_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
       needed where actions change little of what time changes. It then depends on time, with or without `horizon`.
     - `key`: for the weights.
+
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
     """
 
     inputs: Normaliser
@@ -45,6 +48,9 @@ class Markov(AbstractWorldModel):
         by_step: bool = False,
         key: PRNGKeyArray,
     ):
+        check_counts("Markov", state_size=state_size, action_size=action_size, width=width, horizon=horizon)
+        check_counts("Markov", least=0, depth=depth)
+        check_key("Markov", key)
         self.state_size = state_size
         self.action_size = action_size
         self.inputs = Normaliser(state_size, by_step=by_step)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._given import check_counts, check_key
 from ._backbone import AbstractBackbone
 
 
@@ -61,7 +62,7 @@ class RNN(AbstractRecurrent):
 
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):
         self.width = width
-        self.drive, self.recurrent = _gates(1, width, key)
+        self.drive, self.recurrent = _gates("RNN", 1, width, key)
 
     def blank(self):
         return (jnp.zeros_like(self.recurrent[0]),)
@@ -82,7 +83,7 @@ class LSTM(AbstractRecurrent):
 
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):
         self.width = width
-        drive, self.recurrent = _gates(4, width, key)
+        drive, self.recurrent = _gates("LSTM", 4, width, key)
         self.drive = eqx.tree_at(lambda d: d.bias, drive, jnp.zeros(4 * width).at[width : 2 * width].set(1.0))
 
     def blank(self):
@@ -108,7 +109,7 @@ class GRU(AbstractRecurrent):
 
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):
         self.width = width
-        self.drive, self.recurrent = _gates(3, width, key)
+        self.drive, self.recurrent = _gates("GRU", 3, width, key)
 
     def blank(self):
         return (jnp.zeros_like(self.recurrent[0]),)
@@ -121,8 +122,10 @@ class GRU(AbstractRecurrent):
         return ((1 - keep) * jnp.tanh(candidate + reset * fresh) + keep * hidden,)
 
 
-def _gates(gates: int, width: int, key: PRNGKeyArray) -> tuple[eqx.nn.Linear, Array]:
+def _gates(who: str, gates: int, width: int, key: PRNGKeyArray) -> tuple[eqx.nn.Linear, Array]:
     """The token's projection onto all gates, and for each gate an orthogonal recurrent matrix."""
+    check_counts(who, width=width)
+    check_key(who, key)
     drive_key, *recurrent_keys = jax.random.split(key, gates + 1)
     orthogonal = jax.nn.initializers.orthogonal()
     recurrent = [orthogonal(k, (width, width), dtype=jnp.result_type(float)) for k in recurrent_keys]

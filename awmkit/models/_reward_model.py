@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
+from .._given import check_counts, check_key, kind
 from .._normaliser import Normaliser
 from .._trajectory import Trajectory
 from ._fitted import AbstractFitted
@@ -29,6 +30,8 @@ class RewardModel(AbstractFitted):
     - `width`, `depth`: of the residual blocks.
     - `horizon`: if given, t / horizon is one more input, for rewards that depend on time.
     - `key`: for the weights.
+
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
     """
 
     inputs: Normaliser
@@ -48,6 +51,9 @@ class RewardModel(AbstractFitted):
         horizon: int | None = None,
         key: PRNGKeyArray,
     ):
+        check_counts("RewardModel", state_size=state_size, action_size=action_size, width=width, horizon=horizon)
+        check_counts("RewardModel", least=0, depth=depth)
+        check_key("RewardModel", key)
         self.state_size = state_size
         self.action_size = action_size
         self.inputs = Normaliser(state_size)
@@ -63,7 +69,12 @@ class RewardModel(AbstractFitted):
         return self.targets.inverse(self.network(jnp.concatenate([self.inputs(state), change, action, *time])))[0]
 
     def normalised(self, episodes: Trajectory) -> "RewardModel":
-        """This model with the statistics of episodes' states and rewards. Weights stay: do it once, before the first fit."""
+        """This model with the statistics of episodes' states and rewards. Weights stay: do it once, before the first fit.
+
+        **Raises:** `ValueError` for what is no trajectory, or has no rewards.
+        """
+        if not isinstance(episodes, Trajectory):
+            raise ValueError(f"normalised got {kind(episodes)}; give a reward model whole episodes, a Trajectory with rewards.")
         statistics = self.inputs.fitted(episodes.states), self.targets.fitted(self.truth(episodes))
         return eqx.tree_at(lambda m: (m.inputs, m.targets), self, statistics)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._given import check_counts, check_key
 from ._backbone import AbstractBackbone
 
 Complex = tuple[Float[Array, "..."], Float[Array, "..."]]  # Real and imaginary part: optimisers and strict dtypes know both.
@@ -36,6 +37,8 @@ class LinearStateSpace(AbstractBackbone):
     parallel: ClassVar[bool] = True
 
     def __init__(self, width: int = 64, depth: int = 2, modes: int = 64, *, key: PRNGKeyArray):
+        check_counts("LinearStateSpace", width=width, depth=depth, modes=modes)
+        check_key("LinearStateSpace", key)
         self.blocks = [Block(width, modes, key=k) for k in jax.random.split(key, depth)]
         self.norm = eqx.nn.LayerNorm(width)
         self.width = width

@@ -15,6 +15,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from .._given import check_counts, check_key
 from ._backbone import AbstractBackbone
 
 Cache = tuple[Float[Array, "_ N D"], Float[Array, "_ N D"]]  # Keys and values.
@@ -54,6 +55,8 @@ class Transformer(AbstractBackbone):
         products: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
+        check_counts("Transformer", width=width, depth=depth, heads=heads, horizon=horizon)
+        check_key("Transformer", key)
         if width % heads or (horizon is None and width // heads % 2):
             raise ValueError(
                 f"A Transformer of width {width} cannot have {heads} heads; make width a multiple of heads, and of 2 * heads "

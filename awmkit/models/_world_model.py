@@ -13,7 +13,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from .._dynamics import AbstractDynamics
+from .._given import check_counts, check_key, describe, kind
 from .._normaliser import Normaliser
+from ._backbone import AbstractBackbone
 from ._fitted import AbstractFitted
 
 W = TypeVar("W", bound="AbstractWorldModel")
@@ -55,7 +57,15 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
         return self.open_loop(episode.states[0], episode.actions)
 
     def normalised(self: W, states: Float[Array, "N T S"]) -> W:
-        """This model with the statistics of episodes' `states`. Weights stay: do it once, before the first fit."""
+        """This model with the statistics of episodes' `states`, (N, H+1, S). Weights stay: do it once, before the first fit.
+
+        **Raises:** `ValueError` for states of another shape.
+        """
+        if jnp.ndim(states) != 3 or jnp.shape(states)[2] != self.state_size:
+            raise ValueError(
+                f"normalised got states {describe(states)}; give those of whole episodes, (N, H+1, {self.state_size}), such as "
+                "episodes.states."
+            )
         targets = states[:, 1:]
         if self.predict_changes:
             targets = targets - jax.vmap(self.origin)(states)
@@ -67,6 +77,16 @@ def decode(model: AbstractWorldModel, outputs: Array, origin: Array, t: ArrayLik
     """States from what a network put out at step `t`, or at several."""
     states = model.targets.at(t).inverse(outputs)
     return origin + states if model.predict_changes else states
+
+
+def check_parts(who: str, state_size: int, action_size: int, backbone: AbstractBackbone, key) -> None:
+    """Raise for what no sequence model can be built of."""
+    check_counts(who, state_size=state_size, action_size=action_size)
+    if not isinstance(backbone, AbstractBackbone):
+        raise ValueError(
+            f"The backbone is {kind(backbone)}; give {who} a network, such as Transformer(key=key) or LSTM(key=key)."
+        )
+    check_key(who, key)
 
 
 def head(width: int, state_size: int, *, key) -> eqx.nn.MLP:

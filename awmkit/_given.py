@@ -1,0 +1,56 @@
+"""What an argument must be before anything is built with it: whole numbers, keys, functions of the right arguments.
+
+Apart from `_checks` because models, policies and tasks ask it too; it imports nothing of ours.
+"""
+
+import inspect
+import operator
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+
+def check_counts(who: str, *, least: int = 1, **counts: Any) -> None:
+    """Raise for what is not a whole number of at least `least`; `None` is what was not given."""
+    for name, count in counts.items():
+        if count is None:
+            continue
+        try:
+            whole = operator.index(count)
+        except TypeError:
+            whole = None
+        if whole is None or isinstance(count, bool) or whole < least:
+            raise ValueError(f"{who} got {name}={describe(count)}; give a whole number of at least {least}.")
+
+
+def check_key(who: str, key: Any) -> None:
+    """Raise for what is not one new-style key."""
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise ValueError(f"{who} got the key {describe(key)}; give one key made by jax.random.key(seed), or vmap over several.")
+
+
+def check_call(what: str, call: str, fix: str, fn: Any, *args: Any, **kwargs: Any) -> None:
+    """Raise for a function that cannot be called with these arguments; without running it."""
+    if isinstance(fn, type) or not callable(fn):
+        first = "make an instance of it" if isinstance(fn, type) else "give a function or a module"
+        raise ValueError(f"The {what} is {kind(fn)}; {first}, to be called as {call}.")
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"The {what}, {kind(fn)}, cannot be called as {call} ({error}); {fix}.") from None
+    except ValueError:  # Some functions of other languages have no signature.
+        pass
+
+
+def describe(x: Any) -> str:
+    """An array by its dtype and shape, anything else as it is."""
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") and hasattr(x, "dtype") else repr(x)
+
+
+def kind(x: Any) -> str:
+    """What `x` is an instance of, or which class it is."""
+    if x is None or hasattr(x, "dtype"):
+        return describe(x)
+    return f"the class {x.__name__}" if isinstance(x, type) else f"a {type(x).__name__}"
