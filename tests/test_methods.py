@@ -23,7 +23,7 @@ def _largest_difference(x, y) -> float:
 
 @pytest.mark.parametrize("paths", [BPO, Paths(), Paths(0.5, 1.0, 0.8)], ids=["BPO", "closed loop", "gains"])
 def test_sequential_and_parallel_agree_in_values_and_gradients(paths):
-    policy = GaussianPolicy(3, 2, width=8, key=jax.random.key(1))
+    policy = GaussianPolicy(3, 2, width=8, horizon=23, key=jax.random.key(1))
     picard = Parallel(sampling=Picard(), block=10)
     methods = [Sequential(), Sequential("nested"), Parallel(), Parallel(block=7), Parallel(sampling=Picard()), picard]
 
