@@ -44,7 +44,8 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
     save(tmp_path / "tree", kept, config={"tries": [1, 2]})
     for blank in (lambda x: jnp.zeros_like(x) if eqx.is_inexact_array(x) else x, lambda x: x):
         like = jtu.tree_map(blank, kept)
-        assert _bits(load(tmp_path / "tree", like)) == _bits(kept)
+        came = load(tmp_path / "tree", like)
+        assert _bits(came) == _bits(kept) and came[1]["key"].dtype == KEY.dtype
     shapes = eqx.filter_eval_shape(lambda: (make(KEYS), {**kept[1], "x": jnp.arange(3.0, dtype="float32")}, kept[2]))
     came = load(tmp_path / "tree", eqx.tree_at(lambda x: (x[1]["n"], x[1]["on"]), shapes, (0, False)))
     assert _bits(came) == _bits(kept) and came[1]["n"] == 3 and came[1]["on"] is True
@@ -71,6 +72,15 @@ def test_a_save_that_fails_leaves_the_old_file_whole_and_no_other(tmp_path, monk
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "tree", jnp.arange(4))
     assert load(tmp_path / "tree", jnp.zeros(3, int)).tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
+
+
+def test_who_has_the_old_file_open_reads_it_whole_whatever_is_saved(tmp_path):
+    """So a kill during a save leaves it whole too: it is never written into, only replaced."""
+    save(tmp_path / "tree", jnp.arange(3))
+    (tmp_path / "old").hardlink_to(tmp_path / "tree")
+    save(tmp_path / "tree", jnp.arange(4))
+    assert load(tmp_path / "old", jnp.zeros(3, int)).tolist() == [0, 1, 2]
+    assert load(tmp_path / "tree", jnp.zeros(4, int)).tolist() == [0, 1, 2, 3]
 
 
 def test_what_is_no_checkpoint_or_does_not_fit_is_one_sentence(tmp_path):
