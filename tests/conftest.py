@@ -1,5 +1,6 @@
 """Exactness is tested in float64, with no implicit promotion; hypothesis runs few examples unless asked for many."""
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -8,7 +9,8 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax-tests"))
+compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax-tests"))
+jax.config.update("jax_compilation_cache_dir", compiled)
 # Tests compile far more than they compute.
 jax.config.update("jax_disable_most_optimizations", True)
 
