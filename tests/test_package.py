@@ -1,5 +1,10 @@
-"""The package as a user meets it: what importing costs, what classes may be, what the README says."""
+"""The package as a user meets it, and the house as a maintainer does: what importing costs, what classes may be, what the
+README says, how long files and functions are, and which way imports run.
+"""
 
+import ast
+import graphlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -7,6 +12,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import pytest
 
 import awmkit
 import awmkit.analysis
@@ -17,6 +23,9 @@ import awmkit.scores
 import awmkit.tasks
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(awmkit.__file__).parent
+MODULES = {"awmkit." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+SOURCES = {path: ast.parse(path.read_text()) for path in [*MODULES.values(), *(ROOT / "examples").glob("*.py")]}
 
 
 def _python(code: str) -> str:
@@ -49,6 +58,7 @@ def test_every_public_name_has_a_docstring():
                 assert thing.__doc__ and len(thing.__doc__) > 40, name
 
 
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="a wheel brings no README")
 def test_the_readme_example_runs_and_the_readme_promises_the_two_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log where it is.
     readme = (ROOT / "README.md").read_text()
@@ -58,3 +68,66 @@ def test_the_readme_example_runs_and_the_readme_promises_the_two_commands(tmp_pa
         exec("\n".join(code).replace("5_000", "1_550"), {})  # The warm-up and one episode.
     assert 'pip install -e ".[all]" && python examples/double_pendulum.py' in readme
     assert 'pip install -e ".[all]" && pytest' in readme
+
+
+def test_the_version_is_the_one_that_was_installed():
+    assert awmkit.__version__ == importlib.metadata.version("awmkit") == awmkit.versions()["awmkit"]
+
+
+def test_no_file_is_over_400_lines_and_no_function_over_60():
+    """Docstrings, which say what arguments are, count in a file but not in a function: they may be as long as they must."""
+    long = [str(path) for path in MODULES.values() if path.read_text().count("\n") > 400]
+    for path, tree in SOURCES.items():
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                said = function.body[0] if ast.get_docstring(function) is not None else None
+                lines = function.end_lineno - function.lineno + 1 - (said.end_lineno - said.lineno + 1 if said else 0)
+                long += [f"{path}:{function.lineno} {function.name}: {lines}"] * (lines > 60)
+    assert not long
+
+
+def _imports(path: Path) -> set[str]:
+    """Full names of what a file imports, wherever in it."""
+    found, home = set(), ("awmkit", *path.parent.relative_to(PACKAGE).parts) if path.is_relative_to(PACKAGE) else ()
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = home[: len(home) + 1 - node.level] if node.level else ()
+            found |= {".".join(filter(None, (*above, node.module, alias.name))) for alias in node.names}
+    return found
+
+
+def test_nothing_private_is_imported_and_annotations_are_never_postponed():
+    assert not [path for path in SOURCES if path.stem == "utils"]
+    foreign = re.compile(r"__future__\.annotations|equinox\.internal|(?!awmkit)\w+(\.\w+)*\._[a-z]")
+    assert not [(path, name) for path in SOURCES for name in _imports(path) if foreign.match(name)]
+
+
+LEARNING = {"_bpo", "_fit", "_learner", "_log"}  # Of awmkit's own files, those that know the models
+WORLDS = {"_collect", "_gymnasium_bodies", "_render", "_task_env"}  # and those that only worlds need.
+BELOW = {
+    "core": {"core"},
+    "models": {"core", "models"},
+    "tasks": {"core", "tasks"},
+    "analysis": {"core", "analysis"},
+    "learning": {"core", "models", "learning"},
+    "worlds": {"core", "models", "tasks", "analysis", "learning", "worlds"},
+}
+
+
+def _layer(module: str) -> str:
+    name = f"{module}.front page".split(".")[1]
+    if name in BELOW:
+        return name
+    return "learning" if name in LEARNING else "core" if name.startswith("_") and name not in WORLDS else "worlds"
+
+
+def test_imports_run_downwards_and_in_no_cycle():
+    """The front page, which re-exports everything, is above all; a subpackage is its front page too."""
+    files = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
+    of = lambda name: name if name in files else name.rpartition(".")[0]  # What is no file is in one.
+    graph = {module: {of(name) for name in _imports(path)} & files.keys() for module, path in files.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # Raises where there is a cycle.
+    edges = [(_layer(module), _layer(under)) for module in graph.keys() - {"awmkit"} for under in graph[module]]
+    assert len(edges) > 100 and not [(above, below) for above, below in edges if below not in BELOW[above]]
