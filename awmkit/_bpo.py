@@ -3,11 +3,12 @@
 One entry point for every world model, for the simulator's own gradient and for every kind of task; what differs is an argument.
 """
 
+import contextlib
 import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from jaxtyping import Array, Key
 
 from . import _learner
 from ._ascent import AbstractAscent, Climb, ShortUnroll, WholeEpisode
-from ._checkpoint import load, read_header, save, versions
+from ._checkpoint import check_folder, load, read_header, save, versions
 from ._dynamics import AbstractDynamics, AbstractTask
+from ._given import check_counts, kind
 from ._learner import Fitting, Learner, Loop, Metrics, Mode, Warmup
 from ._progress import Progress
 from ._reward import Reward
@@ -51,6 +53,16 @@ class BPOResult(eqx.Module):
     metrics: Metrics
     seconds: float
     learner: Learner
+
+    def __repr__(self) -> str:
+        steps, returns = np.max(self.metrics.steps[..., -1]), np.atleast_2d(self.metrics.true_return)
+        seeds = "" if returns.shape[0] == 1 else f"{returns.shape[0]} seeds, medians of which are shown, "
+        middle = np.median(returns, axis=0)
+        kinds = ", ".join(f"{name}={type(getattr(self, name)).__name__}" for name in ("model", "policy", "reward", "learner"))
+        return (
+            f"BPOResult({kinds},\n  metrics={seeds}{middle.size} epochs to {steps} steps, true_return {middle[0]:.4g} at "
+            f"first, {middle.max():.4g} at best, {middle[-1]:.4g} at last,\n  seconds={self.seconds:.1f})"
+        )
 
 
 def bpo(
@@ -111,7 +123,7 @@ def bpo(
       the mode end it.
     - `callbacks`: called with the [`awmkit.Metrics`][] of each epoch, such as [`awmkit.JSONLines`][].
     - `checkpoint`: a file that holds the whole run, written after each epoch; if it exists, the run goes on from it and ends
-      as if it had never stopped, bit for bit on the same machine.
+      as if it had never stopped, bit for bit on the same machine. So after Ctrl-C or a kill: make the same call again.
     - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update, and of each iteration
       where `environments` can be split evenly. Of several processes, each of which makes this call, the first alone shows
       progress, writes the checkpoint and calls back.
@@ -124,7 +136,10 @@ def bpo(
     epoch has no other, a warning says so.
     """
     started = time.monotonic()
+    _check_kinds(task, model, key, warmup, fitting, ascent)
     _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations)
+    if checkpoint is not None:
+        check_folder(Path(checkpoint))
     per_iteration = task.horizon * environments
     warm = math.ceil(warmup.steps / per_iteration) * environments
     before, iterations = warm * task.horizon, math.ceil((steps - warm * task.horizon) / per_iteration)
@@ -147,7 +162,8 @@ def bpo(
     done = (int(np.max(rows[-1].steps)) - before) // loop.per_iteration if rows else 0
     lived = [before + i * loop.per_iteration for i in (done, iterations)]
     first = jax.process_index() == 0
-    with Progress(f"bpo, {type(model).__name__}", lived[1], begun=lived[0], enabled=progress and first) as bar:
+    bar = Progress(f"bpo, {type(model).__name__}", lived[1], enabled=progress and first)
+    with bar, _resumable(checkpoint, rows):
         for begin in range(done, iterations, config["epoch"]):
             end = min(begin + config["epoch"], iterations)
             learner, row = _epoch(loop, learner, begin, end, before, key)
@@ -160,6 +176,22 @@ def bpo(
                 save(checkpoint, (learner, _stack(rows)), config={**config, "epochs": len(rows)})
             bar.update(before + end * loop.per_iteration, _line(row))
     return BPOResult(learner.model, learner.policy, learner.reward, _stack(rows), time.monotonic() - started, learner)
+
+
+@contextlib.contextmanager
+def _resumable(checkpoint: str | Path | None, rows: list[Metrics]) -> Iterator[None]:
+    """An interrupt says how to go on, in its last line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done = f"bpo was interrupted after {int(np.max(rows[-1].steps)) if rows else 0} steps"
+        if checkpoint is None:
+            how = 'they are lost, but with checkpoint="run.awm" the same call goes on where it stopped'
+        elif Path(checkpoint).exists():
+            how = f"make the same call again, with checkpoint={str(checkpoint)!r}, to go on from its last whole epoch"
+        else:
+            how = f"no epoch was whole, so that {checkpoint} was not written yet; lower evaluate_every to keep more"
+        raise KeyboardInterrupt(f"{done}; {how}.") from None
 
 
 class _Start(eqx.Module):
@@ -298,27 +330,29 @@ def _warn_of_skips(row: Metrics, updates) -> None:
         )
 
 
-def _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations) -> None:
+def _check_kinds(task, model, key, warmup, fitting, ascent) -> None:
     if not isinstance(task, AbstractTask):
-        raise ValueError(f"The task is a {type(task).__name__}; pass an awmkit.AbstractTask, such as a GymnasiumTask(env).")
+        raise ValueError(f"The task is {kind(task)}; pass an awmkit.AbstractTask, such as a GymnasiumTask(env).")
     if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
-        raise ValueError(
-            f"The model is a {type(model).__name__}, which no gradient goes through; pass a world model, such as an AWM."
-        )
+        raise ValueError(f"The model is {kind(model)}, which no gradient goes through; pass a world model, such as an AWM.")
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1):
+        raise ValueError("The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), to run as one.")
+    settings = (("warmup", warmup, Warmup), ("fitting", fitting, Fitting), ("ascent", ascent, AbstractAscent))
+    for name, given, needed in settings:
+        if not isinstance(given, needed):
+            example = "WholeEpisode" if needed is AbstractAscent else needed.__name__
+            raise ValueError(f"bpo got {name}={given!r}; pass an awmkit.{example}(...).")
+
+
+def _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations) -> None:
     if (model.state_size, model.action_size) != (task.state_size, task.action_size):
         raise ValueError(
             f"The model has {model.state_size} states and {model.action_size} actions and the task {task.state_size} and "
             f"{task.action_size}; build it with task.state_size and task.action_size."
         )
-    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1):
-        raise ValueError("The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), to run as one.")
     if key.ndim and task.on_host:
         raise ValueError("Several seeds run as one program only where JAX can trace the task; call bpo once for each key.")
-    if min(steps, environments, evaluate_every, evaluations) < 1:
-        raise ValueError(
-            f"bpo got steps={steps}, environments={environments}, evaluate_every={evaluate_every}, evaluations={evaluations}; "
-            "each must be at least 1."
-        )
+    check_counts("bpo", steps=steps, environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
     if not noise >= 0:
         raise ValueError(f"bpo got noise={noise}; give a standard deviation of at least 0, such as 0.1.")
     if not hasattr(policy, "entropy") and ascent.entropy != 0:

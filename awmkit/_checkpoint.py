@@ -36,13 +36,20 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
     - `path`: the file; its folder must exist.
     - `tree`: of arrays, random keys, numbers and anything else; what is none of the first three is not written.
     - `config`: whatever JSON can hold.
+
+    **Raises:** `ValueError` for a folder that does not exist, and a `config` that JSON cannot hold.
     """
     path = Path(path)
+    check_folder(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     header = {"config": {} if config is None else dict(config), "versions": versions()}
     try:
+        line = json.dumps(header).encode() + b"\n"
+    except TypeError as error:
+        raise ValueError(f"The config cannot be written as JSON ({error}); give numbers, strings, lists and dicts.") from None
+    try:
         with beside.open("wb") as file:
-            file.write(json.dumps(header).encode() + b"\n")
+            file.write(line)
             eqx.tree_serialise_leaves(file, _plain(tree))
             file.flush()
             os.fsync(file.fileno())
@@ -51,13 +58,20 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
         beside.unlink(missing_ok=True)
 
 
+def check_folder(path: Path) -> None:
+    """Raise where a file cannot be made."""
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise ValueError(f"{path} {wrong}; give the path of a file in a folder that does, or make it first.")
+
+
 def load(path: str | Path, like: T) -> T:
     """Read what `save` wrote.
 
     **Arguments:** `like`: a tree of the same structure, shapes and dtypes, such as a newly built model; arrays may be
     `jax.ShapeDtypeStruct`s. What is not an array comes from it.
 
-    **Raises:** `ValueError` for a file that does not fit `like`.
+    **Raises:** `ValueError` for a file that `save` did not write or that does not fit `like`.
     """
     with Path(path).open("rb") as file:
         _header(path, file)

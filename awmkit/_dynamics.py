@@ -1,6 +1,6 @@
 """What moves a state: the one interface that simulators and world models share.
 
-It stands apart because everything else in awmkit is written against it, and it imports nothing of ours.
+It stands apart because everything else in awmkit is written against it.
 """
 
 import abc
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
+
+from ._given import check_counts
 
 
 class AbstractDynamics(eqx.Module):
@@ -31,6 +33,9 @@ class AbstractDynamics(eqx.Module):
     state_size: eqx.AbstractVar[int]
     action_size: eqx.AbstractVar[int]
     reads_state: ClassVar[bool] = True
+
+    def __check_init__(self):
+        check_counts(type(self).__name__, state_size=self.state_size, action_size=self.action_size)
 
     @property
     def parallel(self) -> bool:
@@ -127,6 +132,9 @@ class AbstractTask(AbstractDynamics):
 
     horizon: eqx.AbstractVar[int]
     on_host: ClassVar[bool] = False
+
+    def __check_init__(self):
+        check_counts(type(self).__name__, horizon=self.horizon)
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._given import check_counts, check_key, kind
 from ._normaliser import Normaliser, trainable
 from ._progress import Progress
 from ._sharding import gather, place, split
@@ -40,6 +41,13 @@ class Fit(eqx.Module, Generic[M]):
     losses: Float[Array, " updates"]
     held_out: Float[Array, " H"] | None
     seconds: float
+
+    def __repr__(self) -> str:
+        error = "None" if self.held_out is None else f"{float(jnp.mean(self.held_out)):.3g} in the mean over steps"
+        return (
+            f"Fit(model={type(self.model).__name__}, losses={float(self.losses[0]):.3g} to {float(self.losses[-1]):.3g} in "
+            f"{self.losses.size} updates, held_out={error}, seconds={self.seconds:.1f})"
+        )
 
 
 def fit(
@@ -79,8 +87,8 @@ def fit(
 
     **Raises:** `ValueError` for episodes that do not fit the model or are not finite, `RuntimeError` when the loss is not.
     """
-    _check(model, episodes, updates, batch_size, holdout)
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
+    _check(model, episodes, updates, batch_size, holdout, optimiser, key)
     split_key, batch_key = jax.random.split(key)
     episodes = jtu.tree_map(jnp.asarray, Trajectory(episodes.states, episodes.actions, episodes.rewards))
     order = jax.random.permutation(split_key, episodes.states.shape[0])
@@ -91,7 +99,8 @@ def fit(
     loop = (weights, optimiser.init(weights), jnp.zeros(updates, episodes.states.dtype))
     loop, rest, kept, unseen, episodes, batch_key = place((loop, rest, kept, unseen, episodes, batch_key), mesh)
     start, done, chunk = time.monotonic(), 0, 1
-    with Progress(f"fit {type(model).__name__}", updates, enabled=progress) as bar:
+    parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
+    with Progress(" ".join(["fit", *parts]), updates, enabled=progress) as bar:
         while done < updates:
             began, stop = time.monotonic(), min(done + chunk, updates)
             span = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
@@ -131,23 +140,28 @@ def _held_out_error(model, unseen, episodes):
     return jnp.mean((errors / Normaliser(truth.shape[-1]).fitted(truth).scale) ** 2, axis=(0, 2))
 
 
-def _check(model, episodes, updates, batch_size, holdout) -> None:
-    states, actions = episodes.states, episodes.actions
+def _check(model, episodes, updates, batch_size, holdout, optimiser, key) -> None:
     if not isinstance(model, AbstractFitted):
-        raise ValueError(f"fit got a {type(model).__name__}; pass a Markov, HWM, AWM, RewardModel or your own subclass.")
+        raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own subclass.")
+    if not isinstance(episodes, Trajectory):
+        raise ValueError(f"The episodes are {kind(episodes)}; pass one Trajectory, each of whose fields has a leading axis.")
+    check_counts("fit", updates=updates, batch_size=batch_size)
+    check_key("fit", key)
+    if not isinstance(optimiser, optax.GradientTransformation):
+        raise ValueError(f"The optimiser is {kind(optimiser)}; pass one of optax, such as optax.adam(1e-3).")
+    states, actions = episodes.states, episodes.actions
     needed = f"states (N, H+1, {model.state_size}) and actions (N, H, {model.action_size})"
     if states.ndim != 3 or actions.shape != (states.shape[0], states.shape[1] - 1, model.action_size):
         raise ValueError(f"fit got states {states.shape} and actions {actions.shape}; this model needs {needed}.")
     if states.shape[2] != model.state_size or states.shape[0] < 2:
         raise ValueError(f"fit got states {states.shape}; this model needs {needed}, with at least 2 episodes.")
     for name, array in (("states", states), ("actions", actions), ("targets", model.truth(episodes))):
-        if not jnp.issubdtype(array.dtype, jnp.floating) or not bool(jnp.isfinite(array).all()):
-            raise ValueError(f"The episodes' {name} are not all finite floating-point numbers; leave out such episodes.")
-    if updates < 1 or batch_size < 1 or not 0 <= holdout < 1:
-        raise ValueError(
-            f"fit got updates={updates}, batch_size={batch_size}, holdout={holdout}; it needs at least 1, at least 1, and a "
-            "share in [0, 1)."
-        )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"The episodes' {name} have dtype {array.dtype}; pass them .astype(float).")
+        if not bool(jnp.isfinite(array).all()):
+            raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
+    if not 0 <= holdout < 1:
+        raise ValueError(f"fit got holdout={holdout}; give the share of episodes to hold out, in [0, 1).")
 
 
 def _require_finite(loss: float, update: int) -> None:

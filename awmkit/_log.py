@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from ._checkpoint import check_folder
 from ._learner import Metrics
 
 
@@ -16,10 +17,13 @@ class JSONLines:
     A run that goes on from a checkpoint goes on with its log: lines of epochs that are run again are replaced.
 
     **Arguments:** `path`: the file; its folder must exist.
+
+    **Raises:** `ValueError` where it does not.
     """
 
     def __init__(self, path: str | Path):
         self._path = Path(path)
+        check_folder(self._path)
         self._begun = False
 
     def __call__(self, metrics: Metrics) -> None:

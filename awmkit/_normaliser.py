@@ -9,6 +9,8 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from ._given import check_counts, describe
+
 
 class Normaliser(eqx.Module):
     """An affine map to zero mean and unit standard deviation, entry by entry.
@@ -28,6 +30,7 @@ class Normaliser(eqx.Module):
     scale_by_step: bool = eqx.field(static=True)
 
     def __init__(self, size: int, *, by_step: bool = False, scale_by_step: bool = False):
+        check_counts("Normaliser", size=size)
         self.shift = jnp.zeros(size)
         self.scale = jnp.ones(size)
         self.by_step = by_step
@@ -38,7 +41,13 @@ class Normaliser(eqx.Module):
 
         An entry that does not vary is shifted but not scaled. Steps at which one varies less than a fiftieth of what it does
         over all steps are scaled by that, so that a prediction can leave the mean everywhere.
+
+        **Raises:** `ValueError` for data of another number of entries, or none.
         """
+        size, needed = self.shift.shape[-1], 3 if self.by_step else 1
+        if jnp.ndim(data) < needed or jnp.shape(data)[-1] != size or not jnp.size(data):
+            shape = f"(N, T, {size})" if self.by_step else f"(N, {size})"
+            raise ValueError(f"Normaliser.fitted got {describe(data)}; give at least one row of data, {shape}.")
         rows = data.reshape(-1, data.shape[-1])
         shift = jnp.mean(data, axis=0) if self.by_step else jnp.mean(rows, axis=0)
         spread = jnp.std((data - shift).reshape(rows.shape), axis=0)

@@ -3,8 +3,6 @@
 Apart from the algorithm because its one promise, that steps of two episodes are never mixed, is tested by itself.
 """
 
-import operator
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import jax.tree_util as jtu
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from ._given import check_counts
 from ._sharding import gather, split
 from ._trajectory import Trajectory
 
@@ -34,8 +33,7 @@ class Replay(eqx.Module):
 
         **Raises:** `ValueError` for a capacity below 1.
         """
-        if operator.index(capacity) < 1:
-            raise ValueError(f"Replay got capacity={capacity}; it needs room for at least 1 episode.")
+        check_counts("Replay", capacity=capacity)
         blank = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
         return Replay(jtu.tree_map(blank, episode), jnp.zeros((), int), mesh)
 
@@ -52,8 +50,13 @@ class Replay(eqx.Module):
     def add(self, episodes: Trajectory) -> "Replay":
         """With N more episodes, a trajectory with a leading axis.
 
-        **Raises:** `ValueError` for more episodes at once than there is room for.
+        **Raises:** `ValueError` for more episodes at once than there is room for, and for episodes of another shape.
         """
+        shapes = lambda tree: jtu.tree_map(lambda x: x.shape[1:], tree)
+        if shapes(episodes) != shapes(self.episodes):
+            raise ValueError(
+                f"Replay keeps episodes like {self.episodes} and got {episodes}; give whole ones, all of one length."
+            )
         count = episodes.actions.shape[0]
         if count > self.capacity:
             raise ValueError(f"Replay has room for {self.capacity} episodes and got {count} at once; give it more capacity.")
@@ -66,7 +69,11 @@ class Replay(eqx.Module):
         """`count` whole episodes, drawn with replacement; an empty replay has none to draw, so add some first.
 
         **Arguments:** `recency`: in (0, 1], how much less likely an episode is than the one that came after it. 1 is uniform.
+
+        **Raises:** `ValueError` for a `recency` outside of it.
         """
+        if not 0 < recency <= 1:
+            raise ValueError(f"Replay.sample got recency={recency}; give a number in (0, 1], of which 1 draws all alike.")
         drawn = jax.random.uniform(key, (count,))
         if recency == 1.0:
             ages = jnp.floor(drawn * self.size.astype(drawn.dtype))

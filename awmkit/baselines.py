@@ -12,11 +12,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
-import rejax
-from gymnax.environments.spaces import Box
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
-from rejax.buffers import Minibatch
 
 from ._dynamics import AbstractTask
 from ._learner import uniform_actions, warm_up
@@ -25,6 +22,13 @@ from ._policies import features, GaussianPolicy
 from ._reward import of_transition
 from ._trajectory import Trajectory
 from ._unroll import unroll
+
+try:
+    import rejax
+    from gymnax.environments.spaces import Box
+    from rejax.buffers import Minibatch
+except ImportError as error:
+    raise ImportError(f'awmkit.baselines needs rejax ({error}); pip install "awmkit[baselines]".') from error
 
 
 class Baseline(eqx.Module):

@@ -13,14 +13,18 @@ from importlib.resources import files
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import mujoco
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
-from mujoco import mjtIntegrator, mjx
 
 from ._dynamics import AbstractTask
 from ._gymnasium_bodies import BODIES, Uniform
 from ._reward import Reward
+
+try:
+    import mujoco
+    from mujoco import mjtIntegrator, mjx
+except ImportError as error:
+    raise ImportError(f"awmkit.mjx needs MuJoCo and MJX ({error}); pip install mujoco mujoco-mjx, of one version.") from error
 
 _INTEGRATORS = (mjtIntegrator.mjINT_EULER, mjtIntegrator.mjINT_RK4, mjtIntegrator.mjINT_IMPLICITFAST)
 

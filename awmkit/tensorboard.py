@@ -5,9 +5,12 @@ Apart from the other logs because it brings protobuf, which nothing else needs.
 
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from ._learner import Metrics
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError as error:
+    raise ImportError(f'awmkit.tensorboard needs tensorboardX ({error}); pip install "awmkit[tensorboard]".') from error
 
 
 class TensorBoard:

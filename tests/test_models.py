@@ -198,6 +198,9 @@ def test_an_awm_from_a_dynamics_is_that_dynamics():
 
 def test_the_time_left_is_reckoned_from_what_this_run_did(monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr("time.monotonic", iter([0.0, 20.0]).__next__)
-        Progress("go on", 100, begun=50).update(75)
-    assert "75/100  20 s left" in capsys.readouterr().err
+        patch.setattr("time.monotonic", iter([0.0, 500.0, 520.0]).__next__)
+        bar = Progress("go on", 100)
+        bar.update(50)  # What an earlier run did, and 500 seconds to compile.
+        bar.update(75)
+    said = capsys.readouterr().err
+    assert "50/100  500 s so far" in said and "75/100  20 s left" in said

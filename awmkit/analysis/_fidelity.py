@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from .._checks import check_arguments, check_differentiable
+from .._checks import check_arguments, check_differentiable, check_reward
 from .._dynamics import AbstractDynamics
+from .._given import check_counts, kind
 from .._methods import AbstractMethod, Policy
 from .._paths import Paths
 from .._reward import Reward
@@ -42,6 +43,14 @@ class TrueGradient(eqx.Module):
     sigma: float
     pairs: int
 
+    def __repr__(self) -> str:
+        n, starts, size = self.exact.shape
+        ceiling = ", ".join(f"{c:.2f}" for c in self.ceiling)
+        return (
+            f"TrueGradient(horizons={self.horizons.tolist()}, ceiling=[{ceiling}], sigma={self.sigma}, pairs={self.pairs};\n  "
+            f"exact, smoothed and standard_error of shape [{n}, {starts}, {size}])"
+        )
+
     @property
     def ceiling(self) -> np.ndarray:
         """The `cosine` with `smoothed` to expect of its own expectation: below 1 by the estimate's noise. Shape (n,).
@@ -62,6 +71,9 @@ class Interval(eqx.Module):
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Interval({', '.join(each(self, '.3g'))})"
 
 
 class Agreement(eqx.Module):
@@ -97,6 +109,11 @@ class Fidelity(eqx.Module):
     esnr: Interval
     finite: np.ndarray
     horizons: np.ndarray
+
+    def __repr__(self) -> str:
+        cosines = zip(("smoothed", "exact"), (self.smoothed.cosine, self.exact.cosine), strict=True)
+        lines = "".join(f"\n  {name}.cosine={cosine}" for name, cosine in cosines)
+        return f"Fidelity(horizons={self.horizons.tolist()},{lines}\n  and exact, smoothed, variance, esnr, finite)"
 
 
 def true_gradient(
@@ -143,6 +160,8 @@ def true_gradient(
         raise ValueError(f"The states have shape {jnp.shape(states)}; pass at least 2 starts, (N, S).")
     check_arguments(dynamics, policy, states[0], longest, key=key, paths=Paths(), method=None)
     check_differentiable(policy)
+    check_reward(reward)
+    check_counts("true_gradient", pairs=pairs, batch_size=batch_size)
     if not sigma > 0 or pairs < 2:
         raise ValueError(f"true_gradient got sigma={sigma} and pairs={pairs}; it needs a positive width and at least 2 pairs.")
     chosen = check_horizons(horizons, longest, count=1)
@@ -191,6 +210,8 @@ def fidelity(
 
     **Raises:** `ValueError` as `unroll_grad` does.
     """
+    if not isinstance(truth, TrueGradient):
+        raise ValueError(f"The truth is {kind(truth)}; pass what true_gradient(task, ...) returns.")
     longest = int(truth.horizons[-1])
     check_arguments(dynamics, truth.policy, truth.states[0], longest, key=truth.key, paths=paths, method=method)
     keys = _keys(truth.key, len(truth.states))[1]
@@ -214,6 +235,12 @@ def fidelity(
     exact, smoothed = (_agreement(weights, grads, reference) for reference in (truth.exact, truth.smoothed))
     finite = np.isfinite(grads).all(axis=-1).mean(axis=1)
     return Fidelity(exact, smoothed, *_spread(weights, grads), finite, truth.horizons)
+
+
+def each(interval: Interval, spec: str) -> list[str]:
+    """Every estimate with its interval, as text."""
+    triples = zip(*(np.atleast_1d(x) for x in (interval.value, interval.low, interval.high)), strict=True)
+    return [f"{v:{spec}} [{low:{spec}}, {high:{spec}}]" for v, low, high in triples]
 
 
 def _require_finite(what: str, gradient: np.ndarray, horizons: np.ndarray) -> None:

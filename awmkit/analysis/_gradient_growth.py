@@ -13,7 +13,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
+from .._checks import check_reward
 from .._dynamics import AbstractDynamics
+from .._given import describe
 from .._reward import Reward
 from .._unroll import unroll
 from ._gradients import return_gradients
@@ -40,6 +42,10 @@ class GradientGrowth(eqx.Module):
     def median(self) -> np.ndarray:
         """Over starts, shape (n,)."""
         return np.median(self.norms, axis=1)
+
+    def __repr__(self) -> str:
+        span = f"{len(self.horizons)} from {self.horizons[0]} to {self.horizons[-1]}"
+        return f"GradientGrowth(of={self.of!r}, law={self}, horizons={span}, norms={describe(self.norms)})"
 
     def __str__(self) -> str:
         usable = _usable(self.median)
@@ -84,9 +90,11 @@ def gradient_growth(
 
     **Raises:** `ValueError` as `unroll` does, and for fewer than 4 horizons or a horizon outside 1 ... H.
     """
-    many = [dynamics] if isinstance(dynamics, AbstractDynamics) else list(dynamics)
+    many = list(dynamics) if isinstance(dynamics, list | tuple) else [dynamics]
     if not many:
         raise ValueError("gradient_growth got no dynamics; pass one, or several of one kind.")
+    if reward is not None:
+        check_reward(reward)
     longest = jnp.shape(actions)[1] if jnp.ndim(actions) == 3 else 0
     for one in many:
         states, actions = check_batch(one, states, actions, key=key)
@@ -112,11 +120,11 @@ def check_horizons(horizons: Horizons | None, longest: int, *, count: int = 4) -
     """At least `count` different horizons in ascending order, each from 1 to `longest`."""
     if horizons is None:
         horizons = np.round(np.geomspace(min(4, max(1, longest // 4)), longest, 8)).astype(int)
-    chosen = np.unique(np.asarray(horizons, int))
-    if chosen.size < count or chosen[0] < 1 or chosen[-1] > longest:
+    chosen = np.unique(np.asarray(horizons))
+    if chosen.size < count or chosen[0] < 1 or chosen[-1] > longest or not np.issubdtype(chosen.dtype, np.integer):
         raise ValueError(
             f"The horizons are {chosen.tolist()} for actions of {longest} steps; give at least {count} different ones, each "
-            f"from 1 to {longest}."
+            f"a whole number from 1 to {longest}."
         )
     return chosen
 

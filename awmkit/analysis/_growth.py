@@ -27,6 +27,12 @@ class Growth(eqx.Module):
     degree_interval: tuple[float, float]
     margin: float
 
+    def __repr__(self) -> str:
+        numbers = {"rate": self.rate, "degree": self.degree}
+        ranges = {"rate": self.rate_interval, "degree": self.degree_interval}
+        each = ", ".join(f"{n}={x:.3g} [{ranges[n][0]:.3g}, {ranges[n][1]:.3g}]" for n, x in numbers.items())
+        return f"Growth(law={self.law!r}, {each}, margin={self.margin:.3g})"
+
     def __str__(self) -> str:
         exponential = f"exp({self.rate:.3g} H)"
         polynomial = f"H^{self.degree:.2g}"
@@ -50,7 +56,10 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
 
     **Raises:** `ValueError` for fewer horizons, and for norms that are not positive and finite.
     """
-    h, y = np.asarray(horizons, float), np.asarray(norms, float)
+    try:
+        h, y = np.asarray(horizons, float), np.asarray(norms, float)
+    except ValueError as error:
+        raise ValueError(f"fit_growth got what are no numbers ({error}); give two arrays of shape (n,).") from None
     if h.ndim != 1 or h.shape != y.shape or np.unique(h).size < 4 or not (h > 0).all():
         raise ValueError(f"fit_growth got horizons {h.shape} and norms {y.shape}; give at least 4 different horizons, all > 0.")
     if not (np.isfinite(y).all() and (y > 0).all()):

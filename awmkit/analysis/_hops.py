@@ -12,8 +12,9 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from .._checks import check_arguments, check_differentiable
+from .._checks import check_arguments, check_differentiable, check_reward
 from .._dynamics import AbstractDynamics
+from .._given import check_counts
 from .._methods import passes, Policy
 from .._paths import Paths
 from .._reward import of_transition, Reward
@@ -107,10 +108,10 @@ def hop_spectrum(
     **Raises:** `ValueError` as `unroll` does, and for negative `hops`.
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
-    if hops < 0:
-        raise ValueError(f"hop_spectrum got hops={hops}; give the largest number to tell apart, at least 0.")
+    check_counts("hop_spectrum", least=0, hops=hops)
     if reward is None:
         return _split_states(dynamics, state, actions, key, hops, batch_size)
+    check_reward(reward)
     return _split_return(dynamics, state, actions, reward, key, hops, discount)
 
 
@@ -142,8 +143,8 @@ def policy_hop_spectrum(
     check_differentiable(policy)
     if eqx.is_array(policy):
         raise ValueError("The policy is an array of actions, which reads no state; pass a callable policy(state, t, *, key).")
-    if hops < 0:
-        raise ValueError(f"policy_hop_spectrum got hops={hops}; give the largest number to tell apart, at least 0.")
+    check_counts("policy_hop_spectrum", least=0, hops=hops)
+    check_reward(reward)
     return _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
 
 

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
+from .._given import check_counts
 from ._tangents import check_plan, step_map, steps_of
 
 
@@ -60,9 +61,11 @@ def lyapunov(
     state, actions = check_plan(dynamics, state, actions, key=key)
     start = eqx.filter_eval_shape(lambda s: (dynamics.init(s, actions.shape[0]), s), state)
     size = sum(x.size for x in jax.tree.leaves(start) if jnp.issubdtype(x.dtype, jnp.inexact))
-    if not 1 <= count <= size:
+    check_counts("lyapunov", count=count)
+    check_counts("lyapunov", least=0, discard=discard)
+    if count > size:
         raise ValueError(f"lyapunov was asked for {count} exponents of a dynamics that has {size}; give 1 to {size}.")
-    if not 0 <= discard < actions.shape[0]:
+    if discard >= actions.shape[0]:
         raise ValueError(f"lyapunov got discard={discard} of {actions.shape[0]} steps; at least 1 step must be counted.")
     return _exponents(dynamics, state, actions, key, count, discard)
 

@@ -17,10 +17,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_reward
 from .._dynamics import AbstractDynamics
 from .._progress import Progress
 from .._reward import Reward
-from ._fidelity import Fidelity, fidelity, Interval, true_gradient, TrueGradient
+from ._fidelity import each, Fidelity, fidelity, true_gradient, TrueGradient
 from ._gradient_growth import check_horizons, gradient_growth, GradientGrowth, Horizons
 from ._hops import hop_spectrum, HopSpectrum
 from ._landscape import Landscape, landscape
@@ -55,6 +56,10 @@ class Entry(eqx.Module):
     fidelity: Fidelity | None
     seconds: dict[str, float]
 
+    def __repr__(self) -> str:
+        fields = ", ".join(field.name for field in dataclasses.fields(self))
+        return f"Entry of {fields}: |ds_H/da_0| {self.state_growth}; |dJ_H/da| {self.return_growth}"
+
 
 class Report(eqx.Module):
     """What `report` returns: printed, a table; `json()`, the raw values; `awmkit.plot.report(...)`, a figure.
@@ -67,6 +72,10 @@ class Report(eqx.Module):
     entries: dict[str, Entry]
     truth: TrueGradient | None
     setting: dict[str, Any]
+
+    def __repr__(self) -> str:
+        truth = "None" if self.truth is None else "a TrueGradient"
+        return f"Report(entries={list(self.entries)}, truth={truth}, setting={list(self.setting)})\n\n{self}"
 
     def __str__(self) -> str:
         return table(self)
@@ -125,9 +134,10 @@ def report(
 
     **Raises:** `ValueError` as the analyses do.
     """
-    named = {type(dynamics).__name__: dynamics} if isinstance(dynamics, AbstractDynamics) else dict(dynamics)
+    named = dict(dynamics) if isinstance(dynamics, Mapping) else {type(dynamics).__name__: dynamics}
     if not named:
         raise ValueError("report got no dynamics; pass one, or a dict of several by name.")
+    check_reward(reward)
     for one in named.values():
         states, actions = check_batch(one, states, actions, key=key)
     chosen = check_horizons(horizons, actions.shape[1])
@@ -222,7 +232,7 @@ def _fidelity_table(report: Report) -> list[str]:
         return []
     heads = [f"H = {h}" for h in report.truth.horizons]
     judged = {name: entry.fidelity for name, entry in report.entries.items() if entry.fidelity is not None}
-    rows = lambda figure, spec=".2f": {name: _intervals(figure(f), spec) for name, f in judged.items()}
+    rows = lambda figure, spec=".2f": {name: each(figure(f), spec) for name, f in judged.items()}
     perfect = lambda ceiling: {"(a perfect one)": [f"{c:.2f}" for c in ceiling]}
     sigma = report.setting["sigma"]
     parts = {
@@ -245,11 +255,6 @@ def quartiles(x: Any, axis: int = 0) -> np.ndarray:
     """The quartiles over starts; between two infinities there is none, NaN."""
     with np.errstate(invalid="ignore"):
         return np.quantile(np.asarray(x), [0.25, 0.5, 0.75], axis=axis)
-
-
-def _intervals(interval: Interval, spec: str) -> list[str]:
-    triples = zip(interval.value, interval.low, interval.high, strict=True)
-    return [f"{v:{spec}} [{low:{spec}}, {high:{spec}}]" for v, low, high in triples]
 
 
 def _aligned(rows: dict[str, list[str]]) -> list[str]:

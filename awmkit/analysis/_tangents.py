@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from .._checks import check_arguments
@@ -67,4 +69,8 @@ def check_batch(dynamics, states, actions, *, key) -> tuple[Float[Array, "N S"],
             "done from each, (N, H, A)."
         )
     check_plan(dynamics, states[0], actions[0], key=key)
+    for name, array in (("states", states), ("actions", actions)):
+        if not isinstance(array, Tracer) and not np.isfinite(array).all():
+            where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
+            raise ValueError(f"The {name} are not finite at index {where}; leave out such starts.")
     return jnp.asarray(states), jnp.asarray(actions)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar, ScalarLike
 
 from .._dynamics import AbstractTask
+from .._given import check_counts, kind
 from .._trajectory import Trajectory
 from ._ode import ode_step
 
@@ -111,6 +112,11 @@ class Discretised(AbstractTask):
         distractors: int = 0,
         noise: float | tuple[float, ...] = 0.0,
     ):
+        if not isinstance(problem, AbstractControlProblem):
+            example = problem.__name__ if isinstance(problem, type) else "CancerTreatment"
+            raise ValueError(f"The problem is {kind(problem)}; pass an AbstractControlProblem, such as {example}().")
+        check_counts("Discretised", horizon=horizon, substeps=substeps)
+        check_counts("Discretised", least=0, distractors=distractors)
         size = len(problem.x0)
         self.problem = problem
         self.solver = solver
@@ -120,9 +126,8 @@ class Discretised(AbstractTask):
         self.horizon = horizon
         self.state_size = size + distractors
         self.action_size = len(problem.u_bounds)
-        if min(horizon, substeps) < 1 or min(distractors, *self.noise) < 0:
-            given = f"horizon={horizon}, substeps={substeps}, distractors={distractors}, noise={noise}"
-            raise ValueError(f"Discretised got {given}; it needs at least 1, at least 1, at least 0 and at least 0.")
+        if not min(self.noise) >= 0:
+            raise ValueError(f"Discretised got noise={noise}; give standard deviations of at least 0.")
         if len(problem.x_bounds) != size or len(self.noise) != size:
             given = f"{size} entries of x0, {len(problem.x_bounds)} of x_bounds and {len(self.noise)} of noise"
             raise ValueError(f"Discretised got {given}; give each as many as the state of {type(problem).__name__} has.")

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
+from .._given import check_counts
+
 
 def ode_step(
     field: Callable[[ScalarLike, Array, PyTree], Array],
@@ -31,7 +33,10 @@ def ode_step(
     - `solver`: any diffrax solver. `dt`: seconds, of all substeps together.
 
     **Returns:** shape (S,).
+
+    **Raises:** `ValueError` for `substeps` below 1.
     """
+    check_counts("ode_step", substeps=substeps)
     if getattr(solver, "scan_kind", "bounded") is None:  # The kind of loop over stages that both modes can differentiate.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
     term = diffrax.ODETerm(field)

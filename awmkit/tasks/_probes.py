@@ -21,6 +21,8 @@ class LinearQuadratic(AbstractTask):
     - `A`, `B`, `Q`, `R`: shapes (S, S), (S, A), (S, S), (A, A); Q and R by default the identity.
     - `noise`: standard deviation of a normal disturbance of each entry; above 0, `step` needs a key.
     - `horizon`: H.
+
+    **Raises:** `ValueError` for shapes that do not fit together, and for a negative noise.
     """
 
     A: Float[Array, "S S"]
@@ -42,6 +44,11 @@ class LinearQuadratic(AbstractTask):
         noise: float = 0.0,
         horizon: int = 20,
     ):
+        shapes = jnp.shape(A), jnp.shape(B)
+        if any(len(shape) != 2 for shape in shapes) or shapes[0] != (shapes[1][0],) * 2:
+            raise ValueError(f"LinearQuadratic got A {shapes[0]} and B {shapes[1]}; give shapes (S, S) and (S, A).")
+        if not noise >= 0:
+            raise ValueError(f"LinearQuadratic got noise={noise}; give a standard deviation of at least 0.")
         self.A = A
         self.B = B
         self.state_size, self.action_size = B.shape
