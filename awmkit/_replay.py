@@ -54,9 +54,7 @@ class Replay(eqx.Module):
         """
         shapes = lambda tree: jtu.tree_map(lambda x: x.shape[1:], tree)
         if shapes(episodes) != shapes(self.episodes):
-            raise ValueError(
-                f"Replay keeps episodes like {self.episodes} and got {episodes}; give whole ones, all of one length."
-            )
+            raise ValueError(f"Replay keeps episodes like {self.episodes} and got {episodes}; give whole ones of one length.")
         count = episodes.actions.shape[0]
         if count > self.capacity:
             raise ValueError(f"Replay has room for {self.capacity} episodes and got {count} at once; give it more capacity.")

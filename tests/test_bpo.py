@@ -320,7 +320,7 @@ MISUSES = {
         lambda: _bpo(model=AWM(2, 2, LSTM(8, key=KEY), key=KEY), ascent=ASCENT),
         "ShortUnroll begins in the middle.*AWM",
     ),
-    "no room": (lambda: _bpo(capacity=0), "capacity=0; it needs room for at least 1"),
+    "no room": (lambda: _bpo(capacity=0), "capacity=0; give a whole number of at least 1"),
     "no room for the warm-up": (lambda: _bpo(capacity=1, warmup=Warmup(12)), "room for 1 episodes and got 2 at once"),
     "an unknown reward": (
         lambda: _bpo(PENDULUM, model=Markov(3, 1, key=KEY), policy=GaussianPolicy(3, 1, key=KEY), reward=None),

@@ -1,5 +1,8 @@
 """What a user may get wrong: each a sentence that says what was given, what is needed and how to fix it."""
 
+import importlib
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,20 +12,31 @@ import pytest
 from misuse import says
 from systems import reward
 
+import awmkit
 from awmkit import (
     AbstractDynamics,
     AWM,
     fit,
     GaussianPolicy,
+    GRU,
+    HWM,
+    JSONLines,
+    LinearStateSpace,
     LSTM,
+    Markov,
     MLPPolicy,
+    Normaliser,
     Parallel,
     Paths,
     Picard,
+    Progress,
+    Replay,
     RewardModel,
+    save,
     Sequential,
     Trajectory,
     Transformer,
+    Transition,
     unroll,
     unroll_grad,
 )
@@ -42,7 +56,10 @@ from awmkit.tasks import (
     Bacteria,
     CreditAssignment,
     Discretised,
+    DoublePendulum,
+    DrivenDoublePendulum,
     Glucose,
+    Henon,
     LinearQuadratic,
     OneBounce,
     PassiveDoublePendulum,
@@ -56,6 +73,7 @@ POLICY = MLPPolicy(2, 1, width=4, key=KEY)
 STATE = jnp.ones(2)
 STATES, ACTIONS = jnp.ones((4, 6, 2)), jnp.ones((4, 5, 1))
 PLAN = ACTIONS[0]
+EPISODES = Trajectory(STATES, ACTIONS)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +120,26 @@ def _landscape(**options):
 
 def _truth(policy=PLAN, states=STATES[:, 0], **options):
     return true_gradient(SYSTEM, policy, states, **{"reward": reward, "key": KEY, "pairs": 4, "horizons": (5,), **options})
+
+
+def _grad(**options):
+    return unroll_grad(SYSTEM, POLICY, STATE, 5, **{"reward": reward, **options})
+
+
+def _fit(**options):
+    return fit(AWM_20, EPISODES, **{"key": KEY, "progress": False, **options})
+
+
+def _growth(states=STATES[:, 0], actions=ACTIONS, **options):
+    return gradient_growth(SYSTEM, states, actions, **options)
+
+
+def _report(dynamics=SYSTEM, **options):
+    return report(dynamics, STATES[:, 0], ACTIONS, **{"reward": reward, "key": KEY, "progress": False, **options})
+
+
+def _replay():
+    return Replay.empty(2, Trajectory(STATES[0], ACTIONS[0]))
 
 
 MISUSES = {
@@ -218,12 +256,131 @@ MISUSES = {
     "a direction of the wrong shape": (lambda: _landscape(directions=[jnp.ones((4, 1))]), r"\(4, 1\).*\(5, 1\).*policy-shaped"),
     "growth of no dynamics": (lambda: gradient_growth([], STATES[:, 0], ACTIONS), "no dynamics"),
     "a report of nothing": (lambda: report({}, STATES[:, 0], ACTIONS, reward=reward, key=KEY), "no dynamics"),
+    # Who is given for what.
+    "a class for a dynamics": (lambda: _unroll(Henon), "dynamics is the class Henon; pass an instance"),
+    "a class for a policy": (lambda: _unroll(policy=MLPPolicy), "policy is the class MLPPolicy; make an instance"),
+    "a network for a policy": (lambda: _unroll(policy=POLICY.network), r"policy, a MLP, cannot be called as policy\(state, t"),
+    "a policy that ignores t": (lambda: _unroll(policy=lambda s: s[:1]), r"cannot be called as policy\(state, t, \*, key\)"),
+    "a policy without a key": (lambda: _unroll(policy=lambda s, t: s[:1]), "unexpected keyword argument 'key'.*key=None"),
+    "a policy of nothing": (lambda: _unroll(policy=lambda s, t, key: None), "policy returned None"),
+    "a reward model for a dynamics": (lambda: _unroll(RewardModel(2, 1, key=KEY)), "dynamics is a RewardModel"),
+    "a reward model for a reward": (lambda: _unroll(reward=RewardModel(2, 1, key=KEY)), "RewardModel.*awmkit.Transition"),
+    "a name for a backbone": (
+        lambda: AWM(2, 1, "transformer", key=KEY),
+        r"backbone is a str; give AWM.*Transformer\(key=key\)",
+    ),
+    "a class for a backbone": (lambda: HWM(2, 1, LSTM, key=KEY), "backbone is the class LSTM; give HWM"),
+    "a name for a cell": (lambda: AWM.from_dynamics("pendulum"), "from_dynamics got a str; pass an instance"),
+    "a name for a problem": (lambda: Discretised("Bacteria"), r"problem is a str; pass.*such as CancerTreatment\(\)"),
+    "a class for a problem": (lambda: Discretised(Bacteria), r"the class Bacteria; pass.*such as Bacteria\(\)"),
+    "a name for an optimiser": (lambda: _fit(optimiser="adam"), r"optimiser is a str.*optax.adam\(1e-3\)"),
+    "a dict of episodes": (lambda: fit(AWM_20, {"states": STATES}, key=KEY), "episodes are a dict; pass one Trajectory"),
+    "a list of episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
+    "statistics of a trajectory": (lambda: AWM_20.normalised(EPISODES), "such as episodes.states"),
+    "a reward's statistics of states": (lambda: RewardModel(2, 1, key=KEY).normalised(STATES), "a Trajectory with rewards"),
+    "a name for the truth": (lambda: fidelity(SYSTEM, "truth"), r"truth is a str; pass what true_gradient"),
+    "growth of a class": (lambda: gradient_growth(Henon, STATES[:, 0], ACTIONS), "dynamics is the class Henon"),
+    "a report of a name": (lambda: _report(dynamics={"a": "x"}), "dynamics is a str"),
+    # Rewards.
+    "no reward to differentiate": (
+        lambda: unroll_grad(SYSTEM, POLICY, STATE, 5, reward=None),
+        "reward is None; give a function",
+    ),
+    "a reward by name": (lambda: _unroll(reward="height"), "reward is a str; give a function"),
+    "a reward without t": (lambda: _unroll(reward=lambda s, a: s[0]), r"cannot be called as reward\(state, action, t\)"),
+    "a reward with the next state": (lambda: _unroll(reward=lambda s, a, t, n: s[0]), "wrap what reads.*awmkit.Transition"),
+    "a transition without one": (lambda: _unroll(reward=Transition(lambda s, a, t: s[0])), "without Transition"),
+    "a reward of nothing": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
+    "a reward that is no array": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
+    "hops of a wrong reward": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, reward=lambda s: s[0]), r"called as reward\(state"),
+    "a report of a wrong reward": (lambda: _report(reward=lambda s, a: s[0]), r"cannot be called as reward\(state"),
+    "a true gradient of no reward": (lambda: _truth(reward=None), "reward is None"),
+    # Values.
+    "a ragged state": (lambda: _unroll(state=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
+    "no state": (lambda: _unroll(state=None), "state holds no numbers, but object"),
+    "a text for a state": (lambda: _unroll(state="start"), "state holds no numbers"),
+    "a horizon of a trillion": (lambda: _unroll(horizon=10**12), r"less than 2\^31 steps"),
+    "a horizon of True": (lambda: _unroll(horizon=True), "horizon is True"),
+    "a discount of text": (lambda: _grad(discount="0.9"), "discount is '0.9'; give one real number"),
+    "a discount for each step": (lambda: _grad(discount=jnp.ones(5)), r"discount is float64\[5\]; give one"),
+    "a discount of NaN": (lambda: _grad(discount=float("nan")), "discount is nan; give a finite"),
+    "NaN in another start": (lambda: _growth(STATES[:, 0].at[2, 1].set(jnp.nan)), r"states are not finite at index \[2, 1\]"),
+    "NaN in other actions": (
+        lambda: _growth(actions=ACTIONS.at[1].set(jnp.inf)),
+        r"actions are not finite at index \[1, 0, 0\]",
+    ),
+    "horizons between steps": (lambda: _growth(horizons=[1.5, 2.5, 3.5, 4.5]), "a whole number from 1 to 5"),
+    "growth of words": (lambda: fit_growth(["a"] * 4, [1.0] * 4), "no numbers"),
+    "episodes of integers": (
+        lambda: fit(AWM_20, Trajectory(STATES.astype(int), ACTIONS), key=KEY),
+        r"int64; pass them .astype",
+    ),
+    "half an update": (lambda: _fit(updates=2.5), "fit got updates=2.5"),
+    "statistics of one episode": (lambda: AWM_20.normalised(STATES[0]), r"float64\[6, 2\].*\(N, H\+1, 2\)"),
+    "statistics of other sizes": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),
+    "a normaliser of other sizes": (lambda: Normaliser(3).fitted(jnp.ones((5, 2))), r"float64\[5, 2\].*\(N, 3\)"),
+    "a normaliser of nothing": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
+    "matrices that do not fit": (lambda: LinearQuadratic(jnp.eye(2), jnp.ones((3, 1))), r"A \(2, 2\) and B \(3, 1\)"),
+    "less than no noise": (lambda: LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=-1.0), "noise=-1.0"),
+    "a pendulum of no step": (lambda: DrivenDoublePendulum(0), "DrivenDoublePendulum got horizon=0"),
+    "half a step": (lambda: Henon(horizon=2.5), "Henon got horizon=2.5"),
+    "no substeps": (lambda: _unroll(DoublePendulum(substeps=0), jnp.ones((5, 2)), jnp.ones(4)), "ode_step got substeps=0"),
+    "half a hop": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=0.5), "hops=0.5; give a whole number of at least 0"),
+    "half an exponent": (lambda: lyapunov(SYSTEM, STATE, PLAN, count=1.5), "count=1.5"),
+    # Keys.
+    "a number for a key": (lambda: _unroll(key=0), r"key 0; give one key made by jax.random.key\(seed\)"),
+    "a legacy key for a model": (lambda: LSTM(key=jax.random.PRNGKey(0)), r"LSTM got the key uint32\[2\]"),
+    "a number for a model's key": (lambda: Markov(2, 1, key=0), "Markov got the key 0"),
+    "keys for one policy": (lambda: MLPPolicy(2, 1, key=jax.random.split(KEY)), r"\[2\]; give one key.*or vmap over several"),
+    "a legacy key for a fit": (lambda: _fit(key=jax.random.PRNGKey(0)), r"fit got the key uint32\[2\]"),
+    "a legacy key for a report": (lambda: _report(key=jax.random.PRNGKey(0)), r"key uint32\[2\]"),
+    "a number for a landscape's key": (lambda: _landscape(key=0), "key 0; give one key"),
+    # Sizes.
+    "a negative width": (lambda: MLPPolicy(2, 1, width=-4, key=KEY), "MLPPolicy got width=-4; give a whole number"),
+    "a fraction of an action": (lambda: GaussianPolicy(2, 1.5, key=KEY), "GaussianPolicy got action_size=1.5"),
+    "a policy of no state": (lambda: MLPPolicy(0, 1, key=KEY), "state_size=0"),
+    "a policy for no step": (lambda: MLPPolicy(2, 1, horizon=0, key=KEY), "horizon=0"),
+    "a model of no state": (lambda: AWM(0, 1, LSTM(4, key=KEY), key=KEY), "AWM got state_size=0"),
+    "less than no depth": (lambda: Markov(2, 1, depth=-1, key=KEY), "depth=-1; give a whole number of at least 0"),
+    "a GRU of no width": (lambda: GRU(0, key=KEY), "GRU got width=0"),
+    "a transformer without heads": (lambda: Transformer(heads=0, key=KEY), "Transformer got heads=0"),
+    "a transformer without blocks": (lambda: Transformer(depth=0, key=KEY), "Transformer got depth=0"),
+    "a state space without modes": (lambda: LinearStateSpace(modes=0, key=KEY), "LinearStateSpace got modes=0"),
+    "a user's dynamics of no action": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),
+    "a bar for no work": (lambda: Progress("fit", 0), "Progress got total=0"),
+    # Files and replay.
+    "a log in a lost folder": (lambda: JSONLines("/no/such/folder/log"), "folder that does not exist"),
+    "a save to a lost folder": (lambda: save("/no/such/folder/run", STATE), "folder that does not exist"),
+    "a save to a folder": (lambda: save("/", STATE), "/ is a folder"),
+    "a config of arrays": (lambda: save("/tmp/never", STATE, config={"x": STATE}), "cannot be written as JSON"),
+    "episodes of another length": (
+        lambda: _replay().add(Trajectory(STATES[:1, :4], ACTIONS[:1, :3])),
+        "whole ones of one length",
+    ),
+    "no recency": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; give a number in \(0, 1\]"),
 }
 
 
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_is_one_clear_sentence(name):
     says(*MISUSES[name])
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "install"),
+    [
+        ("plot", "matplotlib.pyplot", r'pip install "awmkit\[plot\]"'),
+        ("baselines", "rejax", r'pip install "awmkit\[baselines\]"'),
+        ("tensorboard", "tensorboardX", r'pip install "awmkit\[tensorboard\]"'),
+        ("mjx", "mujoco", "pip install mujoco mujoco-mjx"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(module, missing, install, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"awmkit.{module}", raising=False)
+    monkeypatch.delattr(awmkit, module, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"awmkit.{module} needs.*{missing.split('.')[0]}.*{install}"):
+        importlib.import_module(f"awmkit.{module}")
 
 
 def test_a_loss_that_diverges_says_what_to_do():

@@ -51,5 +51,5 @@ def test_each_episode_is_drawn_less_often_than_the_next_by_the_factor_recency(re
 
 
 def test_what_does_not_fit_is_an_error():
-    says(lambda: Replay.empty(0, EMPTY), "capacity=0; it needs room for at least 1 episode")
+    says(lambda: Replay.empty(0, EMPTY), "capacity=0; give a whole number of at least 1")
     says(lambda: Replay.empty(2, EMPTY).add(_episodes(0, 3)), "room for 2 episodes and got 3 at once")

@@ -61,7 +61,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
 
         **Raises:** `ValueError` for states of another shape.
         """
-        if jnp.ndim(states) != 3 or jnp.shape(states)[2] != self.state_size:
+        if len(shape := getattr(states, "shape", ())) != 3 or shape[2] != self.state_size:
             raise ValueError(
                 f"normalised got states {describe(states)}; give those of whole episodes, (N, H+1, {self.state_size}), such as "
                 "episodes.states."
