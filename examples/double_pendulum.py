@@ -2,7 +2,7 @@
 
     python examples/double_pendulum.py              about 7 minutes on two cores
     python examples/double_pendulum.py --quick      about 1 minute: up to 60 steps, ascent at 40
-    python examples/double_pendulum.py --seeds 3    three seeds, one after the other
+    python examples/double_pendulum.py --seeds 3    three seeds, one after the other; stop it, go on with --out
 
 The first action releases the upper rod, the lower one is released at 0.6 pi; the only reward, at the last step, is minus the
 mean square distance to the state that a release at 0.6 pi leads to. From data of random releases four world models are
@@ -24,6 +24,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -33,11 +34,13 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.lines import Line2D
+from study import command, resumable
 
 from awmkit import AbstractDynamics, AWM, fit, HWM, LSTM, Markov, Progress, Trajectory, Transformer, unroll, unroll_grad
 from awmkit.analysis import fit_growth, lyapunov
@@ -381,19 +384,31 @@ def plain(x):
     return float(f"{x:.6g}") if isinstance(x, float) else x
 
 
+def kept(setting: Setting, out: Path) -> list[dict]:
+    """The seeds that an earlier run left in the folder, if it was of the same setting."""
+    path = out / "double_pendulum.json"
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    if record["config"] != plain(dataclasses.asdict(setting)):
+        sys.exit(f"{path} holds results of another setting; choose another folder with --out.")
+    return [jtu.tree_map(np.asarray, run, is_leaf=lambda x: isinstance(x, list)) for run in record["seeds"]]
+
+
 def write(setting: Setting, runs: list[dict], out: Path) -> dict:
     """JSON, figure and table of the seeds so far, so that an interruption loses one seed at most."""
     summary = summarise(setting, runs)
     packages = ("jax", "equinox", "optax", "diffrax", "numpy", "awmkit")
     record = {
-        "command": " ".join(["python", "examples/double_pendulum.py", *sys.argv[1:]]),
+        "command": command(),
         "config": dataclasses.asdict(setting),
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
         "device": jax.devices()[0].device_kind,
         "summary": summary,
         "seeds": runs,
     }
-    (out / "double_pendulum.json").write_text(json.dumps(plain(record)))
+    (out / "double_pendulum.part").write_text(json.dumps(plain(record)))
+    os.replace(out / "double_pendulum.part", out / "double_pendulum.json")
     (out / "double_pendulum.txt").write_text(table(setting, summary) + "\n")
     figure(setting, runs, summary, out / "double_pendulum.png")
     return summary
@@ -404,20 +419,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller run, about 1 minute")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, one after the other")
-    parser.add_argument("--out", type=Path, help="a folder for figure, table and JSON; by default a new one beside this file")
+    parser.add_argument("--out", type=Path, help="a folder for figure, table and JSON, gone on with; by default a new one")
     arguments = parser.parse_args()
     setting = QUICK if arguments.quick else Setting()
     here = Path(__file__).parent
     out = arguments.out or here / "out" / time.strftime("double_pendulum-%Y%m%d-%H%M%S")
-    if (out / "double_pendulum.json").exists():
-        parser.error(f"{out} already holds results; choose another folder with --out.")
+    runs = kept(setting, out)
+    left = [seed for seed in range(arguments.seed, arguments.seed + arguments.seeds) if seed not in [r["seed"] for r in runs]]
+    if not left:
+        parser.error(f"{out} already holds these seeds; choose another folder with --out, or more --seeds.")
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(here.parent / ".cache" / "jax"))
     print(__doc__)
-    runs: list[dict] = []
-    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+    for seed in left:
         print(f"seed {seed}", flush=True)
-        runs.append(run_seed(setting, seed))
+        with resumable(out):
+            runs.append(run_seed(setting, seed))
         summary = write(setting, runs, out)
     print("\n" + table(setting, summary))
     print(f"\n{sum(run['seconds'] for run in runs):.0f} s; figure, table and JSON are in {out}")

@@ -2,7 +2,7 @@
 
     python examples/gradient_growth.py              about 8 minutes on two cores
     python examples/gradient_growth.py --quick      about 1 minute: 60 steps, fits too small for conclusions
-    python examples/gradient_growth.py --seeds 3    three seeds, one after the other
+    python examples/gradient_growth.py --seeds 3    three seeds, one after the other; stop it, go on with --out
 
 1. Statements of theory, each with its source, its bound and the measured growth of |ds_H/da_0|, what is left of the first
    action after H steps: a linear cell, an RNN, self-attention (at random and after training), and models that feed their
@@ -32,10 +32,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
+from study import command, resumable
 
 from awmkit import AbstractDynamics, AWM, fit, HWM, LSTM, Markov, plot, RNN, Trajectory, Transformer, unroll
 from awmkit.analysis import gradient_growth, GradientGrowth, Report, report
 from awmkit.tasks import Circles, DoublePendulum, DrivenDoublePendulum, LinearQuadratic
+
+THIRD = "\n\n3. Medians over"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +215,8 @@ def aligned(rows: list[list[str]], side: str) -> str:
     return "\n".join(line(row).rstrip() for row in rows)
 
 
-def seeds_table(setting: Setting, runs: list[dict]) -> str:
-    """Medians over seeds, with the range where there are several."""
+def seeds_table(setting: Setting, reports: list[dict]) -> str:
+    """Medians over seeds, with the range where there are several; of reports as their JSON has them."""
 
     def cell(values: list[float], spec: str) -> str:
         spread = f" [{min(values):{spec}}, {max(values):{spec}}]" if len(values) > 1 else ""
@@ -221,15 +224,15 @@ def seeds_table(setting: Setting, runs: list[dict]) -> str:
 
     heads = ["rate of |ds_H/da_0|", "mean hops", "beyond 10", *(f"cosine, H = {h}" for h in setting.fidelity_horizons)]
     rows = [["", *heads]]
-    for name in runs[0]["report"].entries:
-        entries = [run["report"].entries[name] for run in runs]
-        cosines = [entry.fidelity.smoothed.cosine_of_each.value for entry in entries]
+    for name in reports[0]["entries"]:
+        entries = [report["entries"][name] for report in reports]
+        cosines = [entry["fidelity"]["smoothed"]["cosine_of_each"]["value"] for entry in entries]
         rows.append(
             [
                 name,
-                cell([e.state_growth.law.rate for e in entries], ".3f"),
-                cell([float(jnp.median(e.hops.mean)) for e in entries], ".1f"),
-                cell([float(jnp.median(e.hops.beyond)) for e in entries], ".0%"),
+                cell([e["state_growth"]["law"]["rate"] for e in entries], ".3f"),
+                cell([float(np.median(e["hops"]["mean"])) for e in entries], ".1f"),
+                cell([float(np.median(e["hops"]["beyond"])) for e in entries], ".0%"),
                 *(cell([c[i] for c in cosines], ".2f") for i in range(len(setting.fidelity_horizons))),
             ]
         )
@@ -255,38 +258,43 @@ def theory_figure(setting: Setting, theory: list[Statement], path: Path) -> None
     plt.close(figure)
 
 
-def write(setting: Setting, runs: list[dict], out: Path) -> str:
+def kept(setting: Setting, out: Path) -> list[int]:
+    """The seeds that an earlier run left in the folder, if it was of the same setting."""
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("gradient_growth_[0-9]*.json"))]
+    if any(record["config"] != json.loads(json.dumps(dataclasses.asdict(setting))) for record in records):
+        sys.exit(f"{out} holds results of another setting; choose another folder with --out.")
+    return [record["seed"] for record in records]
+
+
+def write(setting: Setting, last: dict, seeds: list[int], out: Path) -> str:
     """JSON, tables and figures of the seeds so far, so that an interruption loses one seed at most."""
-    last, first = runs[-1], runs[0]
-    (out / f"gradient_growth_report_{last['seed']}.json").write_text(last["report"].json())
+    report_of = lambda seed: out / f"gradient_growth_report_{seed}.json"
+    report_of(last["seed"]).write_text(last["report"].json())
     bounds = lambda line: [b if math.isfinite(b) else None for b in line.bounds]
     kept = lambda line: (
         {"bounds": bounds(line)} | {f: getattr(line, f) for f in ("about", "claim", "source", "measured", "holds")}
     )
     record = {
-        "command": " ".join(["python", "examples/gradient_growth.py", *sys.argv[1:]]),
+        "command": command(),
         "config": dataclasses.asdict(setting),
         "seed": last["seed"],
         "theory": [kept(line) for line in last["theory"]],
         "open_loop_error": {name: [float(f"{e:.4g}") for e in error] for name, error in last["error"].items()},
         "seconds": last["seconds"],
     }
-    (out / f"gradient_growth_{last['seed']}.json").write_text(json.dumps(record, allow_nan=False))
-    text = "\n\n".join(
-        [
-            f"1. Theory and measurement (seed {first['seed']})",
-            theory_table(first["theory"]),
-            f"2. The report (seed {first['seed']})",
-            str(first["report"]),
-            f"3. Medians over {len(runs)} seeds, [least, greatest]; cosine with the smoothed true gradient, start by start",
-            seeds_table(setting, runs),
-        ]
-    )
-    (out / "gradient_growth.txt").write_text(text + "\n")
-    if len(runs) == 1:
-        theory_figure(setting, first["theory"], out / "gradient_growth.png")
-        plot.report(first["report"]).savefig(out / "gradient_growth_report.png", dpi=100)
+    if len(seeds) == 1:
+        parts = f"1. Theory and measurement (seed {seeds[0]})", theory_table(last["theory"])
+        parts += f"2. The report (seed {seeds[0]})", str(last["report"])
+        head = "\n\n".join(parts)
+        theory_figure(setting, last["theory"], out / "gradient_growth.png")
+        plot.report(last["report"]).savefig(out / "gradient_growth_report.png", dpi=100)
         plt.close("all")
+    else:
+        head = (out / "gradient_growth.txt").read_text().split(THIRD)[0]
+    title = f"{THIRD} {len(seeds)} seeds, [least, greatest]; cosine with the smoothed true gradient, start by start"
+    text = f"{head}{title}\n\n{seeds_table(setting, [json.loads(report_of(seed).read_text()) for seed in seeds])}"
+    (out / "gradient_growth.txt").write_text(text + "\n")
+    (out / f"gradient_growth_{last['seed']}.json").write_text(json.dumps(record, allow_nan=False))  # Last: it says "done".
     return text
 
 
@@ -295,23 +303,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller run, about 1 minute")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, one after the other")
-    parser.add_argument("--out", type=Path, help="a folder for figures, tables and JSON; by default a new one beside this file")
+    parser.add_argument("--out", type=Path, help="a folder for figures, tables and JSON, gone on with; by default a new one")
     arguments = parser.parse_args()
     setting = QUICK if arguments.quick else Setting()
     here = Path(__file__).parent
     out = arguments.out or here / "out" / time.strftime("gradient_growth-%Y%m%d-%H%M%S")
-    if (out / "gradient_growth.txt").exists():
-        parser.error(f"{out} already holds results; choose another folder with --out.")
+    seeds = kept(setting, out)
+    left = [seed for seed in range(arguments.seed, arguments.seed + arguments.seeds) if seed not in seeds]
+    if not left:
+        parser.error(f"{out} already holds these seeds; choose another folder with --out, or more --seeds.")
     out.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(here.parent / ".cache" / "jax"))
     print(__doc__)
-    runs: list[dict] = []
-    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+    for seed in left:
         print(f"seed {seed}", flush=True)
-        runs.append(run_seed(setting, seed))
-        text = write(setting, runs, out)
-    print("\n" + text)
-    print(f"\n{sum(run['seconds'] for run in runs):.0f} s; figures, tables and JSON are in {out}")
+        seeds.append(seed)
+        with resumable(out):
+            text = write(setting, run_seed(setting, seed), seeds, out)
+    print(f"\n{text}\n\nFigures, tables and JSON are in {out}")
 
 
 if __name__ == "__main__":

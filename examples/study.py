@@ -8,13 +8,14 @@ the commit, and the seconds it took: by the clock, of all cores, and of compilin
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from awmkit import versions
 _compiling = [0.0]  # seconds in all
 
 
-def _listen(event: str, seconds: float, **_) -> None:
+def _listen(event: str, duration_secs: float, **_: str | int) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
-        _compiling[0] += seconds
+        _compiling[0] += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
@@ -68,7 +69,8 @@ class Study:
             return kept
         started, processor, compiling = time.monotonic(), time.process_time(), _compiling[0]
         print(f"[{self._done}/{self._total}] {name}", file=sys.stderr, flush=True)
-        values = jax.tree_util.tree_map(_plain, fn())
+        with resumable(self.out):
+            values = jax.tree_util.tree_map(_plain, fn())
         seconds = time.monotonic() - started
         self._ran, self._fresh = self._ran + seconds, self._fresh + 1
         left = (self._total - self._done) * self._ran / self._fresh
@@ -84,6 +86,17 @@ class Study:
         beside.write_text(json.dumps(record, indent=1))
         os.replace(beside, path)
         return record
+
+
+@contextlib.contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Ctrl-C ends the program with one line that says how to go on with what `out` holds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = command() if "--out" in sys.argv else f"{command()} --out {shlex.quote(str(out))}"
+        print(f"\nInterrupted; what is done is kept in {out}. To go on: {again}", file=sys.stderr)
+        sys.exit(130)
 
 
 def arguments(doc: str | None, name: str, *, seeds: int = 5) -> argparse.ArgumentParser:
