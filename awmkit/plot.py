@@ -1,7 +1,7 @@
 """Figures of the analyses, by matplotlib (`pip install "awmkit[plot]"`).
 
-Each function draws one kind of result, of one dynamics or of several by name, into axes of yours or new ones; put the
-simulator first, it is drawn in black.
+Each function draws one kind of result, of one dynamics or of several by name, into axes of yours or new ones, which it returns;
+put the simulator first, it is drawn in black.
 """
 
 from collections.abc import Mapping
@@ -113,7 +113,15 @@ def fidelity(
 
 
 def report(result: Report) -> Figure:
-    """Six panels: both growths, hops, exponents, a landscape, fidelity."""
+    """Six panels: both growths, hops, exponents, a landscape, fidelity.
+
+    ```python
+    awmkit.plot.report(result)  # at the end of a notebook's cell
+    awmkit.plot.report(result).savefig("report.png")
+    ```
+
+    **Returns:** the figure.
+    """
     figure, panels = plt.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
     of = lambda field: {name: getattr(entry, field) for name, entry in result.entries.items()}
     growth(of("state_growth"), axes=panels[0, 0]).set_title("1. What is left of the first action")
@@ -132,6 +140,8 @@ def report(result: Report) -> Figure:
         panel.spines[["top", "right"]].set_visible(False)
         if panel in panels[1] and (legend := panel.get_legend()) is not None:  # The upper row says it.
             legend.remove()
+    if "inline" in plt.get_backend():  # A notebook shows what a cell returns, and what was left open once more.
+        plt.close(figure)
     return figure
 
 

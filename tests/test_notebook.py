@@ -1,0 +1,47 @@
+"""A guide runs in a notebook, where results are read and figures are seen.
+
+In a kernel of its own, with the first guide and two cells more: the whole of the guides is test_guides.py's.
+"""
+
+import json
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from notebook import GUIDES, notebook
+
+SHOWN = """
+## And see it
+
+```python
+from awmkit import plot
+from awmkit.analysis import report
+
+starts, actions = 0.1 * jax.random.normal(keys[2], (2, 2)), jnp.zeros((2, 8, 1))
+found = report(boat, starts, actions, reward=boat.reward, key=keys[3], progress=False)
+found
+```
+
+```python
+plot.report(found)
+```
+
+```python
+plot.growth(found.entries["Boat"].state_growth)
+```
+"""
+
+
+@pytest.mark.skipif(not GUIDES.exists(), reason="a wheel brings no examples")
+@pytest.mark.filterwarnings("default")  # Those of Jupyter are its own.
+def test_a_guide_runs_in_a_notebook_whose_results_can_be_read_and_whose_figures_are_seen_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    guide = GUIDES.read_text().split("# Guides")[1].split("## Bring your own world model")[0]
+    book = nbformat.reads(json.dumps(notebook(guide + SHOWN)), as_version=4)
+    nbformat.validate(book)
+    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    table, figure, axes = [cell["outputs"] for cell in book.cells if cell["cell_type"] == "code"][-3:]
+    lines = table[0]["data"]["text/plain"].splitlines()
+    assert lines[0].startswith("Report(entries=['Boat'], ") and "|ds_H/da_0|" in lines[2] and lines[3].startswith("Boat")
+    for outputs in (figure, axes):
+        assert sum("image/png" in output["data"] for output in outputs) == 1
