@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -156,35 +157,54 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 PROGRAM = """
-import sys, time, jax
+import signal, sys, time, jax
 from awmkit import JSONLines
 from reach import Reach, run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Whatever started the tests may have it ignored.
 pause = lambda metrics: time.sleep(0.1)
 options = {"checkpoint": f"{sys.argv[1]}/run", "callbacks": [JSONLines(f"{sys.argv[1]}/log"), pause]}
 run(jax.random.key(0), model=Reach(), reward=None, steps=132, **options)  # A simulator, for it is the quickest to compile.
 """
 
 
-def test_a_process_that_is_killed_resumes_and_ends_bit_for_bit_as_one_that_was_not(tmp_path):
+def test_a_process_that_is_killed_or_interrupted_resumes_and_ends_bit_for_bit_as_one_that_was_not(tmp_path):
     quick = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     program = lambda name: {
         "args": [sys.executable, "-c", PROGRAM, str(tmp_path / name)],
         "cwd": Path(__file__).parent,
         "env": {**os.environ, **quick},
+        "stderr": subprocess.PIPE,
+        "text": True,
     }
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "whole").mkdir()
     subprocess.run(**program("whole"), check=True)
-    log = tmp_path / "killed" / "log"
-    process = subprocess.Popen(**program("killed"))
-    while not (log.exists() and log.read_text().count("\n") >= 3) and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and len(_lines(log)) < 10
-    subprocess.run(**program("killed"), check=True)
-    for name in ("run", "log"):  # The file of a run holds every leaf of it, and each epoch's metrics.
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert len(_lines(log)) == 10
+    for name, sent in (("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)):
+        (tmp_path / name).mkdir()
+        log = tmp_path / name / "log"
+        process = subprocess.Popen(**program(name))
+        while not (log.exists() and log.read_text().count("\n") >= 3) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(sent)
+        said = process.communicate()[1]
+        assert process.returncode == -sent and len(_lines(log)) < 10
+        if sent == signal.SIGINT:
+            how = f"make the same call again, with checkpoint='{tmp_path / name / 'run'}', to go on from its last whole epoch."
+            *_, last = said.splitlines()
+            assert re.fullmatch(rf"KeyboardInterrupt: bpo was interrupted after \d+ steps; {re.escape(how)}", last)
+        subprocess.run(**program(name), check=True)
+        for file in ("run", "log"):  # The file of a run holds every leaf of it, and each epoch's metrics.
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert len(_lines(log)) == 10
+
+
+@pytest.mark.parametrize(("options", "how"), [({}, "they are lost.*run.awm"), ({"checkpoint": True}, "no epoch was whole")])
+def test_an_interrupt_before_anything_is_kept_says_so(options, how, tmp_path):
+    def interrupt(metrics):
+        raise KeyboardInterrupt
+
+    options = {name: tmp_path / "run" for name in options}
+    with pytest.raises(KeyboardInterrupt, match=f"bpo was interrupted after 24 steps; {how}"):
+        run(KEY, callbacks=[interrupt], **options)
 
 
 def _events(path: Path) -> list[Event]:
