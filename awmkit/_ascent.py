@@ -119,6 +119,8 @@ class WholeEpisode(AbstractAscent):
     - `discount`: 1 by default.
     - `paths`: which edges carry gradient; `BPO` by default.
     - `method`: as in [`awmkit.unroll_grad`][].
+
+    **Raises:** `ValueError` for what is out of range.
     """
 
     every: int | float = eqx.field(static=True, default=16.0)
@@ -198,6 +200,12 @@ class ShortUnroll(AbstractAscent):
     - `every`, `starts`: an update every so many environment steps, each from so many states of the replay.
     - `critic_optimiser`, `polyak`: of the critic, and the share of V' that an update leaves in place.
     - the others as for [`awmkit.WholeEpisode`][].
+
+    ```python
+    ascent = ShortUnroll(Critic(task.state_size, task.horizon, key=key), length=5)
+    ```
+
+    **Raises:** `ValueError` for what is out of range, and for a critic with a leading axis.
     """
 
     critic: Callable

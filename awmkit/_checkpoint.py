@@ -31,6 +31,11 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
 
     Written beside the file and moved over it, so that a kill at any moment leaves a whole file, the old one or the new one.
 
+    ```python
+    save("model.awm", fitted.model, config={"task": "pendulum"})
+    model = load("model.awm", AWM(4, 2, Transformer(key=k1), key=k2))  # of the same sizes
+    ```
+
     **Arguments**
 
     - `path`: the file; its folder must exist.
@@ -68,8 +73,10 @@ def check_folder(path: Path) -> None:
 def load(path: str | Path, like: T) -> T:
     """Read what `save` wrote.
 
-    **Arguments:** `like`: a tree of the same structure, shapes and dtypes, such as a newly built model; arrays may be
-    `jax.ShapeDtypeStruct`s. What is not an array comes from it.
+    **Arguments:** `path`: the file. `like`: a tree of the same structure, shapes and dtypes, such as a newly built model; arrays
+    may be `jax.ShapeDtypeStruct`s. What is not an array comes from it.
+
+    **Returns:** the tree.
 
     **Raises:** `ValueError` for a file that `save` did not write or that does not fit `like`.
     """

@@ -83,6 +83,11 @@ class GymnasiumTask(AbstractTask):
     No gradient goes through `env.step`, so that `init` and `step` raise: fit a world model to the episodes of `collect` and
     give that to the unroll, with `reward=task.reward`.
 
+    ```python
+    task = GymnasiumTask(gymnasium.make("Pendulum-v1"))
+    episodes = task.collect(policy, 20, key=key)
+    ```
+
     **Arguments**
 
     - `env`: the environment.

@@ -28,6 +28,22 @@ class AbstractDynamics(eqx.Module):
     - `state_size`, `action_size`: number of entries of a state and of an action.
     - `reads_state`: class attribute, `False` promises that `step` ignores its `state` argument, as an actions world model
       does: no predicted state is ever fed back, and `Parallel` may be used. The default is `True`.
+
+    ```python
+    class Boat(AbstractDynamics):
+        drag: float = 0.5
+        state_size: int = eqx.field(static=True, default=2)
+        action_size: int = eqx.field(static=True, default=1)
+
+        def init(self, state, horizon):
+            return None
+
+        def step(self, carry, state, action, t, *, key=None):
+            x, v = state
+            return carry, jnp.stack([x + 0.1 * v, v + 0.1 * (action[0] - self.drag * v)])
+    ```
+
+    **Raises:** `ValueError` for sizes that are no whole numbers above 0.
     """
 
     state_size: eqx.AbstractVar[int]
@@ -128,6 +144,8 @@ class AbstractTask(AbstractDynamics):
     - `horizon`: the number of steps H of an episode.
     - `on_host`: class attribute, `True` where JAX cannot trace the task and episodes come from its method
       `collect(policy, episodes, *, key)`. The default is `False`.
+
+    **Raises:** `ValueError` for a horizon that is no whole number above 0.
     """
 
     horizon: eqx.AbstractVar[int]

@@ -75,6 +75,7 @@ def fit(
 
     **Arguments**
 
+    - `model`: an AWM, HWM, Markov or reward model, or an `awmkit.models.AbstractFitted` of your own.
     - `episodes`: N episodes of one length H, a [`awmkit.Trajectory`][] with a leading axis; only a reward model needs rewards.
     - `key`: for the split and the batches.
     - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
@@ -85,7 +86,8 @@ def fit(
 
     **Returns:** a `Fit`.
 
-    **Raises:** `ValueError` for episodes that do not fit the model or are not finite, `RuntimeError` when the loss is not.
+    **Raises:** `ValueError` for what is no model, optimiser or key, and for episodes that do not fit the model or are not
+    finite; `RuntimeError` when the loss is not.
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     _check(model, episodes, updates, batch_size, holdout, optimiser, key)

@@ -29,12 +29,15 @@ from .models._world_model import AbstractWorldModel
 
 
 def uniform_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
-    """Each action of each step drawn from [-1, 1] by itself: the paper's warm-up."""
+    """Each action of each step drawn from [-1, 1] by itself, of shape (H, A): the paper's warm-up. For [`awmkit.Warmup`][]."""
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
 
 
 def steady_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
-    """A constant drawn from [-1, 1] and noise of 0.3 on it: reaches states at which independent actions average out."""
+    """A constant drawn from [-1, 1] and noise of 0.3 on it, of shape (H, A), clipped to [-1, 1]. For [`awmkit.Warmup`][].
+
+    It reaches states at which independent actions average out.
+    """
     level_key, noise_key = jax.random.split(key)
     level = jax.random.uniform(level_key, shape[1:], minval=-1.0, maxval=1.0)
     return jnp.clip(level + 0.3 * jax.random.normal(noise_key, shape), -1.0, 1.0)
@@ -45,6 +48,8 @@ class Warmup(eqx.Module):
 
     - `steps`: of the environment, at least 1, rounded up to whole episodes.
     - `actions`: draws the actions of an episode, `actions(key, (H, A)) -> (H, A)`: `uniform_actions`, `steady_actions`.
+
+    **Raises:** `ValueError` for fewer than 1 step.
     """
 
     steps: int = eqx.field(static=True, default=1_500)
@@ -63,6 +68,8 @@ class Fitting(eqx.Module):
     - `optimiser`: of the model.
     - `first`: updates right after the warm-up.
     - `recency`: in (0, 1], how much less likely an episode is drawn than the one that came after it; 1 draws all alike.
+
+    **Raises:** `ValueError` for what is out of range.
     """
 
     every: int | float = eqx.field(static=True, default=2.0)

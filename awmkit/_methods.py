@@ -149,6 +149,10 @@ class Parallel(AbstractMethod):
     - `start`: actions (H, A) to begin Picard's sampling from, by default zeros; those of a policy before its last update, from
       the same s_0, need fewer sweeps.
 
+    ```python
+    value, grads = unroll_grad(awm, policy, s_0, 400, reward=task.reward, paths=BPO, method=Parallel(sampling=Picard()))
+    ```
+
     **Raises:** `ValueError` for a `block` below 1, or a `start` with sequential sampling.
     """
 

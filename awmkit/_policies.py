@@ -28,6 +28,11 @@ class AbstractPolicy(eqx.Module):
 class MLPPolicy(AbstractPolicy):
     """A deterministic policy: a_t = tanh(MLP(s_t)).
 
+    ```python
+    policy = MLPPolicy(task.state_size, task.action_size, horizon=task.horizon, key=key)
+    action = policy(state, t)
+    ```
+
     **Arguments**
 
     - `state_size`, `action_size`: S and A.

@@ -21,6 +21,11 @@ class Replay(eqx.Module):
     - `episodes`: a [`awmkit.Trajectory`][] whose leading axis counts slots.
     - `added`: how many episodes were ever added.
     - `mesh`: devices that share the episodes of a sample; each has all that are stored.
+
+    ```python
+    replay = Replay.empty(100, jax.eval_shape(run, key)).add(jax.vmap(run)(keys))
+    batch = replay.sample(key, 64)
+    ```
     """
 
     episodes: Trajectory

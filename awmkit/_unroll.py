@@ -81,15 +81,24 @@ def unroll_grad(
 
         dJ/dtheta = sum_t [ dr_t/da_t dpi(s_t)/dtheta + dr_t/ds_t sum_{k<t} ds_t/da_k dpi(s_k)/dtheta ]
 
-    and with `paths=Paths()`, the default, that of the closed loop.
+    and with `paths=Paths()`, the default, that of the closed loop. Unbatched, as `unroll`:
 
     ```python
     value, grads = unroll_grad(model, policy, s_0, 100, reward=task.reward, paths=BPO)
+    policy = eqx.apply_updates(policy, jax.tree.map(lambda g: 0.01 * g, grads))  # One step up
+    values, grads = jax.vmap(lambda s: unroll_grad(model, policy, s, 100, reward=task.reward, paths=BPO))(starts)
     ```
 
-    **Arguments:** as for [`awmkit.unroll`][], and
+    **Arguments**
 
-    - `reward`: `reward(state, action, t) -> scalar`, or a [`awmkit.Transition`][].
+    - `dynamics`: a simulator or a world model.
+    - `policy`: a module with floating-point parameters, called as `policy(state, t, *, key)`, returns an action (A,) in
+      [-1, 1]; or an array of actions (H, A).
+    - `state`: s_0, shape (S,), floating point.
+    - `horizon`: the number of steps H, at least 1; static.
+    - `reward`: `reward(state, action, t) -> scalar`, or a [`awmkit.Transition`][]. Define it once, outside of loops.
+    - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
+    - `paths`: gains of the gradient on the edges: `Paths()`, `BPO`, `Paths(state_to_model=0.9)`.
     - `discount`: a scalar, 1 by default, as in the paper.
     - `method`: by default the fastest exact one: `Parallel()` for an AWM with a parallel backbone (a transformer), else
       `Sequential()`.
@@ -99,7 +108,8 @@ def unroll_grad(
     **Returns:** J, a scalar, and dJ/dpolicy: a policy-shaped tree with `None` for what is not a floating-point array, or,
     for an array of actions, dJ/da of shape (H, A).
 
-    **Raises:** `ValueError` as `unroll` does, and for a policy without parameters; a runtime error from `check`.
+    **Raises:** `ValueError` for wrong shapes, dtypes, keys, horizons or functions, a non-finite `state`, a `Parallel` method for
+    a dynamics that reads its state, and a policy without parameters; a runtime error from `check`.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     check_differentiable(policy)

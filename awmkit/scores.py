@@ -102,6 +102,8 @@ def iqm(scores: ArrayLike) -> float:
 
     **Arguments:** `scores`: shape (seeds, tasks), or any other.
 
+    **Returns:** a number.
+
     **Raises:** `ValueError` for no scores, or scores that are not finite, which no order would put in their place.
     """
     ordered = np.sort(_finite(scores), axis=None)
@@ -116,6 +118,8 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     often, not by how much.
 
     **Arguments:** `x`, `y`: scores of shape (seeds, tasks) of the same tasks; the numbers of seeds may differ.
+
+    **Returns:** a number from 0 to 1.
 
     **Raises:** `ValueError` for other shapes, or scores that are not finite.
     """
@@ -185,6 +189,8 @@ def table(
     - `returns`: true returns, one a seed or `None`, of each problem by the name of its class, of each method by its name.
     - `horizon`: N, of all.
     - `of`: a method's name, by default the first. `seed`: of the intervals' resampling.
+
+    **Returns:** the text.
 
     **Raises:** `ValueError` for names that are not known, or as `reference` does.
     """

@@ -143,8 +143,11 @@ def true_gradient(
     - `states`: N starts, shape (N, S).
     - `horizons`: J_H is the return of the first H steps; for an array of actions, by default eight up to its length.
     - `sigma`: in units of the parameters. `pairs`: of perturbations; the standard error falls with their root.
+    - `reward`, `discount`: of the return.
     - `key`: for the perturbations, and for a stochastic policy or dynamics.
     - `batch_size`: how many starts, or pairs, are handled at once; `pairs` is rounded up to a multiple.
+
+    **Returns:** a [`awmkit.analysis.TrueGradient`][], to be judged by with [`awmkit.analysis.fidelity`][].
 
     **Raises:** `ValueError` as `unroll_grad` does, for a `sigma` that is not positive, for fewer than 2 pairs, and where
     the true system is not finite.
@@ -208,7 +211,9 @@ def fidelity(
     - `resamples`: of the starts, for the intervals, drawn with `seed`. The noise of the smoothed reference is not in them but
       in `truth.standard_error` and `truth.ceiling`.
 
-    **Raises:** `ValueError` as `unroll_grad` does.
+    **Returns:** a [`awmkit.analysis.Fidelity`][].
+
+    **Raises:** `ValueError` as `unroll_grad` does, and for another kind of truth.
     """
     if not isinstance(truth, TrueGradient):
         raise ValueError(f"The truth is {kind(truth)}; pass what true_gradient(task, ...) returns.")

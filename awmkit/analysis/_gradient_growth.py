@@ -88,6 +88,8 @@ def gradient_growth(
     - `decisive`: the margin below which the data cannot decide, as in [`awmkit.analysis.fit_growth`][].
     - `batch_size`: how many starts are handled at once; memory grows with it.
 
+    **Returns:** a `GradientGrowth`.
+
     **Raises:** `ValueError` as `unroll` does, and for fewer than 4 horizons or a horizon outside 1 ... H.
     """
     many = list(dynamics) if isinstance(dynamics, list | tuple) else [dynamics]

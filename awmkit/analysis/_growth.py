@@ -54,6 +54,12 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
     - `horizons`: at least 4 different positive numbers, shape (n,). `norms`: positive, finite, shape (n,).
     - `decisive`: the margin below which the data cannot decide.
 
+    ```python
+    print(fit_growth([10, 20, 50, 100], [1.2, 3.1, 55.0, 7_800.0]))  # exp(0.0976 H)
+    ```
+
+    **Returns:** a `Growth`.
+
     **Raises:** `ValueError` for fewer horizons, and for norms that are not positive and finite.
     """
     try:

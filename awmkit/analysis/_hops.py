@@ -96,7 +96,7 @@ def hop_spectrum(
 
     **Arguments**
 
-    - `state`: s_0, shape (S,). `actions`: shape (H, A). `key`: for a stochastic dynamics, as `unroll` takes it.
+    - `dynamics`: a simulator or a model. `state`: s_0, shape (S,). `actions`: shape (H, A). `key`: for a stochastic dynamics.
     - `reward`: if given, split dJ/da_k, by one backward pass of N+2 cotangents; else ds_t/da_k for all t and k, by H A forward
       passes of N+2 tangents.
     - `hops`: N, the largest number told apart; paths of more are summed. No path makes more than H - 1 hops.

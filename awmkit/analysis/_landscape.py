@@ -88,12 +88,20 @@ def landscape(
 
     **Arguments**
 
-    - `policy`: a policy, or an array of actions (H, A). `state`: s_0, shape (S,). `horizon`: H.
+    - `dynamics`: a simulator or a model. `policy`: a policy, or an array of actions (H, A).
+    - `state`: s_0, shape (S,). `horizon`: H.
     - `directions`: how many random ones, 1 or 2; or a sequence of 1 or 2 policy-shaped trees of your own (for an array of
       actions, arrays (H, A)), of which `None` leaves are not moved along.
     - `span`: how far to go along each, in units of its length. `points`: on each axis, at least 3; by default 401 or 41.
     - `key`: for the directions, and for a stochastic policy or dynamics, which sees the same noise everywhere.
     - `reward`, `discount`, `method`: as for `unroll`. `batch_size`: how many points are evaluated at once.
+
+    ```python
+    cut = landscape(task, policy, s_0, 200, reward=task.reward, key=key)
+    cut.local_maxima, awmkit.plot.landscape(cut)
+    ```
+
+    **Returns:** a `Landscape`.
 
     **Raises:** `ValueError` as `unroll_grad` does, and for other numbers of directions, few points or no span.
     """

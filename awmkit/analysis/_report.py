@@ -132,6 +132,8 @@ def report(
     - `span`: of the landscape. `key`: for its direction, and for all else that is random.
     - `progress`: whether to show a progress bar on stderr.
 
+    **Returns:** a `Report`. examples/README.md reads one line by line.
+
     **Raises:** `ValueError` as the analyses do.
     """
     named = dict(dynamics) if isinstance(dynamics, Mapping) else {type(dynamics).__name__: dynamics}

@@ -90,7 +90,12 @@ class Discretised(AbstractTask):
     - `noise`: of the process, standard deviation per square root of unit time, of all entries or of each. With `distractors` or
       `noise`, `unroll` needs a key.
 
-    **Raises:** `ValueError` for a horizon below 1, a negative number of distractors or noise, or sizes that do not agree.
+    ```python
+    task = Discretised(CancerTreatment(r=0.4), horizon=100, noise=0.01)
+    ```
+
+    **Raises:** `ValueError` for what is no problem, a horizon below 1, a negative number of distractors or noise, or sizes
+    that do not agree.
     """
 
     problem: AbstractControlProblem

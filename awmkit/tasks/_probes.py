@@ -81,6 +81,10 @@ def spiral(rate: ScalarLike, angle: ScalarLike, *, horizon: int = 20) -> LinearQ
     """The plane turned by `angle` radians and scaled by `rate` at each step, pushed along the first axis by the action.
 
     |ds_t/da_k| = rate^(t-k-1): a rotation at 1, a contraction below, an expansion above.
+
+    **Arguments:** `rate`, `angle`: per step. `horizon`: H.
+
+    **Returns:** a [`awmkit.tasks.LinearQuadratic`][] of 2 states and 1 action.
     """
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return LinearQuadratic(jnp.asarray(rate) * jnp.array([[cos, -sin], [sin, cos]]), jnp.array([[1.0], [0.0]]), horizon=horizon)
