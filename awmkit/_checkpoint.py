@@ -73,8 +73,8 @@ def check_folder(path: Path) -> None:
 def load(path: str | Path, like: T) -> T:
     """Read what `save` wrote.
 
-    **Arguments:** `path`: the file. `like`: a tree of the same structure, shapes and dtypes, such as a newly built model; arrays
-    may be `jax.ShapeDtypeStruct`s. What is not an array comes from it.
+    **Arguments:** `path`: the file. `like`: a tree of the same structure, shapes and dtypes, such as a newly built model;
+    arrays may be `jax.ShapeDtypeStruct`s. What is not an array comes from it.
 
     **Returns:** the tree.
 

@@ -108,8 +108,8 @@ def unroll_grad(
     **Returns:** J, a scalar, and dJ/dpolicy: a policy-shaped tree with `None` for what is not a floating-point array, or,
     for an array of actions, dJ/da of shape (H, A).
 
-    **Raises:** `ValueError` for wrong shapes, dtypes, keys, horizons or functions, a non-finite `state`, a `Parallel` method for
-    a dynamics that reads its state, and a policy without parameters; a runtime error from `check`.
+    **Raises:** `ValueError` for wrong shapes, dtypes, keys, horizons or functions, a non-finite `state`, a `Parallel` method
+    for a dynamics that reads its state, and a policy without parameters; a runtime error from `check`.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     check_differentiable(policy)
