@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from ._dynamics import AbstractDynamics
+from ._given import check_counts, check_optimiser
 from ._methods import AbstractMethod, Parallel, Sequential
 from ._normaliser import Normaliser, trainable
 from ._paths import BPO, Paths
@@ -201,9 +202,7 @@ class ShortUnroll(AbstractAscent):
     - `critic_optimiser`, `polyak`: of the critic, and the share of V' that an update leaves in place.
     - the others as for [`awmkit.WholeEpisode`][].
 
-    ```python
-    ascent = ShortUnroll(Critic(task.state_size, task.horizon, key=key), length=5)
-    ```
+    Such as `ShortUnroll(Critic(task.state_size, task.horizon, key=key), length=5)`.
 
     **Raises:** `ValueError` for what is out of range, and for a critic with a leading axis.
     """
@@ -339,11 +338,13 @@ def gradient(objective: Callable, module: PyTree) -> tuple[PyTree, PyTree]:
 
 def check(ascent) -> None:
     """Raise for settings that make no sense, in either way to climb."""
-    if not ascent.every > 0 or ascent.starts < 1 or not ascent.clip > 0:
-        raise ValueError(
-            f"{type(ascent).__name__} got every={ascent.every}, starts={ascent.starts}, clip={ascent.clip}; it needs a "
-            "positive number, at least 1, and a positive number."
-        )
+    who = type(ascent).__name__
+    check_counts(who, starts=ascent.starts)
+    check_optimiser(ascent.optimiser)
+    if not ascent.every > 0 or not ascent.clip > 0:
+        raise ValueError(f"{who} got every={ascent.every}, clip={ascent.clip}; each must be a positive number.")
+    if isinstance(ascent.entropy, str):
+        raise ValueError(f"{who} got entropy={ascent.entropy!r}; give a weight, or TargetEntropy(-4.0) to find one.")
 
 
 class Footing(eqx.Module):

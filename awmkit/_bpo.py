@@ -26,11 +26,11 @@ from . import _learner
 from ._ascent import AbstractAscent, Climb, ShortUnroll, WholeEpisode
 from ._checkpoint import check_folder, load, read_header, save, versions
 from ._dynamics import AbstractDynamics, AbstractTask
-from ._given import check_counts, kind
+from ._given import check_call, check_counts, kind
 from ._learner import Fitting, Learner, Loop, Metrics, Mode, Warmup
 from ._progress import Progress
 from ._reward import Reward
-from ._sharding import gather, place
+from ._sharding import check_mesh, gather, place
 from ._trajectory import Trajectory
 from .models import AWM, HWM
 from .models._fitted import AbstractFitted
@@ -137,7 +137,11 @@ def bpo(
     """
     started = time.monotonic()
     _check_kinds(task, model, key, warmup, fitting, ascent)
+    check_mesh(mesh)
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(f"The callbacks are {kind(callbacks)}; pass a list of functions, such as [JSONLines('log')].")
     _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations)
+    _check_seeds(key, {"model": model, "policy": policy, "reward": reward})
     if checkpoint is not None:
         check_folder(Path(checkpoint))
     per_iteration = task.horizon * environments
@@ -344,6 +348,14 @@ def _check_kinds(task, model, key, warmup, fitting, ascent) -> None:
             raise ValueError(f"bpo got {name}={given!r}; pass an awmkit.{example}(...).")
 
 
+def _check_seeds(key, learned: dict[str, Any]) -> None:
+    """Several keys need a leading axis of each thing that is learned; a simulator is one for all."""
+    for name, tree in learned.items():
+        if key.ndim and (name == "policy" or isinstance(tree, AbstractFitted)):
+            if any(jnp.shape(x)[:1] != key.shape for x in jtu.tree_leaves(eqx.filter(tree, eqx.is_array))):
+                raise ValueError(f"There are {key.size} keys and one {name}; build several by eqx.filter_vmap(make)(keys).")
+
+
 def _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations) -> None:
     if (model.state_size, model.action_size) != (task.state_size, task.action_size):
         raise ValueError(
@@ -355,6 +367,8 @@ def _check(task, model, policy, key, steps, environments, noise, ascent, evaluat
     check_counts("bpo", steps=steps, environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
     if not noise >= 0:
         raise ValueError(f"bpo got noise={noise}; give a standard deviation of at least 0, such as 0.1.")
+    fix = "write it so, or pass a GaussianPolicy"
+    check_call("policy", "policy(state, t, *, key)", fix, policy, None, 0, key=None)
     if not hasattr(policy, "entropy") and ascent.entropy != 0:
         raise ValueError(
             f"A {type(policy).__name__} has no entropy to reward; pass a GaussianPolicy, or {type(ascent).__name__}(entropy=0)."

@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from ._dynamics import AbstractTask
+from ._given import check_call, check_counts, check_key
 from ._methods import Policy
 from ._progress import Progress
 from ._reward import Reward
@@ -62,8 +63,9 @@ def collect(
     """
     _, actions = _spaces(env)
     horizon = _horizon(env, horizon)
-    if episodes < 1:
-        raise ValueError(f"episodes is {episodes}; collect at least 1.")
+    check_counts("collect", episodes=episodes)
+    if key is not None:
+        check_key("collect", key)
     act = _policy(policy, (horizon, *actions.shape))
     seed, keys = None, [None] * episodes
     if key is not None:
@@ -190,7 +192,9 @@ def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int 
 
 def _policy(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:
     """The policy as a function of the state, the step and the episode's key."""
-    if callable(policy):
+    if callable(policy) or isinstance(policy, str):
+        fix = "write it so, as lambda state, t, *, key=None: ..., or pass an array of actions (H, A)"
+        check_call("policy", "policy(state, t, *, key)", fix, policy, None, 0, key=None)
         act = compiled(_act, policy)
         return lambda state, t, key: act(state, np.asarray(t), key)
     plan = np.asarray(policy)

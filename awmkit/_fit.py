@@ -16,10 +16,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._given import check_counts, check_key, kind
+from ._given import check_counts, check_key, check_optimiser, kind
 from ._normaliser import Normaliser, trainable
 from ._progress import Progress
-from ._sharding import gather, place, split
+from ._sharding import check_mesh, gather, place, split
 from ._trajectory import Trajectory
 from .models import AbstractFitted
 
@@ -90,7 +90,7 @@ def fit(
     finite; `RuntimeError` when the loss is not.
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
-    _check(model, episodes, updates, batch_size, holdout, optimiser, key)
+    _check(model, episodes, updates, batch_size, holdout, optimiser, key, mesh)
     split_key, batch_key = jax.random.split(key)
     episodes = jtu.tree_map(jnp.asarray, Trajectory(episodes.states, episodes.actions, episodes.rewards))
     order = jax.random.permutation(split_key, episodes.states.shape[0])
@@ -142,15 +142,15 @@ def _held_out_error(model, unseen, episodes):
     return jnp.mean((errors / Normaliser(truth.shape[-1]).fitted(truth).scale) ** 2, axis=(0, 2))
 
 
-def _check(model, episodes, updates, batch_size, holdout, optimiser, key) -> None:
+def _check(model, episodes, updates, batch_size, holdout, optimiser, key, mesh) -> None:
     if not isinstance(model, AbstractFitted):
         raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own subclass.")
     if not isinstance(episodes, Trajectory):
         raise ValueError(f"The episodes are {kind(episodes)}; pass one Trajectory, each of whose fields has a leading axis.")
     check_counts("fit", updates=updates, batch_size=batch_size)
     check_key("fit", key)
-    if not isinstance(optimiser, optax.GradientTransformation):
-        raise ValueError(f"The optimiser is {kind(optimiser)}; pass one of optax, such as optax.adam(1e-3).")
+    check_optimiser(optimiser)
+    check_mesh(mesh)
     states, actions = episodes.states, episodes.actions
     needed = f"states (N, H+1, {model.state_size}) and actions (N, H, {model.action_size})"
     if states.ndim != 3 or actions.shape != (states.shape[0], states.shape[1] - 1, model.action_size):

@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def check_counts(who: str, *, least: int = 1, **counts: Any) -> None:
@@ -29,6 +30,12 @@ def check_key(who: str, key: Any) -> None:
     """Raise for what is not one new-style key."""
     if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         raise ValueError(f"{who} got the key {describe(key)}; give one key made by jax.random.key(seed), or vmap over several.")
+
+
+def check_optimiser(optimiser: Any) -> None:
+    """Raise for what is no optimiser of optax."""
+    if not isinstance(optimiser, optax.GradientTransformation):
+        raise ValueError(f"The optimiser is {kind(optimiser)}; pass one of optax, such as optax.adam(1e-3).")
 
 
 def check_call(what: str, call: str, fix: str, fn: Any, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from ._ascent import AbstractAscent, Climb
 from ._dynamics import AbstractDynamics, AbstractTask
+from ._given import check_call, check_counts, check_optimiser
 from ._normaliser import Normaliser, trainable
 from ._replay import Replay
 from ._reward import Reward, Transition
@@ -56,8 +57,8 @@ class Warmup(eqx.Module):
     actions: Callable[..., Array] = eqx.field(static=True, default=uniform_actions)
 
     def __check_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"Warmup got steps={self.steps}; statistics need at least 1, which makes a whole episode.")
+        check_counts("Warmup", steps=self.steps)
+        check_call("warm-up's actions", "actions(key, shape)", "write it so, as uniform_actions", self.actions, None, None)
 
 
 class Fitting(eqx.Module):
@@ -79,11 +80,12 @@ class Fitting(eqx.Module):
     recency: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
-        if not self.every > 0 or self.batch_size < 1 or self.first < 0 or not 0 < self.recency <= 1:
-            raise ValueError(
-                f"Fitting got every={self.every}, batch_size={self.batch_size}, first={self.first}, recency={self.recency}; it "
-                "needs a positive number, at least 1, at least 0, and a number in (0, 1]."
-            )
+        check_counts("Fitting", batch_size=self.batch_size)
+        check_counts("Fitting", least=0, first=self.first)
+        check_optimiser(self.optimiser)
+        if not self.every > 0 or not 0 < self.recency <= 1:
+            given = f"every={self.every}, recency={self.recency}"
+            raise ValueError(f"Fitting got {given}; it needs a positive number, and a number in (0, 1].")
 
 
 class Metrics(eqx.Module):

@@ -13,7 +13,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ._given import kind
+
 T = TypeVar("T")
+
+
+def check_mesh(mesh: Mesh | None) -> None:
+    """Raise for what is no mesh."""
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f'The mesh is {kind(mesh)}; pass one of devices, such as jax.make_mesh((8,), ("episodes",)).')
 
 
 def place(tree: T, mesh: Mesh | None) -> T:

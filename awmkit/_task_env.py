@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from ._dynamics import AbstractTask
+from ._given import check_counts, kind
 from ._render import draw
 from ._reward import of_transition
 
@@ -50,6 +51,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     """
 
     def __init__(self, task: AbstractTask, *, time_aware: bool = True, render_mode: str | None = None):
+        _check_task(task)
         self.task = task
         self.time_aware = time_aware
         self.metadata = _metadata(task, render_mode)
@@ -93,6 +95,11 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return np.array(np.asarray(observation)[: None if self.time_aware else -1])
 
 
+def _check_task(task) -> None:
+    if not isinstance(task, AbstractTask) or task.on_host:
+        raise ValueError(f"The task is {kind(task)}; pass an awmkit.AbstractTask that JAX can trace, such as OneBounce().")
+
+
 class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """Many copies of a task, all stepped in one compiled call.
 
@@ -113,8 +120,8 @@ class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
 
     def __init__(self, task: AbstractTask, num_envs: int, *, time_aware: bool = True, render_mode: str | None = None):
-        if num_envs < 1:
-            raise ValueError(f"num_envs is {num_envs}; a vector environment needs at least 1 copy.")
+        _check_task(task)
+        check_counts("TaskVectorEnv", num_envs=num_envs)
         self.task = task
         self.num_envs = num_envs
         self.time_aware = time_aware

@@ -1,7 +1,11 @@
 """Figures of the analyses, by matplotlib (`pip install "awmkit[plot]"`).
 
 Each function draws one kind of result, of one dynamics or of several by name, into axes of yours or new ones, which it returns;
-put the simulator first, it is drawn in black.
+put the simulator first, it is drawn in black. `results` is what the analysis returned, or a dict of several by name; `axes`
+is where to draw, a new figure by default.
+
+    plot.growth({"simulator": gradient_growth(task, starts, actions), "AWM": gradient_growth(model, starts, actions)})
+    plot.landscape(landscape(task, policy, s_0, 200, reward=task.reward, key=key)).figure.savefig("landscape.png")
 """
 
 from collections.abc import Mapping
@@ -16,6 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(f'awmkit.plot needs matplotlib ({error}); pip install "awmkit[plot]".') from error
 
+from ._given import kind
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
 from .analysis._report import quartiles
 
@@ -26,7 +31,7 @@ def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes
     """Gradient norm against the horizon: medians over starts, quartiles shaded, the law in the legend."""
     axes = _axes(axes)
     of = "state"
-    for colour, (name, result) in _coloured(results):
+    for colour, (name, result) in _coloured(results, GradientGrowth):
         of = result.of
         low, middle, high = quartiles(result.norms, axis=1)
         axes.plot(result.horizons, middle, "o-", ms=3, color=colour, label=f"{name}  {result}".strip())
@@ -40,7 +45,7 @@ def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes
 def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Axes | None = None) -> Axes:
     """|ds_t/da_k| against the lag t - k: the root mean square over all pairs that far apart."""
     axes = _axes(axes)
-    for colour, (name, result) in _coloured(results):
+    for colour, (name, result) in _coloured(results, ActionJacobian):
         by_lag = np.asarray(result.by_lag)
         axes.plot(np.arange(1, by_lag.size + 1), by_lag, color=colour, label=name)
     axes.set(xlabel="lag t - k, steps", ylabel="|ds$_t$/da$_k$|, root mean square")
@@ -50,7 +55,7 @@ def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Ax
 def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None = None) -> Axes:
     """The share of the derivative's norm in paths of each number of hops, all pairs together."""
     weights = {}
-    for name, result in (results if isinstance(results, Mapping) else {"": results}).items():
+    for _, (name, result) in _coloured(results, HopSpectrum):
         norms = np.sqrt(np.sum(np.asarray(result.norms) ** 2, axis=tuple(range(1, result.norms.ndim))))
         weights[name] = norms / max(norms.sum(), 1e-300)
     return _weights(weights, axes)
@@ -62,7 +67,7 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
     Of results batched over starts, the median of the largest exponent and its quartiles.
     """
     axes = _axes(axes)
-    for colour, (name, result) in _coloured(results):
+    for colour, (name, result) in _coloured(results, Lyapunov):
         running = np.asarray(result.running)
         steps = np.arange(1, running.shape[-2] + 1)
         if running.ndim == 2:
@@ -80,7 +85,7 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
 def landscape(results: Landscape | Mapping[str, Landscape], *, axes: Axes | None = None) -> Axes:
     """The return along a line, or on a square (of one dynamics) as an image with contours."""
     axes = _axes(axes)
-    for colour, (name, result) in _coloured(results):
+    for colour, (name, result) in _coloured(results, Landscape):
         x, values = np.asarray(result.coordinates), np.asarray(result.values)
         if values.ndim == 1:
             axes.plot(x, values, color=colour, lw=1, label=name)
@@ -98,7 +103,7 @@ def fidelity(
     """Cosine with the smoothed true gradient start by start, its mean at each horizon; `truth` adds what a perfect one has."""
     axes = _axes(axes)
     number = len(results) if isinstance(results, Mapping) else 1
-    for i, (colour, (name, result)) in enumerate(_coloured(results)):
+    for i, (colour, (name, result)) in enumerate(_coloured(results, Fidelity)):
         cosine = result.smoothed.cosine_of_each
         x = np.arange(result.horizons.size) + 0.6 * ((i + 0.5) / number - 0.5)
         below, above = np.maximum(cosine.value - cosine.low, 0), np.maximum(cosine.high - cosine.value, 0)
@@ -122,6 +127,7 @@ def report(result: Report) -> Figure:
 
     **Returns:** the figure.
     """
+    _coloured(result, Report)
     figure, panels = plt.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
     of = lambda field: {name: getattr(entry, field) for name, entry in result.entries.items()}
     growth(of("state_growth"), axes=panels[0, 0]).set_title("1. What is left of the first action")
@@ -175,8 +181,10 @@ def _axes(axes: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1] if axes is None else axes
 
 
-def _coloured(results: Any):
+def _coloured(results: Any, needed: type = object):
     named = results if isinstance(results, Mapping) else {"": results}
+    if wrong := [result for result in named.values() if not isinstance(result, needed)]:
+        raise ValueError(f"There is {kind(wrong[0])} to draw; pass a {needed.__name__}, or a dict of several by name.")
     return [(COLOURS[i % len(COLOURS)], item) for i, item in enumerate(named.items())]
 
 

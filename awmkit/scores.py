@@ -246,7 +246,10 @@ def _name(problem: AbstractControlProblem) -> str:
 
 
 def _finite(scores: ArrayLike) -> np.ndarray:
-    scores = np.asarray(scores, float)
+    try:
+        scores = np.asarray(scores, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The scores are no numbers ({error}); give an array of shape (seeds, tasks).") from None
     if not scores.size or not np.isfinite(scores).all():
         given = f"{scores.size} scores, of which {np.sum(~np.isfinite(scores))} are not finite"
         raise ValueError(f"There are {given}; give at least one, and leave out or repeat runs that failed.")

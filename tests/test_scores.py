@@ -170,6 +170,8 @@ MISUSES = {
     "distractors": (lambda: gap_closed(Discretised(Glucose(), distractors=2), 0.0), "nothing random, not of .*distractors=2"),
     "noise": (lambda: normalised(Discretised(Bacteria(), noise=0.1), 0.0), r"noise=\(0.1,\); leave these out"),
     "no scores": (lambda: iqm([]), "0 scores.*at least one"),
+    "a word for a score": (lambda: iqm(["good"]), "scores are no numbers"),
+    "a name for a task": (lambda: reference("CancerTreatment", 100), "no reference numbers for str.*awmkit.tasks.MYRIAD"),
     "a failed run": (lambda: iqm([1.0, np.nan]), "2 scores, of which 1 are not finite"),
     "scores of no task": (lambda: interval(iqm, [1.0, 2.0]), r"shape \(2,\); give \(seeds, tasks\)"),
     "one seed": (lambda: interval(iqm, [[1.0, 2.0]]), "1 seed, which has no spread"),
