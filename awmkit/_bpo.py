@@ -136,14 +136,9 @@ def bpo(
     epoch has no other, a warning says so.
     """
     started = time.monotonic()
-    _check_kinds(task, model, key, warmup, fitting, ascent)
-    check_mesh(mesh)
-    if not isinstance(callbacks, Sequence):
-        raise ValueError(f"The callbacks are {kind(callbacks)}; pass a list of functions, such as [JSONLines('log')].")
+    _check_kinds(task, model, key, warmup, fitting, ascent, callbacks, checkpoint, mesh)
     _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations)
     _check_seeds(key, {"model": model, "policy": policy, "reward": reward})
-    if checkpoint is not None:
-        check_folder(Path(checkpoint))
     per_iteration = task.horizon * environments
     warm = math.ceil(warmup.steps / per_iteration) * environments
     before, iterations = warm * task.horizon, math.ceil((steps - warm * task.horizon) / per_iteration)
@@ -334,7 +329,7 @@ def _warn_of_skips(row: Metrics, updates) -> None:
         )
 
 
-def _check_kinds(task, model, key, warmup, fitting, ascent) -> None:
+def _check_kinds(task, model, key, warmup, fitting, ascent, callbacks, checkpoint, mesh) -> None:
     if not isinstance(task, AbstractTask):
         raise ValueError(f"The task is {kind(task)}; pass an awmkit.AbstractTask, such as a GymnasiumTask(env).")
     if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
@@ -346,6 +341,11 @@ def _check_kinds(task, model, key, warmup, fitting, ascent) -> None:
         if not isinstance(given, needed):
             example = "WholeEpisode" if needed is AbstractAscent else needed.__name__
             raise ValueError(f"bpo got {name}={given!r}; pass an awmkit.{example}(...).")
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(f"The callbacks are {kind(callbacks)}; pass a list of functions, such as [JSONLines('log')].")
+    if checkpoint is not None:
+        check_folder(Path(checkpoint))
+    check_mesh(mesh)
 
 
 def _check_seeds(key, learned: dict[str, Any]) -> None:
