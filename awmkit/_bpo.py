@@ -137,8 +137,7 @@ def bpo(
     """
     started = time.monotonic()
     _check_kinds(task, model, key, warmup, fitting, ascent, callbacks, checkpoint, mesh)
-    _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations)
-    _check_seeds(key, {"model": model, "policy": policy, "reward": reward})
+    _check(task, model, policy, reward, key, steps, environments, noise, ascent, evaluate_every, evaluations)
     per_iteration = task.horizon * environments
     warm = math.ceil(warmup.steps / per_iteration) * environments
     before, iterations = warm * task.horizon, math.ceil((steps - warm * task.horizon) / per_iteration)
@@ -159,10 +158,9 @@ def bpo(
         (start.run(), []) if checkpoint is None or not Path(checkpoint).exists() else _resume(checkpoint, config, start)
     )
     done = (int(np.max(rows[-1].steps)) - before) // loop.per_iteration if rows else 0
-    lived = [before + i * loop.per_iteration for i in (done, iterations)]
+    lived = before + iterations * loop.per_iteration
     first = jax.process_index() == 0
-    bar = Progress(f"bpo, {type(model).__name__}", lived[1], enabled=progress and first)
-    with bar, _resumable(checkpoint, rows):
+    with _resumable(checkpoint, rows), Progress(f"bpo, {type(model).__name__}", lived, enabled=progress and first) as bar:
         for begin in range(done, iterations, config["epoch"]):
             end = min(begin + config["epoch"], iterations)
             learner, row = _epoch(loop, learner, begin, end, before, key)
@@ -356,7 +354,7 @@ def _check_seeds(key, learned: dict[str, Any]) -> None:
                 raise ValueError(f"There are {key.size} keys and one {name}; build several by eqx.filter_vmap(make)(keys).")
 
 
-def _check(task, model, policy, key, steps, environments, noise, ascent, evaluate_every, evaluations) -> None:
+def _check(task, model, policy, reward, key, steps, environments, noise, ascent, evaluate_every, evaluations) -> None:
     if (model.state_size, model.action_size) != (task.state_size, task.action_size):
         raise ValueError(
             f"The model has {model.state_size} states and {model.action_size} actions and the task {task.state_size} and "
@@ -364,6 +362,7 @@ def _check(task, model, policy, key, steps, environments, noise, ascent, evaluat
         )
     if key.ndim and task.on_host:
         raise ValueError("Several seeds run as one program only where JAX can trace the task; call bpo once for each key.")
+    _check_seeds(key, {"model": model, "policy": policy, "reward": reward})
     check_counts("bpo", steps=steps, environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
     if not noise >= 0:
         raise ValueError(f"bpo got noise={noise}; give a standard deviation of at least 0, such as 0.1.")
