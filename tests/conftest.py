@@ -16,6 +16,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 common = {"deadline": None, "derandomize": True, "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("quick", max_examples=5, **common)
+# For tests/mutate.py, to which any failure is as good as the least.
+hypothesis.settings.register_profile("unshrunk", max_examples=5, phases=[hypothesis.Phase.generate], **common)
 hypothesis.settings.register_profile(
     "deep", max_examples=1000, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import pytest
+from mutate import MUTANTS
 
 import awmkit
 import awmkit.analysis
@@ -131,3 +132,10 @@ def test_imports_run_downwards_and_in_no_cycle():
     tuple(graphlib.TopologicalSorter(graph).static_order())  # Raises where there is a cycle.
     edges = [(_layer(module), _layer(under)) for module in graph.keys() - {"awmkit"} for under in graph[module]]
     assert len(edges) > 100 and not [(above, below) for above, below in edges if below not in BELOW[above]]
+
+
+def test_every_mutant_still_breaks_something_and_its_test_is_there():
+    for mutant in MUTANTS:
+        ast.parse(mutant.broken(PACKAGE))
+        file, test = mutant.test.split("[")[0].split("::")
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), mutant.breaks

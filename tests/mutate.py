@@ -1,0 +1,307 @@
+"""Break the package on purpose, one place at a time, and see that the tests notice: `python tests/mutate.py`.
+
+Apart from the tests because it judges them: a mutant that survives is a hole in the suite, and a sharper test closes it.
+Everything runs in copies; one of them is whole and must pass, or the failures of the others would prove nothing.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import as_completed, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+VERDICTS = ["survived", "caught"]  # By what pytest exits with; any other number means that it could not run the test.
+
+
+class Mutant(NamedTuple):
+    """What it breaks, where and how, and the test that must fail."""
+
+    breaks: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+    def broken(self, package: Path) -> str:
+        """The text of its file with `new` for `old`."""
+        text = (package / self.file).read_text()
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(f"{self.file} has {self.old!r} {count} times, not once; renew the mutant {self.breaks!r}.")
+        return text.replace(self.old, self.new)
+
+
+LQ = "test_unroll.py::test_linear_quadratic_gradient_is_its_closed_form"
+AGREE = "test_methods.py::test_sequential_and_parallel_agree_in_values_and_gradients"
+DENSITY = "test_policies.py::test_the_gaussian_density_integrates_to_one_and_its_entropy_is_minus_its_mean_log"
+
+MUTANTS = (
+    Mutant(
+        "the policy's edge is not cut",
+        "_paths.py",
+        "return scale_gradient(states, self.state_to_policy)",
+        "return states",
+        "test_unroll.py::test_the_bpo_gradient_is_the_formula_of_the_paper",
+    ),
+    Mutant(
+        "a gain acts once, however often a path crosses",
+        "_paths.py",
+        "return _scaled(x, gain), gain * dx",
+        "return x, gain * dx",
+        "test_paths.py::test_a_gain_changes_no_value_and_scales_every_derivative",
+    ),
+    Mutant(
+        "the steps of an unroll are counted from 1",
+        "_methods.py",
+        "return step, (jnp.arange(horizon), planned,",
+        "return step, (1 + jnp.arange(horizon), planned,",
+        "test_gradients.py::test_gradient_is_that_of_differences_for_any_gains[Markov-actions]",
+    ),
+    Mutant(
+        "in the parallel pass a policy acts on the state after",
+        "_methods.py",
+        "paths.to_policy(jnp.concatenate([state[None], states[:-1]]))",
+        "paths.to_policy(states)",
+        AGREE,
+    ),
+    Mutant(
+        "each block of the parallel pass begins at step 0",
+        "_methods.py",
+        "(states, t + jnp.arange(states.shape[0]), keys)",
+        "(states, jnp.arange(states.shape[0]), keys)",
+        AGREE,
+    ),
+    Mutant(
+        "the adjoint stops after its first sweep",
+        "_methods.py",
+        "lambda x: g + (x - residual(x))",
+        "lambda x: g",
+        AGREE,
+    ),
+    Mutant(
+        "every step draws the same noise",
+        "_dynamics.py",
+        "jax.random.split(key, horizon)",
+        "jnp.broadcast_to(key, (horizon,))",
+        "test_unroll.py::test_each_step_has_noise_of_its_own_and_a_key_repeats_it",
+    ),
+    Mutant(
+        "the discount is forgotten",
+        "_trajectory.py",
+        "** steps * self.rewards",
+        "** (0 * steps) * self.rewards",
+        LQ,
+    ),
+    Mutant(
+        "a reward reads the state after",
+        "_reward.py",
+        "(states[:-1], actions,",
+        "(states[1:], actions,",
+        LQ,
+    ),
+    Mutant(
+        "a reward is detached from its own action",
+        "_reward.py",
+        "(states[:-1], actions,",
+        "(states[:-1], jax.lax.stop_gradient(actions),",
+        LQ,
+    ),
+    Mutant(
+        "a token sees the one after it",
+        "models/_transformer.py",
+        "positions[start:end, None] >= positions[:end]",
+        "positions[start:end, None] + 1 >= positions[:end]",
+        "test_unroll.py::test_states_do_not_depend_on_later_actions_and_parallel_runs_match[AWM transformer, rotary time]",
+    ),
+    Mutant(
+        "keys are cached one place off",
+        "models/_transformer.py",
+        "(cache[0], k[0], position, 0)",
+        "(cache[0], k[0], position - 1, 0)",
+        "test_models.py::test_open_loop_is_init_and_step_in_values_and_gradients[AWM transformer, rotary time]",
+    ),
+    Mutant(
+        "a history world model is trained on the states after",
+        "models/_hwm.py",
+        "self.inputs.at(steps)(states[:-1])",
+        "self.inputs.at(steps)(states[1:])",
+        "test_models.py::test_teacher_forced_predictions_are_steps_from_the_truth[HWM GRU]",
+    ),
+    Mutant(
+        "a gradient moves statistics",
+        "_normaliser.py",
+        "return (x - lax.stop_gradient(self.shift)) / lax.stop_gradient(self.scale)",
+        "return (x - self.shift) / self.scale",
+        "test_models.py::test_statistics_are_not_trainable",
+    ),
+    Mutant(
+        "predictions lose their unit",
+        "_normaliser.py",
+        "return y * lax.stop_gradient(self.scale) + lax",
+        "return y + lax",
+        "test_models.py::test_a_normalised_model_does_not_care_about_units",
+    ),
+    Mutant(
+        "a density forgets which way tanh stretches",
+        "_policies.py",
+        "jnp.sum(normal - 2 * (",
+        "jnp.sum(normal + 2 * (",
+        DENSITY,
+    ),
+    Mutant(
+        "entropy has the wrong sign",
+        "_policies.py",
+        "return -self._log_prob(",
+        "return self._log_prob(",
+        DENSITY,
+    ),
+    Mutant(
+        "an episode drawn has the rewards of another",
+        "_replay.py",
+        "lambda x: x[slots], self.episodes",
+        "lambda x: x[slots if x.ndim > 2 else slots[::-1]], self.episodes",
+        "test_replay.py::test_an_episode_drawn_is_one_of_the_newest_that_were_added_and_whole",
+    ),
+    Mutant(
+        "the oldest episodes count as the newest",
+        "_replay.py",
+        "slots = (self.added - 1 - ages) % self.capacity",
+        "slots = (self.added + ages) % self.capacity",
+        "test_replay.py::test_each_episode_is_drawn_less_often_than_the_next_by_the_factor_recency",
+    ),
+    Mutant(
+        "a clip is not told",
+        "_ascent.py",
+        "known(norm * scale)",
+        "known(norm)",
+        "test_bpo.py::test_the_gradient_is_clipped_by_its_norm_and_both_norms_are_told",
+    ),
+    Mutant(
+        "a critic speaks of what comes after the end",
+        "_ascent.py",
+        "jnp.where(last < horizon, target(state, last), 0.0)",
+        "target(state, last)",
+        "test_bpo.py::test_a_short_unroll_ascends_its_rewards_and_the_critics_value_of_its_end",
+    ),
+    Mutant(
+        "the weight of entropy flees its target",
+        "_ascent.py",
+        "log_weight + ascent.entropy.rate",
+        "log_weight - ascent.entropy.rate",
+        "test_bpo.py::test_an_entropy_target_is_reached_for_each_entry_of_an_action_whatever_the_discount",
+    ),
+    Mutant(
+        "a checkpoint is copied over the old one, not moved",
+        "_checkpoint.py",
+        "os.replace(beside, path)",
+        "path.write_bytes(beside.read_bytes())",
+        "test_checkpoint.py::test_who_has_the_old_file_open_reads_it_whole_whatever_is_saved",
+    ),
+    Mutant(
+        "random keys come back as numbers",
+        "_checkpoint.py",
+        "if _is_key(x) else new,",
+        "if False else new,",
+        "test_checkpoint.py::test_a_tree_comes_back_as_it_was",
+    ),
+    Mutant(
+        "hops are not counted",
+        "analysis/_hops.py",
+        "return jnp.concatenate([none, parts[:-2], parts[-2:-1] + parts[-1:]])",
+        "return parts",
+        "test_hops.py::test_the_spectrum_of_a_users_own_dynamics_is_binomial",
+    ),
+    Mutant(
+        "a Lyapunov exponent is a factor, not its logarithm",
+        "analysis/_lyapunov.py",
+        "jnp.log(jnp.abs(jnp.diag(r)))",
+        "jnp.abs(jnp.diag(r))",
+        "test_lyapunov.py::test_exponents_of_a_spiral_are_the_logarithm_of_its_rate",
+    ),
+    Mutant(
+        "lags are one too many",
+        "analysis/_jacobian.py",
+        "jnp.where(t > k, t - k - 1, horizon)",
+        "jnp.where(t > k, t - k, horizon)",
+        "test_hops.py::test_norms_by_lag_are_those_of_powers_and_all_of_it_composes_with_vmap_and_grad",
+    ),
+    Mutant(
+        "the gap is closed from the wrong end",
+        "scores.py",
+        "(np.asarray(returns, float) - known.best_constant) / gap",
+        "(known.optimal - np.asarray(returns, float)) / gap",
+        "test_scores.py::test_the_optimum_scores_1_the_best_constant_0_and_a_constant_where_it_is_optimal_has_no_gap",
+    ),
+)
+
+
+class Run(NamedTuple):
+    """What pytest exited with and printed, and how long it took."""
+
+    status: int
+    output: str
+    seconds: float
+
+
+def judge(mutant: Mutant | None, tests: list[str], folder: Path) -> Run:
+    """Run `tests` in a copy of the repository that `mutant` has broken, up to the first that fails."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        home = Path(name)
+        shutil.copy(ROOT / "pyproject.toml", home)
+        for part in ("awmkit", "tests"):
+            shutil.copytree(ROOT / part, home / part, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            (home / "awmkit" / mutant.file).write_text(mutant.broken(home / "awmkit"))
+        # The copy goes before the package that is installed, and all copies share what is compiled.
+        env = {**os.environ, "PYTHONPATH": name, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=unshrunk"]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
+        done = subprocess.run(command, cwd=home / "tests", env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return Run(done.returncode, done.stdout, time.monotonic() - began)
+
+
+def judge_all(mutants: list[Mutant], jobs: int) -> list[tuple[str, Mutant, Run]]:
+    """The verdict on each, with a line as soon as it is there; the whole package comes first and must pass."""
+    verdicts = []
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
+        whole = pool.submit(judge, None, sorted({m.test for m in mutants}), Path(name))
+        runs = {pool.submit(judge, m, [m.test], Path(name)): m for m in mutants}
+        for count, done in enumerate(as_completed(runs), 1):
+            mutant, run = runs[done], done.result()
+            verdict = VERDICTS[run.status] if run.status < len(VERDICTS) else "not run"
+            verdicts.append((verdict, mutant, run))
+            print(f"[{count:2}/{len(mutants)}] {run.seconds:4.0f} s  {verdict:8}  {mutant.breaks}", flush=True)
+        if whole.result().status:
+            sys.exit(f"{whole.result().output}\nThe whole package fails these tests, so that no mutant proves anything.")
+    return verdicts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only mutants with one of these words in what they break or in their file")
+    parser.add_argument("--jobs", type=int, default=2, help="how many run at a time (2)")
+    asked = parser.parse_args()
+    chosen = [m for m in MUTANTS if not asked.words or re.search("|".join(asked.words), f"{m.breaks} {m.file}")]
+    for mutant in chosen:
+        mutant.broken(ROOT / "awmkit")  # Raises where it is out of date, before anything takes time.
+    began = time.monotonic()
+    verdicts = judge_all(chosen, asked.jobs)
+    print(f"\n| broken | in | by | verdict | seconds |\n| {' | '.join(['---'] * 5)} |")
+    for verdict, mutant, run in sorted(verdicts, key=lambda row: chosen.index(row[1])):
+        print(f"| {mutant.breaks} | {mutant.file} | {mutant.test.split('::')[0]} | {verdict} | {run.seconds:.0f} |")
+    missed = [(mutant, run) for verdict, mutant, run in verdicts if verdict != "caught"]
+    print(f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants caught in {time.monotonic() - began:.0f} s.")
+    for mutant, run in missed:
+        print(f"\n{mutant.breaks}: `{mutant.new}` for `{mutant.old}`, {mutant.test}\n{run.output[-2000:]}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
