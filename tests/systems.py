@@ -19,6 +19,7 @@ from awmkit.tasks import (
     Henon,
     LinearQuadratic,
     Lorenz,
+    OneBounce,
     PassiveDoublePendulum,
     spiral,
 )
@@ -51,6 +52,7 @@ DYNAMICS = {
     "Lorenz": lambda: Lorenz(substeps=2),
     "double pendulum, driven": lambda: DrivenDoublePendulum(HORIZON),
     "double pendulum, passive": lambda: PassiveDoublePendulum(HORIZON, pendulum=DoublePendulum(Circles())),
+    "one bounce": OneBounce,
     "credit assignment, hidden": lambda: CreditAssignment(HORIZON, hidden=True, phase=True, reward_noise=0.1),
     "bears, with noise": lambda: Discretised(BearPopulations(), noise=0.01, distractors=1),
     "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, by_step=True, key=_keys(3)[0]),

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import pytest
 from mutate import MUTANTS
+from systems import DYNAMICS, POLICIES
 
 import awmkit
 import awmkit.analysis
@@ -22,6 +23,9 @@ import awmkit.mjx
 import awmkit.plot
 import awmkit.scores
 import awmkit.tasks
+from awmkit import AbstractDynamics
+from awmkit._policies import AbstractPolicy
+from awmkit.models import AbstractBackbone
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(awmkit.__file__).parent
@@ -31,6 +35,10 @@ SOURCES = {path: ast.parse(path.read_text()) for path in [*MODULES.values(), *(R
 
 def _python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests").stdout
+
+
+def _descendants(cls) -> set[type]:
+    return {cls}.union(*map(_descendants, cls.__subclasses__()))
 
 
 def test_importing_is_quick_and_drags_no_optional_world_in():
@@ -44,12 +52,19 @@ def test_importing_is_quick_and_drags_no_optional_world_in():
 
 
 def test_every_class_is_abstract_or_final():
-    def descendants(cls):
-        return {cls}.union(*map(descendants, cls.__subclasses__()))
-
-    for cls in descendants(eqx.Module):
+    for cls in _descendants(eqx.Module):
         if cls.__module__.startswith("awmkit") and not cls.__name__.startswith("Abstract"):
             assert not [c for c in cls.__subclasses__() if c.__module__.startswith("awmkit")], cls
+
+
+def test_every_task_model_backbone_and_policy_has_a_row():
+    dynamics = [make() for make in DYNAMICS.values()]
+    rows = {type(d) for d in dynamics} | {type(getattr(d, "backbone", None)) for d in dynamics}
+    rows |= {type(make(2, 1)) for make in POLICIES.values()}
+    kinds = (AbstractDynamics, AbstractBackbone, AbstractPolicy)
+    public = {cls for module in (awmkit, awmkit.tasks) for cls in vars(module).values() if isinstance(cls, type)}
+    concrete = {cls for cls in public if issubclass(cls, kinds) and not cls.__name__.startswith("Abstract")}
+    assert concrete - rows == {awmkit.tasks.DoublePendulum}  # Part of two others.
 
 
 def test_every_public_name_has_a_docstring():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from test_hops import Mixed
 
-from awmkit import AbstractDynamics, AWM, LSTM, MLPPolicy
+from awmkit import AbstractDynamics, analysis, AWM, LSTM, MLPPolicy
 from awmkit.analysis import (
     action_jacobian,
     fidelity,
@@ -119,6 +119,12 @@ def test_an_analysis_is_compiled_once_for_each_shape(name):
     traces = len(TRACES)
     ANALYSES[name](STATES + 1, ACTIONS / 2)
     assert len(TRACES) == traces > 0
+
+
+def test_every_analysis_has_a_row():
+    public = {name for name, thing in vars(analysis).items() if callable(thing) and name.islower()}
+    called = {name for run in ANALYSES.values() for name in run.__code__.co_names}
+    assert public - called == {"fit_growth", "report"}  # On the host, the one; made of all the others.
 
 
 def test_analyses_need_neither_matplotlib_nor_gymnasium_nor_mujoco():
