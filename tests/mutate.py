@@ -127,6 +127,20 @@ MUTANTS = (
         "test_models.py::test_open_loop_is_init_and_step_in_values_and_gradients[AWM transformer, rotary time]",
     ),
     Mutant(
+        "heads that come one after another come in another order",
+        "models/_transformer.py",
+        "mixed = lax.map(lambda x: again(*x), heads)",
+        "mixed = lax.map(lambda x: again(*x), heads)[::-1]",
+        "test_transformer.py::test_one_head_after_another_is_all_at_once_in_values_and_gradients",
+    ),
+    Mutant(
+        "products are not rounded",
+        "models/_transformer.py",
+        "jnp.matmul(x.astype(rounded), y.astype(rounded),",
+        "jnp.matmul(x, y,",
+        "test_transformer.py::test_products_are_rounded_as_told_and_everything_else_keeps_its_dtype",
+    ),
+    Mutant(
         "a history world model is trained on the states after",
         "models/_hwm.py",
         "self.inputs.at(steps)(states[:-1])",
@@ -289,6 +303,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time (2)")
     asked = parser.parse_args()
     chosen = [m for m in MUTANTS if not asked.words or re.search("|".join(asked.words), f"{m.breaks} {m.file}")]
+    if not chosen:
+        parser.error(f"no mutant has one of {asked.words}")
     for mutant in chosen:
         mutant.broken(ROOT / "awmkit")  # Raises where it is out of date, before anything takes time.
     began = time.monotonic()

@@ -156,6 +156,13 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     says(lambda: run(KEY, checkpoint=path), "was not written by awmkit.save")
 
 
+def test_a_run_that_goes_on_with_other_versions_says_so(tmp_path, monkeypatch):
+    run(KEY, steps=24, checkpoint=tmp_path / "run")
+    monkeypatch.setattr("awmkit._bpo.versions", lambda: {**versions(), "jax": "0.0.1"})
+    with pytest.warns(UserWarning, match="run was written by .* and goes on with .*'jax': '0.0.1'"):
+        run(KEY, steps=24, checkpoint=tmp_path / "run")
+
+
 PROGRAM = """
 import signal, sys, time, jax
 from awmkit import JSONLines
