@@ -256,7 +256,7 @@ def attention(ours) -> eqx.nn.MultiheadAttention:
 def update_cell(options) -> dict[str, Any]:
     """Times of one update of each learned model, and of the straightforward transformer."""
     keys = jax.random.split(jax.random.key(0), 3)
-    models = {name: SYSTEMS[name](LENGTH, keys[0]) for name in LEARNED}
+    models: dict[str, Any] = {name: SYSTEMS[name](LENGTH, keys[0]) for name in LEARNED}
     models["straightforward"] = Plain(models["AWM transformer"])
     states = jax.random.normal(keys[1], (EPISODES, LENGTH + 1, STATES))
     actions = jax.random.uniform(keys[2], (EPISODES, LENGTH, ACTIONS), minval=-1.0)

@@ -87,7 +87,10 @@ HORIZONS = {
     "MouldFungicide": [50, 100, 200, 500],
 }
 POINTS: dict[str, tuple[Callable[[int], AbstractTask], list[int]]] = {
-    **{p.__name__: (lambda n, p=p: Discretised(p(), n), HORIZONS.get(p.__name__, [100])) for p in TELLING},
+    **{
+        name: (lambda n, name=name: Discretised(myriad.TASKS[name](), n), HORIZONS.get(name, [100]))
+        for name in (problem.__name__ for problem in TELLING)
+    },
     "cancer, noise": (lambda n: Discretised(CancerTreatment(), n, noise=0.02), [100]),
     "cancer, 4 distractors": (lambda n: Discretised(CancerTreatment(), n, distractors=4), [100]),
     "HIV, seen in part": (lambda n: Partial(Discretised(HIVTreatment(), n), 1), [100]),
@@ -132,7 +135,7 @@ def random_return(task: AbstractTask) -> float:
 
 def cell(name: str, task: AbstractTask, method: str, episodes: int, seeds: int) -> dict[str, Any]:
     """All seeds of a method at a point."""
-    if name in myriad.TASKS:
+    if isinstance(task, Discretised) and name in myriad.TASKS:
         return myriad.cell(task, method, episodes, seeds)
     keys = jax.random.split(jax.random.key(0), seeds)
     run = record(train(task, method, episodes, keys, starts=16, evaluations=16))
