@@ -1,6 +1,6 @@
 """How long a policy gradient takes, and a model's update: every dynamics, by every method, to horizons of thousands of steps.
 
-    python examples/speed.py                      ten systems, eight horizons: COST
+    python examples/speed.py                      ten systems, eight horizons: not measured
     python examples/speed.py --quick              a transformer AWM at two horizons: about a minute
     python examples/speed.py --systems "AWM transformer" --horizons 400 2000 --methods Sequential "Sequential, nested" Parallel
 
@@ -14,7 +14,8 @@ left out, and said so.
 An update of a model is on 64 episodes of 100 steps; for the transformer beside the same network written the straightforward way
 with Equinox's own attention, which has to give the same gradient.
 
-EXPECT
+Expect of the third command, in 6 minutes (3 repeats, and Picard beside): `Parallel()` 6 times as fast as the fastest sequential
+method at 400 steps and 9.5 times at 2,000, with `Picard()` 14.5 times. The whole run is not measured yet.
 """
 
 # The parts of a model by name, and what a compiled program may not know of itself.
