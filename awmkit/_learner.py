@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from ._ascent import AbstractAscent, Climb
+from ._batch import check_at_once, loss_and_gradient
 from ._dynamics import AbstractDynamics, AbstractTask
 from ._given import check_call, check_counts, check_optimiser
 from ._normaliser import Normaliser, trainable
@@ -66,6 +67,7 @@ class Fitting(eqx.Module):
 
     - `every`: environment steps for one update; may be less than 1.
     - `batch_size`: whole episodes in an update.
+    - `at_once`: how many of them are differentiated at a time, a divisor of `batch_size`; all by default. See `fit`.
     - `optimiser`: of the model.
     - `first`: updates right after the warm-up.
     - `recency`: in (0, 1], how much less likely an episode is drawn than the one that came after it; 1 draws all alike.
@@ -75,12 +77,14 @@ class Fitting(eqx.Module):
 
     every: int | float = eqx.field(static=True, default=2.0)
     batch_size: int = eqx.field(static=True, default=64)
+    at_once: int | None = eqx.field(static=True, default=None)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
     first: int = eqx.field(static=True, default=0)
     recency: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
         check_counts("Fitting", batch_size=self.batch_size)
+        check_at_once("Fitting", self.at_once, self.batch_size)
         check_counts("Fitting", least=0, first=self.first)
         check_optimiser(self.optimiser)
         if not self.every > 0 or not 0 < self.recency <= 1:
@@ -264,12 +268,8 @@ def fit_updates(loop: Loop, learner: Learner, updates, key: PRNGKeyArray) -> tup
     def update(i, carry):
         weights, memory, total = carry
         batch = learner.replay.sample(jax.random.fold_in(key, i), loop.fitting.batch_size, recency=loop.fitting.recency)
-
-        def loss(weights):
-            losses = [jax.vmap(lambda x, m=m: m.loss(x))(batch) for m in eqx.combine(weights, rest).values()]
-            return jnp.mean(sum(losses))
-
-        value, grads = jax.value_and_grad(loss)(weights)
+        loss = lambda weights, episode: sum((m.loss(episode) for m in eqx.combine(weights, rest).values()), zero)
+        value, grads = loss_and_gradient(loss, weights, batch, loop.fitting.at_once)
         steps, memory = loop.fitting.optimiser.update(grads, memory, weights)
         return eqx.apply_updates(weights, steps), memory, total + value
 

@@ -22,7 +22,7 @@ def learn() -> dict:
     model = AWM(task.state_size, 1, GRU(8, key=keys[0]), key=keys[1])
     plans = jax.random.uniform(keys[2], (30, 10, 1), minval=-1.0)
     episodes = jax.vmap(lambda plan: unroll(task, plan, task.reset(keys[0]), 10))(plans)
-    fitted = fit(model, episodes, key=keys[3], updates=20, batch_size=16, mesh=mesh, progress=False)
+    fitted = fit(model, episodes, key=keys[3], updates=20, batch_size=16, at_once=8, mesh=mesh, progress=False)
     result = bpo(
         task,
         model,
@@ -31,7 +31,7 @@ def learn() -> dict:
         steps=400,
         environments=8,
         warmup=Warmup(160),
-        fitting=Fitting(every=10.0, batch_size=16),
+        fitting=Fitting(every=10.0, batch_size=16, at_once=8),
         ascent=WholeEpisode(every=20.0, starts=16),
         evaluate_every=80,
         mesh=mesh,

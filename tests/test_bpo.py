@@ -329,6 +329,7 @@ MISUSES = {
     "an empty warm-up": (lambda: Warmup(0), "Warmup got steps=0; give a whole number of at least 1"),
     "no fits": (lambda: Fitting(every=0.0), "every=0.0"),
     "fits to nothing": (lambda: Fitting(batch_size=0), "batch_size=0"),
+    "uneven groups of a fit": (lambda: Fitting(batch_size=12, at_once=5), "at_once=5 and batch_size=12; give a divisor"),
     "fewer than no fits": (lambda: Fitting(first=-1), "first=-1"),
     "no recency": (lambda: Fitting(recency=0.0), r"recency=0.0.*a number in \(0, 1\]"),
     "too much recency": (lambda: Fitting(recency=1.5), "recency=1.5"),

@@ -315,6 +315,7 @@ MISUSES = {
         lambda: fit(AWM_20, Trajectory(STATES.astype(int), ACTIONS), key=KEY),
         r"int64; pass them .astype",
     ),
+    "uneven groups": (lambda: _fit(batch_size=12, at_once=8), "fit got at_once=8 and batch_size=12; give a divisor"),
     "half an update": (lambda: _fit(updates=2.5), "fit got updates=2.5"),
     "statistics of one episode": (lambda: AWM_20.normalised(STATES[0]), r"float64\[6, 2\].*\(N, H\+1, 2\)"),
     "statistics of other sizes": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),

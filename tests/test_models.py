@@ -1,5 +1,7 @@
 """World models: the parallel pass is the cached one, predictions are what is trained, statistics are no weights."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from awmkit import (
     Transition,
     unroll,
 )
+from awmkit._batch import loss_and_gradient
 from awmkit._normaliser import trainable
 from awmkit._reward import score
 from awmkit.models import AbstractWorldModel
@@ -149,6 +152,15 @@ def test_fit_learns_a_system_of_mixed_units_and_moves_no_statistics(model):
     assert (result.model.targets.scale == model.targets.scale).all() and (result.model.inputs.shift == model.inputs.shift).all()
     repeated = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
     assert (repeated.losses == result.losses).all(), "chunks of another length must not change the batches"
+
+
+@given(at_once=st.sampled_from([1, 2, 3, 4, 6, 12]), seed=st.integers(0, 9))
+def test_a_few_episodes_after_another_have_the_loss_and_gradient_of_all_at_once(at_once, seed):
+    weights, rest = eqx.partition(DYNAMICS["AWM GRU"](), eqx.is_inexact_array)
+    loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
+    batch = jax.tree.map(lambda x: jax.random.permutation(jax.random.key(seed), x), _episodes(12))
+    few, all_at_once = (jax.jit(partial(loss_and_gradient, loss, at_once=n))(weights, batch) for n in (at_once, None))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), few, all_at_once)
 
 
 @pytest.mark.usefixtures("optax_promotes")

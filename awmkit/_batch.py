@@ -1,0 +1,46 @@
+"""The loss of a batch of episodes and its gradient, all episodes at once or a few after another.
+
+Apart because `fit` and `bpo` descend it alike.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax import lax
+from jaxtyping import Scalar
+
+from ._given import check_counts
+from ._trajectory import Trajectory
+
+W = TypeVar("W")
+
+
+def check_at_once(who: str, at_once: int | None, batch_size: int) -> None:
+    """Raise for groups of episodes that do not make up a batch."""
+    check_counts(who, at_once=at_once)
+    if at_once is not None and batch_size % at_once:
+        raise ValueError(f"{who} got at_once={at_once} and batch_size={batch_size}; give a divisor of batch_size, or None.")
+
+
+def loss_and_gradient(
+    loss: Callable[[W, Trajectory], Scalar], weights: W, batch: Trajectory, at_once: int | None
+) -> tuple[Scalar, W]:
+    """The mean of `loss(weights, episode)` over the batch, and its gradient.
+
+    Memory is that of `at_once` episodes: where the activations of a whole batch fall out of the processor's cache, the sum of
+    the gradients of smaller groups is faster.
+    """
+    mean = jax.value_and_grad(lambda weights, group: jnp.mean(jax.vmap(lambda x: loss(weights, x))(group)))
+    count = batch.actions.shape[0]
+    if at_once is None or at_once == count:
+        return mean(weights, batch)
+    groups = count // at_once
+    # Neighbours in a batch are in different groups, so that devices that share the batch share each group of it.
+    apart = jtu.tree_map(lambda x: jnp.moveaxis(x.reshape(at_once, groups, *x.shape[1:]), 1, 0), batch)
+    add = lambda total, group: (jtu.tree_map(jnp.add, total, mean(weights, group)), None)
+    zero = jtu.tree_map(jnp.zeros_like, (jnp.zeros((), batch.states.dtype), weights))
+    total, _ = lax.scan(add, zero, apart)
+    return jtu.tree_map(lambda x: x / groups, total)
