@@ -132,8 +132,8 @@ def bpo(
     **Returns:** a [`awmkit.BPOResult`][].
 
     **Raises:** `ValueError` for what does not fit together, or a checkpoint of another run; `RuntimeError` when the model's
-    loss is not finite. A policy gradient that is not finite is left out and counted, in `Metrics.climb.skipped`; where an
-    epoch has no other, a warning says so.
+    loss, or what the task returns, is not finite. A policy gradient that is not finite is left out and counted, in
+    `Metrics.climb.skipped`; where an epoch has no other, a warning says so.
     """
     started = time.monotonic()
     _check_kinds(task, model, key, warmup, fitting, ascent, callbacks, checkpoint, mesh)
@@ -309,6 +309,12 @@ def _line(row: Metrics) -> str:
 
 
 def _require_finite(row: Metrics) -> None:
+    for name, returns in (("acted", row.acted_return), ("evaluated", row.true_return)):
+        if not np.isfinite(returns).all():
+            raise RuntimeError(
+                f"The task's {name} returns were {returns} up to step {np.max(row.steps)}: its states or rewards are not "
+                "finite under this policy; mend the task, for a simulator say with more substeps."
+            )
     if row.model_loss is not None and not np.isfinite(row.model_loss).all():
         raise RuntimeError(
             f"The model's loss was {row.model_loss} after {np.max(row.steps)} steps; lower its learning rate, or clip its "

@@ -377,3 +377,12 @@ def test_a_model_that_diverges_says_what_to_do():
     broken = jtu.tree_map(lambda x: x * jnp.nan if eqx.is_inexact_array(x) else x, make(KEY)["model"])
     with pytest.raises(RuntimeError, match="lower its learning rate"):
         run(KEY, model=broken)
+
+
+def test_a_task_that_leaves_the_numbers_is_named_and_not_the_model():
+    class Bursting(Reach):
+        def step(self, carry, state, action, t, *, key=None):
+            return carry, jnp.where(jnp.max(jnp.abs(action)) > 0.99, jnp.nan, state / 2 + action)
+
+    with pytest.raises(RuntimeError, match="task's acted returns were nan up to step .*; mend the task"):
+        run(KEY, task=Bursting(), noise=1.0)

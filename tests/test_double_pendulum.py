@@ -118,3 +118,15 @@ def test_the_driven_task_starts_near_rest_pays_for_height_and_feels_every_torque
     assert np.isclose(up, 1) and np.isclose(down, -1)
     _, grads = unroll_grad(task, jnp.zeros((20, 2)), states[0], 20, reward=task.reward)
     assert (jnp.abs(grads[:-1]) > 1e-8).all()  # The last action only costs, and costs nothing at zero.
+
+
+def test_the_driven_task_follows_motors_that_pump_energy_all_the_time():
+    def pump(state, t, *, key=None):
+        _, w1, _, w2 = state
+        return jnp.where(jnp.stack([w1, w2 - w1]) >= 0, 1.0, -1.0)
+
+    tasks = DrivenDoublePendulum(100), DrivenDoublePendulum(100, pendulum=DoublePendulum(substeps=32))
+    states = [unroll(task, pump, jnp.array([0.05, 0.02, -0.03, 0.01]), 100).states for task in tasks]
+    ours, exact = (jax.vmap(task.pendulum.energy)(x) for task, x in zip(tasks, states, strict=True))
+    assert jnp.max(jnp.abs(states[1][:, 1::2])) > 30, "the motors must have pumped"
+    np.testing.assert_allclose(ours, exact, rtol=1e-3, atol=1e-3)
