@@ -83,7 +83,7 @@ def fit(
     - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
     - `at_once`: how many of these are differentiated at a time, all by default; a divisor of `batch_size`. Results are equal to
       rounding, and memory is that of so many. On a processor, whose cache few episodes fit, a transformer's updates are 1.3
-      (16 of 64, two cores) to 1.9 times as fast (2 of 64, one core), on a GPU slower.
+      (16 of 64, two cores) to 1.9 times as fast (2 of 64, one core).
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
     - `holdout`: share of the episodes kept to measure `Fit.held_out`, in [0, 1).
     - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update; each has all the data.

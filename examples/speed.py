@@ -1,6 +1,6 @@
 """How long a policy gradient takes, and a model's update: every dynamics, by every method, to horizons of thousands of steps.
 
-    python examples/speed.py                      ten systems, eight horizons: not measured
+    python examples/speed.py --repeats 7          ten systems, eight horizons: 45 minutes
     python examples/speed.py --quick              a transformer AWM at two horizons: about a minute
     python examples/speed.py --systems "AWM transformer" --horizons 400 2000 --methods Sequential "Sequential, nested" Parallel
 
@@ -15,8 +15,10 @@ An update of a model is on 64 episodes of 100 steps, all at once and a few at a 
 transformer beside the same network written the straightforward way with Equinox's own attention, which has to give the same
 gradient.
 
-Expect of the third command, in 6 minutes (3 repeats, and Picard beside): `Parallel()` 6 times as fast as the fastest sequential
-method at 400 steps and 9.5 times at 2,000, with `Picard()` 14.5 times. The whole run is not measured yet.
+Expect `Parallel()` of the transformer AWM to be 6 times as fast as the fastest sequential method at 400 steps and 9 times at
+2,000, with `Picard()` 13 times; 20 s and under 2 GiB at 4,096; time and memory of the state-space AWM linear in the horizon;
+errors of at most 3e-5 in float32 where the gradient itself does not overflow, as that of an untrained Markov model does from 1,000
+steps on, and 2e-4 with bfloat16; an update with 16 episodes at once 1.6 times as fast as the straightforward one.
 """
 
 # The parts of a model by name, and what a compiled program may not know of itself.
@@ -84,7 +86,8 @@ SYSTEMS: dict[str, Build] = {
     "cart-pole in MJX": lambda n, key: cartpole(n),
 }
 LEARNED = [name for name in SYSTEMS if "AWM" in name or name in ("HWM transformer", "Markov")]
-ONLY = {"cart-pole in MJX": (100,)}  # horizons of what takes minutes to compile
+# Horizons of what tells little more at others, or takes minutes to compile.
+ONLY = {"AWM transformer, bfloat16": (100, 400), "HWM transformer": (20, 100, 400), "cart-pole in MJX": (100,)}
 METHODS = {
     "Sequential": Sequential(),
     "Sequential, step": Sequential("step"),
@@ -378,8 +381,8 @@ def figure(cells: dict) -> Figure:
     axes[0].set(title="AWM transformer: a gradient, batch 16", xlabel="horizon", ylabel="ms")
     axes[1].set(title="its memory", xlabel="horizon", ylabel="MiB")
     axes[2].set(title="every system, by its fastest method", xlabel="horizon", ylabel="ms")
-    for axis in (axes[0], axes[2]):
-        axis.legend(fontsize=7)
+    axes[0].legend(fontsize=7)
+    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 

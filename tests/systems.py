@@ -61,7 +61,7 @@ DYNAMICS = {
     "HWM GRU": lambda: _hwm(GRU(8, key=_keys(5)[1]), by_step=True),
     "AWM transformer, learned time": lambda: _awm(Transformer(12, 2, 3, horizon=2 * HORIZON, key=_keys(6)[1])),
     "AWM transformer, rotary time": lambda: _awm(Transformer(12, 2, 3, key=_keys(7)[1]), predict_changes=False),
-    "AWM linear state space": lambda: _awm(LinearStateSpace(8, 2, 6, key=_keys(11)[1])),
+    "AWM linear state space": lambda: _awm(LinearStateSpace(8, 2, 6, at_once=4, key=_keys(11)[1])),
     "AWM RNN": lambda: _awm(RNN(8, key=_keys(8)[1])),
     "AWM LSTM": lambda: _awm(LSTM(8, key=_keys(9)[1])),
     "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1]), by_step=True),

@@ -22,26 +22,30 @@ class LinearStateSpace(AbstractBackbone):
     """Blocks of x_t = lambda x_{t-1} + B u_t, y_t = Re(C x_t) + D u_t, with lambda diagonal and complex, and a gate on top.
 
     S5 (Smith et al., 2023) with the stable parameters of the linear recurrent unit (Orvieto et al., 2023): |lambda| < 1
-    whatever the weights, so that no gradient through the recurrence grows with the horizon. All steps at once take a number
-    of dependent operations that grows like log H, and work like H.
+    whatever the weights, so that no gradient through the recurrence grows with the horizon. Of the steps that are taken at
+    once, the number of dependent operations grows like the logarithm, and the work like their number.
 
     **Arguments**
 
     - `width`: of tokens. `depth`: blocks. `modes`: entries of lambda in each block.
+    - `at_once`: the most steps taken at once, more one such span after another. So many should fit a processor's cache; where
+      there are thousands of cores, give the horizon.
     - `key`: for the weights; |lambda| starts between 0.8 and 0.999, at phases up to pi/4 a step.
     """
 
     blocks: list["Block"]
     norm: eqx.nn.LayerNorm
     width: int = eqx.field(static=True)
+    at_once: int = eqx.field(static=True)
     parallel: ClassVar[bool] = True
 
-    def __init__(self, width: int = 64, depth: int = 2, modes: int = 64, *, key: PRNGKeyArray):
-        check_counts("LinearStateSpace", width=width, depth=depth, modes=modes)
+    def __init__(self, width: int = 64, depth: int = 2, modes: int = 64, *, at_once: int = 256, key: PRNGKeyArray):
+        check_counts("LinearStateSpace", width=width, depth=depth, modes=modes, at_once=at_once)
         check_key("LinearStateSpace", key)
         self.blocks = [Block(width, modes, key=k) for k in jax.random.split(key, depth)]
         self.norm = eqx.nn.LayerNorm(width)
         self.width = width
+        self.at_once = at_once
 
     def init(self, first, horizon):
         del horizon
@@ -57,6 +61,19 @@ class LinearStateSpace(AbstractBackbone):
 
     def segment(self, memory, tokens, t, *, keys=None):
         del t, keys
+        if tokens.shape[0] <= self.at_once:
+            return self._span(memory, tokens)
+        spans = tokens.shape[0] // self.at_once
+        end = spans * self.at_once
+        memory, done = lax.scan(lambda x, span: self._span(x, span), memory, tokens[:end].reshape(spans, self.at_once, -1))
+        done = done.reshape(end, -1)
+        if end == tokens.shape[0]:
+            return memory, done
+        memory, rest = self._span(memory, tokens[end:])
+        return memory, jnp.concatenate([done, rest])
+
+    def _span(self, memory, tokens):
+        """As `segment`, with all tokens at once."""
         after = []
         for block, x in zip(self.blocks, memory, strict=True):
             x, tokens = block(x, tokens)
