@@ -17,7 +17,7 @@ gradient.
 
 Expect `Parallel()` of the transformer AWM to be 6 times as fast as the fastest sequential method at 400 steps and 9 times at
 2,000, with `Picard()` 13 times; 20 s and under 2 GiB at 4,096; time and memory of the state-space AWM linear in the horizon;
-errors of at most 3e-5 in float32 where the gradient itself does not overflow, as that of an untrained Markov model does from 1,000
+errors of at most 3e-5 in float32 where the gradient does not overflow, as that of an untrained Markov model does from 1,000
 steps on, and 2e-4 with bfloat16; an update with 16 episodes at once 1.6 times as fast as the straightforward one.
 """
 

@@ -127,6 +127,20 @@ MUTANTS = (
         "test_models.py::test_open_loop_is_init_and_step_in_values_and_gradients[AWM transformer, rotary time]",
     ),
     Mutant(
+        "of episodes a few at a time the gradient is not averaged over the groups",
+        "_batch.py",
+        "lambda x: x / groups",
+        "lambda x: x",
+        "test_models.py::test_a_few_episodes_after_another_have_the_loss_and_gradient_of_all_at_once",
+    ),
+    Mutant(
+        "each span of a linear state space begins anew",
+        "models/_state_space.py",
+        "lambda x, span: self._span(x, span)",
+        "lambda x, span: (x, self._span(x, span)[1])",
+        "test_models.py::test_open_loop_is_init_and_step_in_values_and_gradients[AWM linear state space]",
+    ),
+    Mutant(
         "heads that come one after another come in another order",
         "models/_transformer.py",
         "mixed = lax.map(lambda x: again(*x), heads)",

@@ -346,6 +346,7 @@ MISUSES = {
     "a GRU of no width": (lambda: GRU(0, key=KEY), "GRU got width=0"),
     "a transformer without heads": (lambda: Transformer(heads=0, key=KEY), "Transformer got heads=0"),
     "a transformer without blocks": (lambda: Transformer(depth=0, key=KEY), "Transformer got depth=0"),
+    "a state space that takes no steps": (lambda: LinearStateSpace(at_once=0, key=KEY), "LinearStateSpace got at_once=0"),
     "a state space without modes": (lambda: LinearStateSpace(modes=0, key=KEY), "LinearStateSpace got modes=0"),
     "a user's dynamics of no action": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),
     "a bar for no work": (lambda: Progress("fit", 0), "Progress got total=0"),
