@@ -85,6 +85,10 @@ SYSTEMS: dict[str, Build] = {
     "double pendulum": lambda n, key: DrivenDoublePendulum(n),
     "cart-pole in MJX": lambda n, key: cartpole(n),
 }
+if jax.default_backend() == "gpu":
+    SYSTEMS["AWM transformer, cuDNN"] = awm(
+        lambda n, key: Transformer(WIDTH, horizon=n, products=jnp.bfloat16, fused=True, key=key)
+    )
 LEARNED = [name for name in SYSTEMS if "AWM" in name or name in ("HWM transformer", "Markov")]
 # Horizons of what tells little more at others, or takes minutes to compile.
 ONLY = {"AWM transformer, bfloat16": (100, 400), "HWM transformer": (20, 100, 400), "cart-pole in MJX": (100,)}

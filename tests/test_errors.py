@@ -346,6 +346,10 @@ MISUSES = {
     "a GRU of no width": (lambda: GRU(0, key=KEY), "GRU got width=0"),
     "a transformer without heads": (lambda: Transformer(heads=0, key=KEY), "Transformer got heads=0"),
     "a transformer without blocks": (lambda: Transformer(depth=0, key=KEY), "Transformer got depth=0"),
+    "cuDNN on a processor": (
+        lambda: Transformer(fused=True, key=KEY),
+        "fused=True on a cpu, with heads of width 16; cuDNN needs",
+    ),
     "a state space that takes no steps": (lambda: LinearStateSpace(at_once=0, key=KEY), "LinearStateSpace got at_once=0"),
     "a state space without modes": (lambda: LinearStateSpace(modes=0, key=KEY), "LinearStateSpace got modes=0"),
     "a user's dynamics of no action": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),

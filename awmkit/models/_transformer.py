@@ -33,9 +33,12 @@ class Transformer(AbstractBackbone):
       distance between steps, which knows no longest horizon.
     - `products`: what the factors of matrix products are rounded to, such as `jnp.bfloat16`, for accelerators that multiply
       these faster; sums keep the dtype of the states, and so do gradients, of a relative error that examples/speed.py measures.
+    - `fused`: whether attention over a whole sequence is one kernel of cuDNN (FlashAttention; Dao et al., 2022) through
+      `jax.nn.dot_product_attention`, in bfloat16: on an NVIDIA GPU, first derivatives in reverse mode only. Tested as far as
+      the program that a GPU is given; none has run it yet.
     - `key`: for the weights.
 
-    **Raises:** `ValueError` for a width that the heads do not divide (evenly, with rotary embedding).
+    **Raises:** `ValueError` for a width that the heads do not divide (evenly, with rotary embedding), or `fused` without a GPU.
     """
 
     blocks: list["Block"]
@@ -53,6 +56,7 @@ class Transformer(AbstractBackbone):
         *,
         horizon: int | None = None,
         products: DTypeLike | None = None,
+        fused: bool = False,
         key: PRNGKeyArray,
     ):
         check_counts("Transformer", width=width, depth=depth, heads=heads, horizon=horizon)
@@ -62,7 +66,12 @@ class Transformer(AbstractBackbone):
                 f"A Transformer of width {width} cannot have {heads} heads; make width a multiple of heads, and of 2 * heads "
                 "for rotary embedding."
             )
-        make = lambda k: Block(width, heads, rotary=horizon is None, products=products, key=k)
+        if fused and (jax.default_backend() != "gpu" or width // heads % 8):
+            raise ValueError(
+                f"Transformer got fused=True on a {jax.default_backend()}, with heads of width {width // heads}; cuDNN needs "
+                "an NVIDIA GPU and heads of a multiple of 8, or leave fused out."
+            )
+        make = lambda k: Block(width, heads, rotary=horizon is None, products=products, fused=fused, key=k)
         self.blocks = [make(k) for k in jax.random.split(key, depth)]
         # Learned from a start in which neighbouring steps look alike.
         self.time = None if horizon is None else _sinusoids(horizon + 1, width)
@@ -120,9 +129,12 @@ class Block(eqx.Module):
     before_attention: eqx.nn.LayerNorm
     before_mlp: eqx.nn.LayerNorm
 
-    def __init__(self, width: int, heads: int, *, rotary: bool, products: DTypeLike | None, key: PRNGKeyArray):
+    fused: bool = eqx.field(static=True)
+
+    def __init__(self, width: int, heads: int, *, rotary: bool, products: DTypeLike | None, fused: bool, key: PRNGKeyArray):
         attention_key, up_key, down_key = jax.random.split(key, 3)
         self.attention = CausalAttention(width, heads, rotary=rotary, products=products, key=attention_key)
+        self.fused = fused
         self.up = Projection(width, 4 * width, products, key=up_key)
         self.down = Projection(4 * width, width, products, key=down_key)
         self.before_attention = eqx.nn.LayerNorm(width)
@@ -134,6 +146,8 @@ class Block(eqx.Module):
         positions = jnp.arange(total)
         q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), positions[known:])
         k, v = jnp.concatenate([cache[0], k]), jnp.concatenate([cache[1], v])
+        if self.fused:
+            return (k, v), self._mlp(tokens + self.attention.attend_fused(q, k, v))
         # Rows in groups, each against the keys that it may see: half the work, in pieces that fit a cache.
         rows = max(64, -(-total // 8))
         mixed = []
@@ -202,6 +216,14 @@ class CausalAttention(eqx.Module):
             again = jax.checkpoint(head, prevent_cse=False)
             mixed = lax.map(lambda x: again(*x), heads)
         return self.output(mixed.swapaxes(0, 1).reshape(q.shape[0], -1))
+
+    def attend_fused(self, q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"]) -> Float[Array, "T W"]:
+        """As `attend` where the last T of U tokens see themselves and those before, by a kernel that wants bfloat16, as many
+        queries as keys, and an even number of them; what fills them up is not seen or left out."""
+        count, known = q.shape[0], k.shape[0] - q.shape[0]
+        fill = lambda x, before: jnp.pad(x.astype(jnp.bfloat16), ((before, k.shape[0] % 2), (0, 0), (0, 0)))
+        mixed = jax.nn.dot_product_attention(fill(q, known), fill(k, 0), fill(v, 0), is_causal=True, implementation="cudnn")
+        return self.output(mixed[known : known + count].astype(q.dtype).reshape(count, -1))
 
 
 class Projection(eqx.Module):
