@@ -41,6 +41,6 @@ def loss_and_gradient(
     # Neighbours in a batch are in different groups, so that devices that share the batch share each group of it.
     apart = jtu.tree_map(lambda x: jnp.moveaxis(x.reshape(at_once, groups, *x.shape[1:]), 1, 0), batch)
     add = lambda total, group: (jtu.tree_map(jnp.add, total, mean(weights, group)), None)
-    zero = jtu.tree_map(jnp.zeros_like, (jnp.zeros((), batch.states.dtype), weights))
-    total, _ = lax.scan(add, zero, apart)
+    like = jax.eval_shape(mean, weights, jtu.tree_map(lambda x: x[0], apart))
+    total, _ = lax.scan(add, jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), like), apart)
     return jtu.tree_map(lambda x: x / groups, total)

@@ -128,7 +128,6 @@ class Block(eqx.Module):
     down: "Projection"
     before_attention: eqx.nn.LayerNorm
     before_mlp: eqx.nn.LayerNorm
-
     fused: bool = eqx.field(static=True)
 
     def __init__(self, width: int, heads: int, *, rotary: bool, products: DTypeLike | None, fused: bool, key: PRNGKeyArray):
