@@ -7,9 +7,9 @@ Random actions, episode ends and resets included, as `gymnasium.make` and `make_
 Pendulum-v1: alone, and as many copies in Gymnasium's SyncVectorEnv. In each round every environment runs in turn; the table
 shows medians over the rounds, and the median of each round's ratio to the yardstick. Compilation comes before.
 
-Expect: with 1,024 copies 60 to 170 times the yardstick for the closed-form tasks, and some 18 for the double pendulums, whose
-step is twelve stages of a Runge-Kutta solver; alone a fifth of it, since a call into compiled code takes longer than a little
-numpy.
+Expect: with 1,024 copies 70 to 150 times the yardstick for the closed-form tasks, 17 for the passive and 7 for the driven
+double pendulum, whose steps are 12 and 48 stages of a Runge-Kutta solver; alone a fifth of it, since a call into compiled code
+takes longer than a little numpy.
 """
 
 import argparse
