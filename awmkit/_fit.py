@@ -82,7 +82,7 @@ def fit(
     - `key`: for the split and the batches.
     - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
     - `at_once`: how many of these are differentiated at a time, all by default; a divisor of `batch_size`. Results are equal to
-      rounding, and memory is that of so many. On a processor, whose cache few episodes fit, a transformer's updates are 1.3
+      rounding, and memory is that of so many. On a processor, whose cache few episodes fit, a transformer's updates are 1.2
       (16 of 64, two cores) to 1.9 times as fast (2 of 64, one core).
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
     - `holdout`: share of the episodes kept to measure `Fit.held_out`, in [0, 1).
