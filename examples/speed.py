@@ -36,7 +36,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
@@ -60,6 +59,7 @@ from awmkit import (
     Transformer,
     unroll,
 )
+from awmkit._batch import loss_and_gradient  # What `fit` descends by, without its loop.
 from awmkit.mjx import cartpole
 from awmkit.tasks import DrivenDoublePendulum
 
@@ -276,11 +276,8 @@ def update_cell(options) -> dict[str, Any]:
         weights, rest = eqx.partition(model, eqx.is_inexact_array)
 
         def update(weights, memory, states, rest=rest, at_once=at_once):
-            each = lambda w, s, a: eqx.combine(w, rest).loss(Trajectory(s, a))
-            loss = lambda w, group: jnp.mean(jax.vmap(lambda s, a: each(w, s, a))(*group))
-            add = lambda total, group: (jax.tree.map(jnp.add, total, jax.grad(loss)(weights, group)), None)
-            groups = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), (states, actions))
-            grads, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, weights), groups)
+            loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
+            _, grads = loss_and_gradient(loss, weights, Trajectory(states, actions), at_once)
             steps, memory = optimiser.update(grads, memory)
             return eqx.apply_updates(weights, steps), memory
 
