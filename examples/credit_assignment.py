@@ -70,7 +70,7 @@ def evaluate(task: CreditAssignment, policy: Callable[..., Array]) -> dict[str, 
     return {name: jnp.mean(x) for name, x in episodes.items()}
 
 
-def bounds(variant: str, horizon: int) -> dict[str, float]:
+def bounds(variant: str, horizon: float) -> dict[str, float]:
     """Expected returns of the best first action and of what can be done about the distractor."""
     paid = VARIANTS[variant] * (horizon - 2) / horizon
     # E[(|y| - 1)^2 for |y| > 1], what clipping to [-1, 1] leaves of a standard normal y.
@@ -81,6 +81,7 @@ def figure(cells: dict, variants: list[str], horizons: list[int]) -> Figure:
     """Return, and distance of the first action to its best value, against the delay: medians over seeds, and every seed."""
     fig, axes = plt.subplots(2, len(variants), figsize=(1 + 5 * len(variants), 7), sharex=True, squeeze=False)
     methods = [method for method in METHODS if any(method == m for _, m, _ in cells)]
+    delays = np.geomspace(min(horizons) / 1.2, max(horizons) * 1.2)  # One delay alone would show no line.
     for column, variant in enumerate(variants):
         for i, method in enumerate(methods):
             shift = 1.04 ** (i - (len(methods) - 1) / 2)  # side by side on a logarithmic axis
@@ -93,8 +94,8 @@ def figure(cells: dict, variants: list[str], horizons: list[int]) -> Figure:
                     axes[row, column].plot(np.full(seeds.size, at), seeds, ".", color=COLOURS[method], alpha=0.6)
         for (name, _), style in zip(bounds(variant, 20).items(), ("--", ":"), strict=True):
             if variant != "delay alone" or name == "best":
-                expected = [bounds(variant, h)[name] for h in horizons]
-                axes[0, column].plot(horizons, expected, style, color="grey", lw=1, label=name)
+                expected = [bounds(variant, h)[name] for h in delays]
+                axes[0, column].plot(delays, expected, style, color="grey", lw=1, label=name)
         axes[0, column].set(title=variant, ylabel="true return")
         axes[1, column].set(xlabel="delay H, steps", ylabel="$|a_0 - 0.5|$, mean over starts", xscale="log", yscale="log")
         axes[1, column].axhline(CLOSE, color="grey", ls=":", lw=1)
