@@ -6,11 +6,14 @@
         --tasks CancerTreatment HIVTreatment MouldFungicide --methods "AWM transformer" "HWM LSTM" Markov
 
 Every point is a task at a horizon, from contracting to chaotic; noisy, with distracting states, and seen in part. At each, a
-policy is learned from 50 episodes through five dynamics, by the hyper-parameters in methods.py. Two things are
-measured of a point: how much the simulator's ds_t/da_0 grows from the first step to the last, in decades, states in units of
-their standard deviations (median over 16 random plans, float64); and of a model its open-loop error on the policy's own last
-episodes, before it was fitted to them. The figure has the advantage of the AWM transformer over every other method against
-both: the difference of true returns as a share of what there is to gain, (best median of all methods - mean of random plans).
+policy is learned from 50 episodes through five dynamics, by the hyper-parameters in methods.py. The advantage of the AWM
+transformer over every other method is the difference of true returns as a share of what there is to gain, (best median of all
+methods - mean of random plans). The figure has it against three things:
+
+- how much the simulator's ds_t/da_0 grows from the first step to the last, in decades, states in units of their standard
+  deviations (median over 16 random plans, float64);
+- the transformer's open-loop error on the policy's own last episodes, before it was fitted to them;
+- the norm of the policy's gradient while it learned, before clipping, the other method's over the transformer's.
 
 Runs of Myriad tasks are myriad.py's and in its folder, where each of the two finds what the other did; the third command
 reads from there how scores of three tasks change with the horizon.
@@ -47,6 +50,8 @@ from awmkit.tasks import (
 
 METHODS = ("AWM transformer", "AWM LSTM", "HWM LSTM", "Markov", "simulator")
 PLANS = 64
+CLEAR = 0.02  # of an advantage that is more than the spread of seeds on easy points
+LARGEST = 1e6  # of a ratio of gradients in the figure; also where the other's is not finite
 
 
 class Partial(AbstractTask):
@@ -147,6 +152,22 @@ def model_error(run: dict[str, Any]) -> float:
     return float(np.median([curve[-1] for curve in run["metrics"]["model_error"]]))
 
 
+def gradient_norm(run: dict[str, Any]) -> float:
+    """Of the policy's updates, before clipping: median over epochs and seeds. Infinite where an epoch had none finite."""
+    norms, skipped = (np.asarray(run["metrics"][name]) for name in ("gradient_norm", "skipped"))
+    return float(np.median(np.where((norms == 0) & (skipped > 0), np.inf, norms)))
+
+
+def predictors(point: dict[str, Any], method: str) -> dict[str, float]:
+    """What might say beforehand, or while learning, whether the first method will be ahead of `method`."""
+    first = next(iter(point["runs"].values()))
+    return {
+        "growth": point["growth"],
+        "its model error": model_error(first),
+        "ratio of gradients": gradient_norm(point["runs"][method]) / gradient_norm(first),
+    }
+
+
 def advantages(point: dict[str, Any]) -> dict[str, np.ndarray]:
     """Of the first method, the AWM transformer, over every other, each pair of seeds, as a share of what there is to gain."""
     returns = {method: np.asarray(run["returns"]) for method, run in point["runs"].items()}
@@ -155,14 +176,19 @@ def advantages(point: dict[str, Any]) -> dict[str, np.ndarray]:
     return {m: ((returns[first][:, None] - returns[m][None]) / gain).ravel() for m in others}
 
 
+def by_growth(points: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """From contracting to chaotic."""
+    return sorted(points.items(), key=lambda item: item[1]["growth"])
+
+
 def table(points: dict[str, dict[str, Any]]) -> str:
     """A row a point: growth, median true returns, the AWM transformer's model error, and the best method."""
     methods = list(next(iter(points.values()))["runs"])
     lines = [f"| point | decades | {' | '.join(methods)} | error of {methods[0]} | best |", "|---" * (len(methods) + 4) + "|"]
-    for name, point in sorted(points.items(), key=lambda item: item[1]["growth"]):
+    for name, point in by_growth(points):
         medians = {m: float(np.median(run["returns"])) for m, run in point["runs"].items()}
         error = model_error(point["runs"][methods[0]])
-        cells = " | ".join(f"{medians[m]:.4g}" for m in methods)
+        cells = " | ".join(f"{medians[m]:.5g}" for m in methods)
         best = max(medians, key=lambda m: medians[m])
         lines.append(f"| {name} | {point['growth']:.1f} | {cells} | {error:.2g} | {best} |")
     return "\n".join(lines)
@@ -172,39 +198,50 @@ def correlations(points: dict[str, dict[str, Any]]) -> str:
     """What predicts the advantage: Spearman's rank correlations over points."""
     lines, (first, *others) = [], next(iter(points.values()))["runs"]
     for method in others:
-        advantage = [np.median(advantages(point)[method]) for point in points.values()]
-        error = [model_error(point["runs"][first]) for point in points.values()]
-        growths = [point["growth"] for point in points.values()]
+        advantage = np.array([np.median(advantages(point)[method]) for point in points.values()])
+        known = [predictors(point, method) for point in points.values()]
+        text = "too few points to correlate"
         if len(points) > 3:
-            (with_growth, p), (with_error, q) = (spearmanr(x, advantage) for x in (growths, error))
-            text = f"with growth {with_growth:+.2f} (p = {p:.2f}), with its model error {with_error:+.2f} (p = {q:.2f})"
-        else:
-            text = "too few points to correlate"
-        wins = sum(a > 0 for a in advantage)
-        lines.append(f"{first} over {method}: ahead at {wins} of {len(points)} points; {text}")
+            ranks = {name: spearmanr([each[name] for each in known], advantage) for name in known[0]}
+            text = "rank correlation with " + ", ".join(f"{n} {r:+.2f} (p = {p:.2g})" for n, (r, p) in ranks.items())
+        ahead, behind = (advantage > CLEAR).sum(), (advantage < -CLEAR).sum()
+        lines.append(f"{first} over {method}: ahead by {CLEAR} at {ahead} of {len(points)} points, behind at {behind}; {text}")
     return "\n".join(lines)
 
 
 def figure(points: dict[str, dict[str, Any]]) -> Figure:
-    """The advantage over each method against growth and against model error, quartiles over pairs of seeds."""
+    """The advantage over each method against each predictor, quartiles over pairs of seeds; points are numbered by growth."""
     first, *others = next(iter(points.values()))["runs"]
-    fig, axes = plt.subplots(2, len(others), figsize=(3.4 * len(others), 6), layout="constrained", squeeze=False, sharey=True)
+    labels = {
+        "growth": "growth of the simulator's $ds_t/da_0$, decades",
+        "its model error": f"error of the {first}, variances",
+        "ratio of gradients": f"gradient norm over the {first}'s",
+    }
+    size = (3.4 * len(others) + 2, 9)
+    fig, axes = plt.subplots(3, len(others), figsize=size, layout="constrained", squeeze=False, sharey=True)
     for column, method in enumerate(others):
-        for i, (name, point) in enumerate(points.items()):
+        for i, (name, point) in enumerate(by_growth(points)):
             low, middle, high = np.quantile(np.clip(advantages(point)[method], -1, 1), [0.25, 0.5, 0.75])
-            error = model_error(point["runs"][first])
-            for axis, x in zip(axes[:, column], (point["growth"], error), strict=True):
-                axis.errorbar(x, middle, [[middle - low], [high - middle]], fmt="o", ms=4, color=f"C{i % 10}", lw=1)
-                axis.annotate(name, (x, middle), fontsize=5, xytext=(3, 3), textcoords="offset points")
-        axes[0, column].set(title=f"over {method}", xlabel="growth of the simulator's ds/da, decades")
-        axes[1, column].set(xlabel="model's open-loop error, variances", xscale="log")
-        axes[1, column].xaxis.set_major_locator(LogLocator(numticks=5))
-        axes[1, column].xaxis.set_minor_formatter(NullFormatter())
-        for axis in axes[:, column]:
-            axis.axhline(0, color="k", lw=0.5)
-            axis.set_ylim(-1.05, 1.05)
+            known = predictors(point, method)
+            known["ratio of gradients"] = min(known["ratio of gradients"], LARGEST)
+            label = f"{i + 1}  {name}" if column == 0 else None
+            for axis, x in zip(axes[:, column], known.values(), strict=True):
+                bars = [[middle - low], [high - middle]]
+                axis.errorbar(x, middle, bars, fmt="o", ms=3, color=f"C{i % 10}", lw=0.6, alpha=0.7, label=label)
+                axis.annotate(str(i + 1), (x, middle), fontsize=6, xytext=(2, 2), textcoords="offset points")
+        axes[0, column].set(title=f"over {method}")
+        for axis, text in zip(axes[:, column], labels.values(), strict=True):
+            axis.set_yscale("symlog", linthresh=CLEAR)
+            axis.set_ylim(-1.3, 1.3)
+            axis.set_xlabel(text, fontsize=8)
+            axis.axhspan(-CLEAR, CLEAR, color="0.93")
+        for axis in axes[1:, column]:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(numticks=5))
+            axis.xaxis.set_minor_formatter(NullFormatter())
     for axis in axes[:, 0]:
-        axis.set_ylabel(f"advantage of the {first}")
+        axis.set_ylabel(f"advantage of the {first}", fontsize=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     return fig
 
 
