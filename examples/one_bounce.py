@@ -1,6 +1,6 @@
 """One bounce: where gradients lead in a system with a wall, simulated and learned.
 
-    python examples/one_bounce.py             two walls, six methods, five seeds: COST
+    python examples/one_bounce.py             two walls, six methods, five seeds: an hour of one core
     python examples/one_bounce.py --quick     one wall, two methods, one seed: about a minute
     python examples/one_bounce.py --variants "far wall" --methods "AWM transformer" simulator
 
@@ -16,9 +16,10 @@ gradient and that of five kinds of model:
 
 Runs are kept one by one: stop it, start it again, add to it.
 
-Expect of the far wall that no gradient leaves the wrong side of the kink: those 16 starts end at -0.25 in the simulator and in
-the AWM transformer, the other 48 within 0.01 of the optimum in both (one seed; measured before
-statistics by step became those of the mean alone, to be measured again). EXPECT: the rest.
+Expect of the near wall that 64 of 64 plans end within 0.01 of the optimum in the simulator and in the AWM transformer, 92 % in
+the AWM LSTM, 12 to 19 % in the HWMs and Markov. Of the far wall, that no gradient leaves the wrong side of the kink: those 16
+starts end at -0.25 in the simulator (75 % within 0.01); AWM transformer 73 %, AWM LSTM 74 %, the others 10 to 17 %. Policies:
+median regret below 0.00001 of the simulator, at most 0.00001 of the AWM transformer on both walls, 0.20 and 0.25 of Markov.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """When do actions world models give better policy gradients? A map over tasks, horizons and models.
 
-    python examples/when.py                 COST
+    python examples/when.py                 34 points, five methods: 5 hours of one core
     python examples/when.py --quick         two points, two methods, one seed: about 2 minutes
     python examples/myriad.py --episodes 50 --seeds 3 --horizons 50 100 200 500 \\
         --tasks CancerTreatment HIVTreatment MouldFungicide --methods "AWM transformer" "HWM LSTM" Markov
@@ -18,7 +18,18 @@ methods - mean of random plans). The figure has it against three things:
 Runs of Myriad tasks are myriad.py's and in its folder, where each of the two finds what the other did; the third command
 reads from there how scores of three tasks change with the horizon.
 
-EXPECT
+The answer: AWM transformers give better policy gradients than models that feed their predictions back where those models'
+gradients are several times larger than theirs (chaos, a wall, a long delay, hidden state), no better ones on contracting
+tasks, and worse ones where a plan from s_0 alone is not enough or too little is seen to fit (the driven pendulum, noise and
+distractors, the invasive plant); the simulator's own gradient they beat only where it explodes itself; what predicts it is the
+ratio of gradients, more than the system's growth or the model's error.
+
+Expect of 34 points, ahead of Markov by more than 0.02 at 12 and behind at 4: where Markov's gradient is more than 3 times the
+larger, ahead at 9 of 11 and behind at 2 (the driven pendulum at 50 and 200 steps), elsewhere ahead at 3 of 23 and behind at 2.
+Rank correlations with the ratio +0.61 (p = 0.0002), growth +0.30 (0.09), the error +0.24 (0.18). Of the HWM LSTM, ahead at 7
+and behind at 5; +0.44 (0.01), +0.32 (0.07), +0.14 (0.44). Of the AWM LSTM, 13 and 2; of the simulator, 1 (the passive pendulum
+at 100 steps) and 8. The ratio was added after the first points were seen. Growth is that along random plans, which do not
+swing the driven pendulum up; learned policies go where it is chaotic.
 """
 
 from collections.abc import Callable
