@@ -1,6 +1,6 @@
 """The paper's table: realistic optimal control, twelve Myriad tasks by every kind of model, by the simulator and by SAC.
 
-    python examples/myriad.py                           the nine tasks that tell, N = 100, 5,000 and 20,000 steps: some 8 core hours
+    python examples/myriad.py                           nine tasks, N = 100, 5,000 and 20,000 steps: some 8 hours of a core
     python examples/myriad.py --quick                   one task, two methods, 1,500 steps: about 2 minutes
     python examples/myriad.py --tasks CancerTreatment --methods "AWM transformer" --episodes 50 --seeds 5
     python examples/myriad.py --episodes 50 --horizons 50 100 200 500 --tasks CancerTreatment MouldFungicide HIVTreatment
