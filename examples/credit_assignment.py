@@ -1,6 +1,6 @@
 """Credit assignment: the return and the first action that each kind of model leads to, against the delay of the reward.
 
-    python examples/credit_assignment.py             delays of 20, 50, 100 and 200 steps, with and without distractor: hours
+    python examples/credit_assignment.py             delays of 20, 50, 100 and 200 steps, with and without distractor
     python examples/credit_assignment.py --quick     one delay, two methods, two seeds: about a minute
     python examples/credit_assignment.py --horizons 100 --variants distractor --methods "AWM transformer"
 
