@@ -64,13 +64,13 @@ def train(
 ) -> BPOResult:
     """The hyper-parameters, the same for all tasks, for all seeds at once. Many episodes are lived four side by side.
 
-    Updates are counted by the episode, so that a longer one is not more of them; a transformer is fitted twice as often.
+    Updates are counted by the episode, so that a longer one is not more of them; a transformer needs more of them.
     `starts` an update and `evaluations` an epoch: a task that always begins alike needs few. `actions`: of the warm-up.
     """
     environments = max(1, min(4, episodes // 50))
     iterations = -(-(episodes - WARMUP) // environments)
     climbs = 16 if environments == 1 else 32
-    fits = (30 if environments == 1 else 60) * (2 if "transformer" in method else 1)
+    fits = 30 if environments == 1 and "transformer" not in method else 60
     per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
 
     def make(key):
