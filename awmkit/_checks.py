@@ -1,144 +1,63 @@
-"""What a user may have got wrong, said in one sentence each: what was given, what is needed, how to fix it.
+"""What an argument must be before anything is built with it: whole numbers, keys, functions of the right arguments.
 
-Apart from the unroll so that the loop reads as its equations do. Nothing here costs time in a compiled program.
+Apart from `_checks` because models, policies and tasks ask it too; it imports nothing of ours.
 """
 
-import math
+import inspect
 import operator
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
-import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Float
-
-from ._dynamics import AbstractDynamics
-from ._given import check_call, check_key, describe, kind
-from ._methods import AbstractMethod, Parallel, Policy
-from ._paths import Paths
-from ._reward import of_transition, Transition
+import optax
 
 
-def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
-    """Raise for what can be seen without tracing; return state and policy, as arrays where they are array-like."""
-    if not isinstance(dynamics, AbstractDynamics):
-        raise ValueError(f"The dynamics is {kind(dynamics)}; pass an instance of awmkit.AbstractDynamics.")
-    state = _as_float(state, "The state", (dynamics.state_size,), "vmap over a batch of states with jax.vmap")
-    _check_horizon(horizon)
-    if eqx.is_array_like(policy) or isinstance(policy, list | tuple):
-        shape = (horizon, dynamics.action_size)
-        policy = _as_float(policy, "The policy, an array of actions,", shape, "one row for each step")
-    else:
-        fix = "write it so, as lambda state, t, *, key=None: ..., or pass an array of actions (H, A)"
-        check_call("policy", "policy(state, t, *, key)", fix, policy, state, 0, key=key)
-    if key is not None:
-        check_key("The unroll", key)
-    if not isinstance(paths, Paths):
-        raise ValueError(f"The paths are a {type(paths).__name__}; pass awmkit.Paths(...), such as awmkit.BPO.")
-    if method is not None and not isinstance(method, AbstractMethod):
-        raise ValueError(f"The method is {method!r}; pass Sequential(), Parallel() or None for the fastest.")
-    if isinstance(method, Parallel) and dynamics.reads_state:
-        raise ValueError(
-            f"Parallel cannot run {type(dynamics).__name__}, whose step reads the state that the previous step predicted, so "
-            "that no pass over the actions alone exists; use method=Sequential(), or an actions world model (AWM)."
-        )
-    return state, policy
-
-
-def check_differentiable(policy) -> None:
-    """Raise for a policy whose gradient would be empty."""
-    if not any(map(eqx.is_inexact_array, jtu.tree_leaves(policy))):
-        raise ValueError(
-            f"The policy, a {type(policy).__name__}, holds no floating-point array to differentiate; make it an eqx.Module "
-            "whose fields are its parameters, or pass an array of actions."
-        )
-
-
-def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
-    """Raise for functions that return the wrong thing. Traces each of them once, abstractly."""
-    if isinstance(policy, Array):
-        action = jax.ShapeDtypeStruct(policy.shape[1:], policy.dtype)
-    else:
-        action = eqx.filter_eval_shape(lambda s, t, k: policy(s, t, key=k), state, jnp.asarray(0), key)
-        if getattr(action, "shape", None) != (dynamics.action_size,) or not jnp.issubdtype(action.dtype, jnp.floating):
-            raise ValueError(
-                f"The policy returned {describe(action)}; the dynamics needs a floating-point action of shape "
-                f"({dynamics.action_size},), so give the policy action_size={dynamics.action_size}."
-            )
-    _check_step(dynamics, action, state, horizon, key)
-    if reward is None:
-        return
-    check_reward(reward)
-    value = eqx.filter_eval_shape(of_transition(reward), state, action, jnp.asarray(0), state)
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise ValueError(
-            f"The reward returned {describe(value)}; it must be one floating-point number, so reduce it with "
-            "jnp.sum, or make a JAX number of it with jnp.asarray(value, float)."
-        )
-
-
-def check_reward(reward) -> None:
-    """Raise for a reward that does not take what it will be given."""
-    if isinstance(reward, Transition):
-        call, fix = "fn(state, action, t, next_state)", "write it so, or pass it without Transition if it reads no next state"
-        check_call("Transition's function", call, fix, reward.fn, *range(4))
-    else:
-        fix = "write it so, or wrap what reads the next state too in awmkit.Transition"
-        check_call("reward", "reward(state, action, t)", fix, reward, *range(3))
-
-
-def check_discount(discount) -> None:
-    """Raise for a discount that is no real number."""
-    if not isinstance(discount, int | float | np.number | np.ndarray | Array) or jnp.shape(discount) != ():
-        raise ValueError(f"The discount is {describe(discount)}; give one real number, such as 0.99.")
-    if isinstance(discount, int | float) and not math.isfinite(discount):
-        raise ValueError(f"The discount is {discount}; give a finite number, such as 0.99.")
-
-
-def _check_step(dynamics, action, state, horizon, key) -> None:
-    carry = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
-    step = lambda c, s, a, t, k: dynamics.step(c, s, a, t, key=k)
-    after, next_state = eqx.filter_eval_shape(step, carry, state, action, jnp.asarray(0), key)
-    name = type(dynamics).__name__
-    if getattr(next_state, "shape", None) != state.shape or next_state.dtype != state.dtype:
-        raise ValueError(
-            f"{name}.step returned the state as {describe(next_state)} for a state given as {describe(state)}; they must be "
-            "the same, so mend the step, or cast the state or the model to one dtype."
-        )
-    described = lambda tree: jtu.tree_map(describe, tree)
-    if described(carry) != described(after):
-        raise ValueError(
-            f"{name}.step returned the carry as {described(after)} for a carry given as {described(carry)}; they must be the "
-            "same, so make init return what step does."
-        )
-
-
-def _check_horizon(horizon) -> None:
-    try:
-        whole = operator.index(horizon)
-    except TypeError:
-        raise ValueError(f"The horizon is {describe(horizon)}; pass a Python int, since it sets the shapes.") from None
-    if isinstance(horizon, bool) or whole < 1:
-        raise ValueError(f"The horizon is {horizon}; an unroll needs at least 1 step.")
-    if whole >= 2**31:
-        raise ValueError(f"The horizon is {horizon}; an unroll takes less than 2^31 steps.")
-
-
-def _as_float(x, what: str, shape: tuple[int, ...], hint: str) -> Array:
-    if not eqx.is_array(x):
+def check_counts(who: str, *, least: int = 1, **counts: Any) -> None:
+    """Raise for what is not a whole number of at least `least`; `None` is what was not given."""
+    for name, count in counts.items():
+        if count is None:
+            continue
         try:
-            x = np.asarray(x)
-        except ValueError:
-            raise ValueError(f"{what} has rows of different lengths; this dynamics needs an array of shape {shape}.") from None
-        if x.dtype.kind not in "bifcu":
-            raise ValueError(f"{what} holds no numbers, but {x.dtype}; this dynamics needs an array of shape {shape}.")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{what} has dtype {x.dtype}; gradients need floating point, so pass it .astype(float).")
-    if x.shape != shape:
-        raise ValueError(f"{what} has shape {x.shape}; this dynamics needs {shape}: {hint}.")
-    if not isinstance(x, Tracer) and not np.isfinite(x).all():
-        where = np.argwhere(~np.isfinite(np.asarray(x)))[0].tolist()
-        raise ValueError(f"{what} is not finite at index {where}; remove the NaN or infinity before the unroll.")
-    return jnp.asarray(x)
+            whole = operator.index(count)
+        except TypeError:
+            whole = None
+        if whole is None or isinstance(count, bool) or whole < least:
+            raise ValueError(f"{who} got {name}={describe(count)}; give a whole number of at least {least}.")
+
+
+def check_key(who: str, key: Any) -> None:
+    """Raise for what is not one new-style key."""
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise ValueError(f"{who} got the key {describe(key)}; give one key made by jax.random.key(seed), or vmap over several.")
+
+
+def check_optimiser(optimiser: Any) -> None:
+    """Raise for what is no optimiser of optax."""
+    if not isinstance(optimiser, optax.GradientTransformation):
+        raise ValueError(f"The optimiser is {kind(optimiser)}; pass one of optax, such as optax.adam(1e-3).")
+
+
+def check_call(what: str, call: str, fix: str, fn: Any, *args: Any, **kwargs: Any) -> None:
+    """Raise for a function that cannot be called with these arguments; without running it."""
+    if isinstance(fn, type) or not callable(fn):
+        first = "make an instance of it" if isinstance(fn, type) else "give a function or a module"
+        raise ValueError(f"The {what} is {kind(fn)}; {first}, to be called as {call}.")
+    try:
+        inspect.signature(fn).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"The {what}, {kind(fn)}, cannot be called as {call} ({error}); {fix}.") from None
+    except ValueError:  # Some functions of other languages have no signature.
+        pass
+
+
+def describe(x: Any) -> str:
+    """An array by its dtype and shape, anything else as it is."""
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") and hasattr(x, "dtype") else repr(x)
+
+
+def kind(x: Any) -> str:
+    """What `x` is an instance of, or which class it is."""
+    if x is None or hasattr(x, "dtype"):
+        return describe(x)
+    return f"the class {x.__name__}" if isinstance(x, type) else f"a {type(x).__name__}"

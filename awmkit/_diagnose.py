@@ -11,10 +11,10 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Bool, Float
 
 from ._dynamics import AbstractDynamics
-from ._methods import Sequential
 from ._paths import EDGES, is_cut
 from ._reward import of_transition
 from ._trajectory import Trajectory
+from .methods import Sequential
 
 
 class _Probes(eqx.Module):
@@ -80,7 +80,7 @@ def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> t
         before, after = (x + probes.state_to_reward for x in (jnp.concatenate([state[None], states[:-1]]), states))
         probed_actions = actions + probes.action_to_reward
         rewards = jax.vmap(of_transition(reward))(before, probed_actions, jnp.arange(horizon), after)
-        value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).value(discount)
+        value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).returns(discount)
         return value, (actions, rewards[:, None], states)
 
     of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))

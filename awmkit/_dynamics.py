@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._given import check_counts
+from ._checks import check_counts
 
 
 class AbstractDynamics(eqx.Module):
     """Anything that maps a state and an action to the next state: a simulator or a world model.
 
     A dynamics never decides where its `state` argument comes from or how much gradient it carries: the unroll does
-    ([`awmkit.Paths`][]). What a dynamics must remember beyond the state (a KV cache, a hidden state, a solver's warm start)
+    (`awmkit.Paths`). What a dynamics must remember beyond the state (a KV cache, a hidden state, a solver's warm start)
     lives in `carry`.
 
     **Fields** a subclass provides
@@ -55,7 +55,7 @@ class AbstractDynamics(eqx.Module):
 
     @property
     def parallel(self) -> bool:
-        """Whether `segment` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
+        """Whether `rollout_segment` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
         return False
 
     @abc.abstractmethod
@@ -95,9 +95,9 @@ class AbstractDynamics(eqx.Module):
         **Returns:** shape (H, S).
         """
         horizon = actions.shape[0]
-        return self.segment(self.init(state, horizon), state, actions, 0, keys=step_keys(key, horizon))[1]
+        return self.rollout_segment(self.init(state, horizon), state, actions, 0, keys=step_keys(key, horizon))[1]
 
-    def segment(
+    def rollout_segment(
         self,
         carry: PyTree,
         state: Float[Array, " S"],
@@ -124,7 +124,7 @@ class AbstractDynamics(eqx.Module):
         (carry, _), states = lax.scan(step, (carry, state), (actions, t + jnp.arange(actions.shape[0]), keys))
         return carry, states
 
-    def grow(self, carry: PyTree, horizon: int) -> PyTree:
+    def resize_carry(self, carry: PyTree, horizon: int) -> PyTree:
         """`carry`, somewhere in an unroll, with room for `horizon` steps in all. By default as it is.
 
         A dynamics whose carry has the shape that `init` gave it for its horizon may override this, to be sampled with less
@@ -163,7 +163,7 @@ class AbstractTask(AbstractDynamics):
     def reward(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
         """r(s_t, a_t), from the state *before* the step; s_H is never scored.
 
-        A task whose reward reads the next state overrides this with a property that returns an [`awmkit.Transition`][].
+        A task whose reward reads the next state overrides this with a property that returns an `awmkit.Transition`.
 
         **Arguments:** `state`: s_t, shape (S,). `action`: a_t, shape (A,). `t`: the step's index.
 

@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from ._given import check_counts, describe
+from ._checks import check_counts, describe
 
 
 class Normaliser(eqx.Module):
@@ -20,40 +20,40 @@ class Normaliser(eqx.Module):
     **Arguments**
 
     - `size`: the number of entries D. A new normaliser is the identity, exactly.
-    - `by_step`: whether the mean of sequences is taken step by step, and the standard deviation about it.
-    - `scale_by_step`: with `by_step`, whether that too is taken step by step, and not over all steps.
+    - `per_step`: whether the mean of sequences is taken step by step, and the standard deviation about it.
+    - `per_step_scale`: with `per_step`, whether that too is taken step by step, and not over all steps.
     """
 
     shift: Float[Array, "*T D"]
     scale: Float[Array, "*T D"]
-    by_step: bool = eqx.field(static=True)
-    scale_by_step: bool = eqx.field(static=True)
+    per_step: bool = eqx.field(static=True)
+    per_step_scale: bool = eqx.field(static=True)
 
-    def __init__(self, size: int, *, by_step: bool = False, scale_by_step: bool = False):
+    def __init__(self, size: int, *, per_step: bool = False, per_step_scale: bool = False):
         check_counts("Normaliser", size=size)
         self.shift = jnp.zeros(size)
         self.scale = jnp.ones(size)
-        self.by_step = by_step
-        self.scale_by_step = scale_by_step
+        self.per_step = per_step
+        self.per_step_scale = per_step_scale
 
     def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
-        """With the mean and standard deviation of `data`, (N, D) or of any other leading shape; `by_step`, of (N, T, D).
+        """With the mean and standard deviation of `data`, (N, D) or of any other leading shape; `per_step`, of (N, T, D).
 
         An entry that does not vary is shifted but not scaled. Steps at which one varies less than a fiftieth of what it does
         over all steps are scaled by that, so that a prediction can leave the mean everywhere.
 
         **Raises:** `ValueError` for data of another number of entries, or none.
         """
-        size, needed = self.shift.shape[-1], 3 if self.by_step else 1
+        size, needed = self.shift.shape[-1], 3 if self.per_step else 1
         if jnp.ndim(data) < needed or jnp.shape(data)[-1] != size or not jnp.size(data):
-            shape = f"(N, T, {size})" if self.by_step else f"(N, {size})"
+            shape = f"(N, T, {size})" if self.per_step else f"(N, {size})"
             raise ValueError(f"Normaliser.fitted got {describe(data)}; give at least one row of data, {shape}.")
         rows = data.reshape(-1, data.shape[-1])
-        shift = jnp.mean(data, axis=0) if self.by_step else jnp.mean(rows, axis=0)
+        shift = jnp.mean(data, axis=0) if self.per_step else jnp.mean(rows, axis=0)
         spread = jnp.std((data - shift).reshape(rows.shape), axis=0)
         # Below this, the spread is the rounding error of the mean.
         floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(rows), axis=0), 1e-30)
-        each = jnp.maximum(jnp.std(data, axis=0), 0.02 * spread) if self.scale_by_step else spread
+        each = jnp.maximum(jnp.std(data, axis=0), 0.02 * spread) if self.per_step_scale else spread
         return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift, jnp.where(spread > 8 * floor, each, 1)))
 
     @property

@@ -24,7 +24,7 @@ class Paths(eqx.Module):
     r_t     = reward(s_t, a_t)       always carries its full gradient
     ```
 
-    `Paths()` is backpropagation through everything; [`awmkit.BPO`][] is `Paths(state_to_policy=0.0)`, the paper's policy
+    `Paths()` is backpropagation through everything; `awmkit.BPO` is `Paths(state_to_policy=0.0)`, the paper's policy
     gradient, in which the policy reads detached states; `Paths(state_to_model=0.9)` damps each hop of a Markov model.
 
     **Arguments**

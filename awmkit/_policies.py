@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from ._given import check_counts, check_key
+from ._checks import check_counts, check_key
 from ._normaliser import Normaliser
 
 
 class AbstractPolicy(eqx.Module):
     """A module called as `policy(state, t, *, key=None) -> action (A,)`."""
 
-    inputs: eqx.AbstractVar[Normaliser]
+    input_norm: eqx.AbstractVar[Normaliser]
 
     @abc.abstractmethod
     def __call__(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None) -> Float[Array, " A"]:
@@ -43,10 +43,10 @@ class MLPPolicy(AbstractPolicy):
 
     **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
 
-    `inputs` normalises the state; set it with `eqx.tree_at(lambda p: p.inputs, policy, policy.inputs.fitted(states))`.
+    `input_norm` normalises the state; set it with `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`.
     """
 
-    inputs: Normaliser
+    input_norm: Normaliser
     network: eqx.nn.MLP
     horizon: int | None = eqx.field(static=True)
 
@@ -61,11 +61,11 @@ class MLPPolicy(AbstractPolicy):
         key: PRNGKeyArray,
     ):
         self.network = _mlp("MLPPolicy", state_size, action_size, 1, width, depth, horizon, key)
-        self.inputs = Normaliser(state_size)
+        self.input_norm = Normaliser(state_size)
         self.horizon = horizon
 
     def __call__(self, state, t, *, key=None):
-        return jnp.tanh(self.network(features(self.inputs(state), t, self.horizon)))
+        return jnp.tanh(self.network(features(self.input_norm(state), t, self.horizon)))
 
 
 class GaussianPolicy(AbstractPolicy):
@@ -74,12 +74,12 @@ class GaussianPolicy(AbstractPolicy):
     Called without a key it takes its mode, tanh(mu): how a policy is evaluated. Haarnoja et al. (2018), *Soft Actor-Critic*,
     appendix C.
 
-    **Arguments:** as for [`awmkit.MLPPolicy`][], and `std`: sigma before training, in units of the pre-tanh action.
+    **Arguments:** as for `awmkit.MLPPolicy`, and `std`: sigma before training, in units of the pre-tanh action.
 
     **Raises:** `ValueError` for sizes that are no whole numbers above 0, another kind of key, and a `std` that is not positive.
     """
 
-    inputs: Normaliser
+    input_norm: Normaliser
     network: eqx.nn.MLP
     log_std: Float[Array, " A"]
     horizon: int | None = eqx.field(static=True)
@@ -98,7 +98,7 @@ class GaussianPolicy(AbstractPolicy):
         if not std > 0:
             raise ValueError(f"GaussianPolicy got std={std}; give a positive number, such as 0.5.")
         self.network = _mlp("GaussianPolicy", state_size, action_size, 2, width, depth, horizon, key)
-        self.inputs = Normaliser(state_size)
+        self.input_norm = Normaliser(state_size)
         self.log_std = jnp.full(action_size, math.log(std), jnp.result_type(float))
         self.horizon = horizon
 
@@ -114,7 +114,7 @@ class GaussianPolicy(AbstractPolicy):
 
     def gaussian(self, state: Float[Array, " S"], t: ScalarLike) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
         """Mean and log standard deviation of the action before tanh, each of shape (A,)."""
-        mean, log_std = jnp.split(self.network(features(self.inputs(state), t, self.horizon)), 2)
+        mean, log_std = jnp.split(self.network(features(self.input_norm(state), t, self.horizon)), 2)
         return mean, self.log_std + log_std
 
     def log_prob(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:

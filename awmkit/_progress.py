@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from ._given import check_counts
+from ._checks import check_counts
 
 
 class Progress:

@@ -22,7 +22,7 @@ class Trajectory(eqx.Module):
     rewards: Float[Array, "*batch H"] | None = None
     sweeps: Int[Array, "*batch"] | None = None
 
-    def value(self, discount: ScalarLike = 1.0) -> Float[Array, "*batch"]:
+    def returns(self, discount: ScalarLike = 1.0) -> Float[Array, "*batch"]:
         """The return J = sum_t discount^t r_t, a scalar for each episode.
 
         **Raises:** `ValueError` where the unroll was given no reward.

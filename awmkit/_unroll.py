@@ -8,13 +8,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_arguments, check_differentiable, check_discount, check_functions, check_reward
 from ._diagnose import raise_if_nonfinite
 from ._dynamics import AbstractDynamics
-from ._methods import AbstractMethod, Parallel, Policy, Sequential
 from ._paths import Paths
 from ._reward import Reward, score
 from ._trajectory import Trajectory
+from ._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions, check_reward
+from .methods import AbstractMethod, Parallel, Policy, Sequential
 
 
 def unroll(
@@ -44,14 +44,14 @@ def unroll(
     - `policy`: called as `policy(state, t, *, key)`, returns an action (A,) in [-1, 1]; or an array of actions (H, A).
     - `state`: s_0, shape (S,), floating point.
     - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step, or a [`awmkit.Transition`][], which
+    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step, or a `awmkit.Transition`, which
       reads the next state too. Each function compiles anew: define it once, outside of loops.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges; they change no value.
     - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
       fastest: `Parallel` for given actions in an AWM with a parallel backbone, else `Sequential`.
 
-    **Returns:** a [`awmkit.Trajectory`][].
+    **Returns:** a `awmkit.Trajectory`.
 
     **Raises:** `ValueError` for wrong shapes, dtypes, horizons, a non-finite `state` (where it is known before the run),
     or a `Parallel` method for a dynamics that reads its state.
@@ -96,7 +96,7 @@ def unroll_grad(
       [-1, 1]; or an array of actions (H, A).
     - `state`: s_0, shape (S,), floating point.
     - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: `reward(state, action, t) -> scalar`, or a [`awmkit.Transition`][]. Define it once, outside of loops.
+    - `reward`: `reward(state, action, t) -> scalar`, or a `awmkit.Transition`. Define it once, outside of loops.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges: `Paths()`, `BPO`, `Paths(state_to_model=0.9)`.
     - `discount`: a scalar, 1 by default, as in the paper.
@@ -141,6 +141,6 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method) -> Tra
 def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method) -> tuple[Scalar, PyTree]:
     @eqx.filter_value_and_grad
     def value_and_grad(policy):
-        return _unroll(dynamics, policy, state, horizon, reward, key, paths, method).value(discount)
+        return _unroll(dynamics, policy, state, horizon, reward, key, paths, method).returns(discount)
 
     return value_and_grad(policy)

@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(f'awmkit.plot needs matplotlib ({error}); pip install "awmkit[plot]".') from error
 
-from ._given import kind
+from ._checks import kind
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
 from .analysis._report import quartiles
 

@@ -47,7 +47,7 @@ def reference(
 
     **Arguments:** `task`: a problem, its class, or a task made of it. `horizon`: N of a problem; a task has its own.
 
-    **Returns:** an [`awmkit.scores.Reference`][].
+    **Returns:** an `awmkit.scores.Reference`.
 
     **Raises:** `ValueError` where no such numbers exist: for other tasks and horizons, changed parameters, other solvers than
     explicit Euler, distractors or noise.
@@ -68,7 +68,7 @@ def gap_closed(task: Discretised, returns: ArrayLike) -> np.ndarray:
 
     The score that tells good from trivial: in `BearPopulations` any harmless constant has 0.9998 of `normalised`.
 
-    **Arguments:** `task`: see [`awmkit.scores.reference`][]. `returns`: R, of any shape.
+    **Arguments:** `task`: see `awmkit.scores.reference`. `returns`: R, of any shape.
 
     **Returns:** scores of the same shape.
 
@@ -87,7 +87,7 @@ def gap_closed(task: Discretised, returns: ArrayLike) -> np.ndarray:
 def normalised(task: Discretised, returns: ArrayLike) -> np.ndarray:
     """(R - random) / (optimal - random): 1 is optimal, 0 no better than random actions; the usual score.
 
-    **Arguments**, **Returns:** as for [`awmkit.scores.gap_closed`][]. **Raises:** `ValueError` as `reference` does.
+    **Arguments**, **Returns:** as for `awmkit.scores.gap_closed`. **Raises:** `ValueError` as `reference` does.
     """
     known = reference(task)
     return np.asarray((np.asarray(returns, float) - known.random) / (known.optimal - known.random))
@@ -154,7 +154,7 @@ def interval(
     - `scores`, `others`: arrays of shape (seeds, tasks).
     - `seed`: of the resampling. `resamples`: how many. `level`: the interval's probability.
 
-    **Returns:** an [`awmkit.analysis.Interval`][] of single numbers.
+    **Returns:** an `awmkit.analysis.Interval` of single numbers.
 
     **Raises:** `ValueError` for other shapes, scores that are not finite, or fewer than 2 seeds.
     """

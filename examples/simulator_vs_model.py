@@ -33,7 +33,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
-from awmkit import AbstractDynamics, AWM, BPO, Fit, fit, LSTM, MLPPolicy, Progress, unroll, unroll_grad
+from awmkit import AbstractDynamics, AWM, BPO, fit, FitResult, LSTM, MLPPolicy, Progress, unroll, unroll_grad
 from awmkit.mjx import cartpole, double_pendulum, MJXTask, pendulum
 
 TASKS = {"pendulum": pendulum, "cartpole": cartpole, "double_pendulum": double_pendulum}
@@ -45,7 +45,7 @@ def draw_starts(task: MJXTask, count: int, key: PRNGKeyArray) -> Float[Array, "N
     return jnp.tile(task.reset(key), (count, 1)) + jax.random.normal(key, (count, task.state_size))
 
 
-def fit_model(task: MJXTask, episodes: int, updates: int) -> Fit[AWM]:
+def fit_model(task: MJXTask, episodes: int, updates: int) -> FitResult[AWM]:
     """An LSTM AWM of episodes of random actions, each held for a few steps so that the pendulum gets somewhere."""
     keys = jax.random.split(jax.random.key(1), 5)
     starts = draw_starts(task, episodes, keys[0])

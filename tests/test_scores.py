@@ -63,7 +63,7 @@ def test_nine_problems_tell():
 def test_the_optimal_controls_close_the_gap(name, problem):
     task = Discretised(problem, 50)
     plan = jnp.asarray(CONTROLS[f"{name}/50"])
-    value = unroll(task, plan, task.reset(jax.random.key(0)), 50, reward=task.reward).value()
+    value = unroll(task, plan, task.reset(jax.random.key(0)), 50, reward=task.reward).returns()
     np.testing.assert_allclose(gap_closed(task, value), 1, atol=1e-6)
 
 

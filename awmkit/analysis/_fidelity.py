@@ -10,12 +10,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from .._checks import check_arguments, check_differentiable, check_reward
+from .._checks import check_counts, kind
 from .._dynamics import AbstractDynamics
-from .._given import check_counts, kind
-from .._methods import AbstractMethod, Policy
 from .._paths import Paths
 from .._reward import Reward
+from .._unroll_checks import check_arguments, check_differentiable, check_reward
+from ..methods import AbstractMethod, Policy
 from ._gradient_growth import check_horizons, Horizons
 from ._gradients import flat_parameters, return_gradients, returns
 
@@ -147,7 +147,7 @@ def true_gradient(
     - `key`: for the perturbations, and for a stochastic policy or dynamics.
     - `batch_size`: how many starts, or pairs, are handled at once; `pairs` is rounded up to a multiple.
 
-    **Returns:** a [`awmkit.analysis.TrueGradient`][], to be judged by with [`awmkit.analysis.fidelity`][].
+    **Returns:** a `awmkit.analysis.TrueGradient`, to be judged by with `awmkit.analysis.fidelity`.
 
     **Raises:** `ValueError` as `unroll_grad` does, for a `sigma` that is not positive, for fewer than 2 pairs, and where
     the true system is not finite.
@@ -169,13 +169,13 @@ def true_gradient(
         raise ValueError(f"true_gradient got sigma={sigma} and pairs={pairs}; it needs a positive width and at least 2 pairs.")
     chosen = check_horizons(horizons, longest, count=1)
     states, (own_key, keys) = jnp.asarray(states), _keys(key, len(states))
-    at_once = min(batch_size, pairs)
-    pairs = at_once * -(-pairs // at_once)
+    pairs_at_once = min(batch_size, pairs)
+    pairs = pairs_at_once * -(-pairs // pairs_at_once)
     exact = return_gradients(
         dynamics, policy, states, longest, chosen, reward=reward, discount=discount, keys=keys, batch_size=batch_size
     )
     smoothed, *errors = _evolution_strategies(
-        dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, at_once
+        dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, pairs_at_once
     )
     exact, smoothed, *errors = (np.asarray(x, float) for x in (exact.swapaxes(0, 1), smoothed, *errors))
     _require_finite("exact gradient", exact, chosen)
@@ -211,7 +211,7 @@ def fidelity(
     - `resamples`: of the starts, for the intervals, drawn with `seed`. The noise of the smoothed reference is not in them but
       in `truth.standard_error` and `truth.ceiling`.
 
-    **Returns:** a [`awmkit.analysis.Fidelity`][].
+    **Returns:** a `awmkit.analysis.Fidelity`.
 
     **Raises:** `ValueError` as `unroll_grad` does, and for another kind of truth.
     """

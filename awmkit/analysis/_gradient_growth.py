@@ -13,11 +13,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
-from .._checks import check_reward
+from .._checks import describe
 from .._dynamics import AbstractDynamics
-from .._given import describe
 from .._reward import Reward
 from .._unroll import unroll
+from .._unroll_checks import check_reward
 from ._gradients import return_gradients
 from ._growth import fit_growth, Growth
 from ._tangents import check_batch
@@ -85,7 +85,7 @@ def gradient_growth(
     - `reward`, `discount`: of the return.
     - `horizons`: at most H each; by default eight, evenly spaced in their logarithm, from 4 (or H / 4) to H.
     - `key`: for a stochastic dynamics.
-    - `decisive`: the margin below which the data cannot decide, as in [`awmkit.analysis.fit_growth`][].
+    - `decisive`: the margin below which the data cannot decide, as in `awmkit.analysis.fit_growth`.
     - `batch_size`: how many starts are handled at once; memory grows with it.
 
     **Returns:** a `GradientGrowth`.

@@ -12,13 +12,13 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from .._checks import check_arguments, check_differentiable, check_reward
+from .._checks import check_counts
 from .._dynamics import AbstractDynamics
-from .._given import check_counts
-from .._methods import passes, Policy
 from .._paths import Paths
 from .._reward import of_transition, Reward
 from .._unroll import unroll
+from .._unroll_checks import check_arguments, check_differentiable, check_reward
+from ..methods._method import passes, Policy
 from ._tangents import check_plan, primal, step_map, steps_of
 
 
@@ -132,7 +132,7 @@ def policy_hop_spectrum(
     its n-th sweep, (A^T)^n g, holds the paths of n crossings. Part 0 is the paper's policy gradient (`paths=BPO`); the sum
     is that of the closed loop, so that the spectrum says what BPO leaves out.
 
-    **Arguments:** as for [`awmkit.unroll_grad`][], and `hops`: N, the largest number told apart.
+    **Arguments:** as for `awmkit.unroll_grad`, and `hops`: N, the largest number told apart.
 
     **Returns:** a `HopSpectrum` whose parts have shape (N+2, 1, P): dJ/dtheta, flattened as by
     `jax.flatten_util.ravel_pytree(eqx.filter(policy, eqx.is_inexact_array))`.
@@ -204,7 +204,7 @@ def _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
     flat, unravel = ravel_pytree(weights)
     policy_of = lambda flat: eqx.combine(unravel(flat), rest)
     closed_loop = lambda flat: unroll(dynamics, policy_of(flat), state, horizon, key=key).actions
-    given = lambda actions: unroll(dynamics, actions, state, horizon, reward=reward, key=key).value(discount)
+    given = lambda actions: unroll(dynamics, actions, state, horizon, reward=reward, key=key).returns(discount)
     loop = lambda flat: passes(dynamics, policy_of(flat), state, horizon, key=key, paths=Paths())
     act, predict = loop(flat)
 

@@ -14,13 +14,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
-from .._checks import check_arguments, check_differentiable
 from .._dynamics import AbstractDynamics
-from .._methods import AbstractMethod, Policy
 from .._normaliser import trainable
 from .._paths import Paths
 from .._reward import Reward
 from .._unroll import unroll
+from .._unroll_checks import check_arguments, check_differentiable
+from ..methods import AbstractMethod, Policy
 
 
 class Landscape(eqx.Module):
@@ -133,7 +133,7 @@ def _values(dynamics, policy, state, horizon, reward, directions, span, points, 
         moved = policy
         for x, direction in zip(place, directions, strict=True):
             moved = eqx.apply_updates(moved, jtu.tree_map(lambda d, x=x: x.astype(d.dtype) * d, direction))
-        return unroll(dynamics, moved, state, horizon, reward=reward, key=key, method=method).value(discount)
+        return unroll(dynamics, moved, state, horizon, reward=reward, key=key, method=method).returns(discount)
 
     values = lax.map(value, grid, batch_size=min(batch_size, grid.shape[0]))
     return Landscape(coordinates, values.reshape([points] * len(directions)))

@@ -10,8 +10,8 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_counts
 from .._dynamics import AbstractDynamics
-from .._given import check_counts
 from ._tangents import check_plan, step_map, steps_of
 
 

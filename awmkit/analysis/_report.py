@@ -17,10 +17,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_reward
 from .._dynamics import AbstractDynamics
 from .._progress import Progress
 from .._reward import Reward
+from .._unroll_checks import check_reward
 from ._fidelity import each, Fidelity, fidelity, true_gradient, TrueGradient
 from ._gradient_growth import check_horizons, gradient_growth, GradientGrowth, Horizons
 from ._hops import hop_spectrum, HopSpectrum
@@ -128,7 +128,7 @@ def report(
     - `reward`: of the return, the same for all.
     - `truth`: the true system, against which fidelity is judged; `None` leaves fidelity out.
     - `horizons`: of growth. `fidelity_horizons`: of fidelity, by default four of `horizons`.
-    - `sigma`, `pairs`: of the smoothed reference, see [`awmkit.analysis.true_gradient`][].
+    - `sigma`, `pairs`: of the smoothed reference, see `awmkit.analysis.true_gradient`.
     - `span`: of the landscape. `key`: for its direction, and for all else that is random.
     - `progress`: whether to show a progress bar on stderr.
 

@@ -12,10 +12,10 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from .._checks import check_arguments
 from .._dynamics import AbstractDynamics, step_keys
-from .._methods import split_key
 from .._paths import Paths
+from .._unroll_checks import check_arguments
+from ..methods._method import split_key
 
 Steps = tuple[Int[Array, " H"], Float[Array, "H A"], Key[Array, " H"] | None]
 

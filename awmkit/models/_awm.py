@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._checks import kind
 from .._dynamics import AbstractDynamics
-from .._given import kind
 from .._normaliser import Normaliser
-from ._backbone import AbstractBackbone
 from ._world_model import AbstractWorldModel, check_parts, decode, head
+from .backbones._backbone import AbstractBackbone
 
 
 class AWM(AbstractWorldModel):
@@ -27,7 +27,7 @@ class AWM(AbstractWorldModel):
     - `backbone`: a sequence network: `Transformer`, `LinearStateSpace`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the
       following are a_t.
     - `predict_changes`: predict s_t - s_0 (the default), or s_t itself.
-    - `by_step`: whether `normalised` takes the statistics of what it predicts step by step, not over all steps. What is left to
+    - `per_step`: whether `normalised` takes the statistics of what it predicts step by step, not over all steps. What is left to
       learn is then what the actions change, of one size at every step: better where episodes of one length begin alike, as
       those of one task do; needed where the actions change little; and a transformer, which averages over tokens, need not
       learn that effects add up. The loss keeps one unit for all steps.
@@ -41,8 +41,8 @@ class AWM(AbstractWorldModel):
     ```
     """
 
-    inputs: Normaliser
-    targets: Normaliser
+    input_norm: Normaliser
+    output_norm: Normaliser
     embed_state: Callable
     embed_action: Callable
     backbone: AbstractBackbone
@@ -59,15 +59,15 @@ class AWM(AbstractWorldModel):
         backbone: AbstractBackbone,
         *,
         predict_changes: bool = True,
-        by_step: bool = False,
+        per_step: bool = False,
         key: PRNGKeyArray,
     ):
         check_parts("AWM", state_size, action_size, backbone, key)
         state_key, action_key, head_key = jax.random.split(key, 3)
         self.state_size = state_size
         self.action_size = action_size
-        self.inputs = Normaliser(state_size)
-        self.targets = Normaliser(state_size, by_step=by_step, scale_by_step=by_step)
+        self.input_norm = Normaliser(state_size)
+        self.output_norm = Normaliser(state_size, per_step=per_step, per_step_scale=per_step)
         self.embed_state = eqx.nn.Linear(state_size, backbone.width, key=state_key)
         self.embed_action = eqx.nn.Linear(action_size, backbone.width, key=action_key)
         self.backbone = backbone
@@ -95,26 +95,26 @@ class AWM(AbstractWorldModel):
         return self.backbone.parallel
 
     def init(self, state, horizon):
-        return self.backbone.init(self.embed_state(self.inputs(state)), horizon), state
+        return self.backbone.init(self.embed_state(self.input_norm(state)), horizon), state
 
     def step(self, carry, state, action, t, *, key=None):
         memory, first = carry
         memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
         return (memory, first), decode(self, self.head(feature), first, t)
 
-    def segment(self, carry, state, actions, t, *, keys=None):
+    def rollout_segment(self, carry, state, actions, t, *, keys=None):
         memory, first = carry
-        memory, features = self.backbone.segment(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
+        memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
         return (memory, first), decode(self, jax.vmap(self.head)(features), first, t + jnp.arange(actions.shape[0]))
 
-    def grow(self, carry, horizon):
+    def resize_carry(self, carry, horizon):
         memory, first = carry
-        return self.backbone.grow(memory, horizon), first
+        return self.backbone.resize(memory, horizon), first
 
-    def predict(self, states, actions):
+    def teacher_forced(self, states, actions):
         return self.open_loop(states[0], actions)
 
-    def origin(self, states):
+    def residual_base(self, states):
         return jnp.broadcast_to(states[0], states[1:].shape)
 
     def normalised(self, states):

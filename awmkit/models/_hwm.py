@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from .._normaliser import Normaliser
-from ._backbone import AbstractBackbone
 from ._world_model import AbstractWorldModel, check_parts, decode, head
+from .backbones._backbone import AbstractBackbone
 
 
 class HWM(AbstractWorldModel):
@@ -21,15 +21,15 @@ class HWM(AbstractWorldModel):
     - `state_size`, `action_size`: S and A.
     - `backbone`: a sequence network: `Transformer`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the following (s_t, a_t).
     - `predict_changes`: predict s_{t+1} - s_t (the default), or s_{t+1} itself.
-    - `by_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
+    - `per_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
       needed where actions change little of what time changes.
     - `key`: for the weights of embedding and head.
 
     **Raises:** `ValueError` for sizes that are no whole numbers above 0, what is no backbone, and another kind of key.
     """
 
-    inputs: Normaliser
-    targets: Normaliser
+    input_norm: Normaliser
+    output_norm: Normaliser
     embed_first: eqx.nn.Linear
     embed: eqx.nn.Linear
     backbone: AbstractBackbone
@@ -45,15 +45,15 @@ class HWM(AbstractWorldModel):
         backbone: AbstractBackbone,
         *,
         predict_changes: bool = True,
-        by_step: bool = False,
+        per_step: bool = False,
         key: PRNGKeyArray,
     ):
         check_parts("HWM", state_size, action_size, backbone, key)
         first_key, embed_key, head_key = jax.random.split(key, 3)
         self.state_size = state_size
         self.action_size = action_size
-        self.inputs = Normaliser(state_size, by_step=by_step)
-        self.targets = Normaliser(state_size, by_step=by_step)
+        self.input_norm = Normaliser(state_size, per_step=per_step)
+        self.output_norm = Normaliser(state_size, per_step=per_step)
         self.embed_first = eqx.nn.Linear(state_size, backbone.width, key=first_key)
         self.embed = eqx.nn.Linear(state_size + action_size, backbone.width, key=embed_key)
         self.backbone = backbone
@@ -61,18 +61,18 @@ class HWM(AbstractWorldModel):
         self.predict_changes = predict_changes
 
     def init(self, state, horizon):
-        return self.backbone.init(self.embed_first(self.inputs.at(0)(state)), horizon)
+        return self.backbone.init(self.embed_first(self.input_norm.at(0)(state)), horizon)
 
     def step(self, carry, state, action, t, *, key=None):
-        token = self.embed(jnp.concatenate([self.inputs.at(t)(state), action]))
+        token = self.embed(jnp.concatenate([self.input_norm.at(t)(state), action]))
         carry, feature = self.backbone.step(carry, token, t, key=key)
         return carry, decode(self, self.head(feature), state, t)
 
-    def predict(self, states, actions):
+    def teacher_forced(self, states, actions):
         steps = jnp.arange(actions.shape[0])
-        first = self.embed_first(self.inputs.at(0)(states[0]))
-        tokens = jax.vmap(self.embed)(jnp.concatenate([self.inputs.at(steps)(states[:-1]), actions], axis=1))
+        first = self.embed_first(self.input_norm.at(0)(states[0]))
+        tokens = jax.vmap(self.embed)(jnp.concatenate([self.input_norm.at(steps)(states[:-1]), actions], axis=1))
         return decode(self, jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1], steps)
 
-    def origin(self, states):
+    def residual_base(self, states):
         return states[:-1]

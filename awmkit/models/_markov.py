@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._given import check_counts, check_key
+from .._checks import check_counts, check_key
 from .._normaliser import Normaliser
 from ._world_model import AbstractWorldModel, decode
 
@@ -21,15 +21,15 @@ class Markov(AbstractWorldModel):
     - `width`, `depth`: of the residual blocks.
     - `horizon`: if given, t / horizon is one more input, for dynamics that depend on time.
     - `predict_changes`: predict s_{t+1} - s_t (the default), or s_{t+1} itself.
-    - `by_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
+    - `per_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
       needed where actions change little of what time changes. It then depends on time, with or without `horizon`.
     - `key`: for the weights.
 
     **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
     """
 
-    inputs: Normaliser
-    targets: Normaliser
+    input_norm: Normaliser
+    output_norm: Normaliser
     network: "ResidualMLP"
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
@@ -45,7 +45,7 @@ class Markov(AbstractWorldModel):
         depth: int = 2,
         horizon: int | None = None,
         predict_changes: bool = True,
-        by_step: bool = False,
+        per_step: bool = False,
         key: PRNGKeyArray,
     ):
         check_counts("Markov", state_size=state_size, action_size=action_size, width=width, horizon=horizon)
@@ -53,8 +53,8 @@ class Markov(AbstractWorldModel):
         check_key("Markov", key)
         self.state_size = state_size
         self.action_size = action_size
-        self.inputs = Normaliser(state_size, by_step=by_step)
-        self.targets = Normaliser(state_size, by_step=by_step)
+        self.input_norm = Normaliser(state_size, per_step=per_step)
+        self.output_norm = Normaliser(state_size, per_step=per_step)
         self.network = ResidualMLP(state_size + action_size + (horizon is not None), state_size, width, depth, key=key)
         self.horizon = horizon
         self.predict_changes = predict_changes
@@ -65,14 +65,14 @@ class Markov(AbstractWorldModel):
     def step(self, carry, state, action, t, *, key=None):
         del key
         time = [] if self.horizon is None else [jnp.asarray(t, state.dtype)[None] / self.horizon]
-        outputs = self.network(jnp.concatenate([self.inputs.at(t)(state), action, *time]))
+        outputs = self.network(jnp.concatenate([self.input_norm.at(t)(state), action, *time]))
         return carry, decode(self, outputs, state, t)
 
-    def predict(self, states, actions):
+    def teacher_forced(self, states, actions):
         step = lambda s, a, t: self.step(None, s, a, t)[1]
         return jax.vmap(step)(states[:-1], actions, jnp.arange(actions.shape[0]))
 
-    def origin(self, states):
+    def residual_base(self, states):
         return states[:-1]
 
 

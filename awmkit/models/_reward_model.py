@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from .._given import check_counts, check_key, kind
+from .._checks import check_counts, check_key, kind
 from .._normaliser import Normaliser
 from .._trajectory import Trajectory
-from ._fitted import AbstractFitted
 from ._markov import ResidualMLP
+from ._trainable import AbstractTrainable
 
 
-class RewardModel(AbstractFitted):
+class RewardModel(AbstractTrainable):
     """r'(s_t, a_t, t, s_{t+1}), a residual MLP; fitted to the rewards of episodes, it goes where a reward goes:
 
     ```python
@@ -34,8 +34,8 @@ class RewardModel(AbstractFitted):
     **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
     """
 
-    inputs: Normaliser
-    targets: Normaliser
+    input_norm: Normaliser
+    output_norm: Normaliser
     network: ResidualMLP
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
@@ -56,17 +56,17 @@ class RewardModel(AbstractFitted):
         check_key("RewardModel", key)
         self.state_size = state_size
         self.action_size = action_size
-        self.inputs = Normaliser(state_size)
-        self.targets = Normaliser(1)
+        self.input_norm = Normaliser(state_size)
+        self.output_norm = Normaliser(1)
         self.network = ResidualMLP(2 * state_size + action_size + (horizon is not None), 1, width, depth, key=key)
         self.horizon = horizon
 
     def __call__(
         self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike, next_state: Float[Array, " S"]
     ) -> Scalar:
-        change = (next_state - state) / jax.lax.stop_gradient(self.inputs.scale)
+        change = (next_state - state) / jax.lax.stop_gradient(self.input_norm.scale)
         time = [] if self.horizon is None else [jnp.asarray(t, state.dtype)[None] / self.horizon]
-        return self.targets.inverse(self.network(jnp.concatenate([self.inputs(state), change, action, *time])))[0]
+        return self.output_norm.inverse(self.network(jnp.concatenate([self.input_norm(state), change, action, *time])))[0]
 
     def normalised(self, episodes: Trajectory) -> "RewardModel":
         """This model with the statistics of episodes' states and rewards. Weights stay: do it once, before the first fit.
@@ -75,14 +75,14 @@ class RewardModel(AbstractFitted):
         """
         if not isinstance(episodes, Trajectory):
             raise ValueError(f"normalised got {kind(episodes)}; give a reward model whole episodes, a Trajectory with rewards.")
-        statistics = self.inputs.fitted(episodes.states), self.targets.fitted(self.truth(episodes))
-        return eqx.tree_at(lambda m: (m.inputs, m.targets), self, statistics)
+        statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(self.target(episodes))
+        return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
 
     def loss(self, episode):
-        errors = (self.prediction(episode) - self.truth(episode)) / jax.lax.stop_gradient(self.targets.scale)
+        errors = (self.prediction(episode) - self.target(episode)) / jax.lax.stop_gradient(self.output_norm.scale)
         return 0.5 * jnp.mean(errors**2)
 
-    def truth(self, episodes):
+    def target(self, episodes):
         if episodes.rewards is None:
             raise ValueError("A reward is fitted to rewards, of which these episodes have none; collect them with reward=...")
         return episodes.rewards[..., None]

@@ -12,45 +12,47 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from .._checks import check_counts, check_key, describe, kind
 from .._dynamics import AbstractDynamics
-from .._given import check_counts, check_key, describe, kind
 from .._normaliser import Normaliser
-from ._backbone import AbstractBackbone
-from ._fitted import AbstractFitted
+from ._trainable import AbstractTrainable
+from .backbones._backbone import AbstractBackbone
 
 W = TypeVar("W", bound="AbstractWorldModel")
 
 
-class AbstractWorldModel(AbstractDynamics, AbstractFitted):
+class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
     """A dynamics that is fitted to episodes.
 
     **Fields** a subclass provides
 
-    - `inputs`: normalises the states that it reads.
-    - `targets`: normalises what its network puts out.
-    - `predict_changes`: whether that is a change from `origin`, or the state itself.
+    - `input_norm`: normalises the states that it reads.
+    - `output_norm`: normalises what its network puts out.
+    - `predict_changes`: whether that is a change from `residual_base`, or the state itself.
     """
 
-    inputs: eqx.AbstractVar[Normaliser]
-    targets: eqx.AbstractVar[Normaliser]
+    input_norm: eqx.AbstractVar[Normaliser]
+    output_norm: eqx.AbstractVar[Normaliser]
     predict_changes: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def predict(self, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
+    def teacher_forced(self, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
         """s_1 ... s_H as the model is trained to predict them from an episode, in one pass.
 
         Markov: each from the true state before. HWM: each from the true history. AWM: all from s_0 and the actions.
         """
 
     @abc.abstractmethod
-    def origin(self, states: Float[Array, "T S"]) -> Float[Array, "H S"]:
+    def residual_base(self, states: Float[Array, "T S"]) -> Float[Array, "H S"]:
         """What s_1 ... s_H are changes from."""
 
     def loss(self, episode):
-        errors = (self.predict(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(self.targets.overall)
+        errors = (self.teacher_forced(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(
+            self.output_norm.overall
+        )
         return 0.5 * jnp.mean(errors**2)
 
-    def truth(self, episodes):
+    def target(self, episodes):
         return episodes.states[..., 1:, :]
 
     def prediction(self, episode):
@@ -68,14 +70,14 @@ class AbstractWorldModel(AbstractDynamics, AbstractFitted):
             )
         targets = states[:, 1:]
         if self.predict_changes:
-            targets = targets - jax.vmap(self.origin)(states)
-        statistics = self.inputs.fitted(states), self.targets.fitted(targets)
-        return eqx.tree_at(lambda m: (m.inputs, m.targets), self, statistics)
+            targets = targets - jax.vmap(self.residual_base)(states)
+        statistics = self.input_norm.fitted(states), self.output_norm.fitted(targets)
+        return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
 
 
 def decode(model: AbstractWorldModel, outputs: Array, origin: Array, t: ArrayLike = 0) -> Array:
     """States from what a network put out at step `t`, or at several."""
-    states = model.targets.at(t).inverse(outputs)
+    states = model.output_norm.at(t).inverse(outputs)
     return origin + states if model.predict_changes else states
 
 

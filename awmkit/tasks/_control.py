@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar, ScalarLike
 
+from .._checks import check_counts, kind
 from .._dynamics import AbstractTask
-from .._given import check_counts, kind
 from .._trajectory import Trajectory
 from ._ode import ode_step
 
@@ -187,7 +187,7 @@ class Discretised(AbstractTask):
     def report(self, trajectory: Trajectory) -> ControlReport:
         """The return and the clipped steps of an episode, or under `jax.vmap` of many."""
         clipped = self.clipped(trajectory)
-        return ControlReport(trajectory.value(), clipped.any(axis=1).sum(), clipped.sum(axis=0), self.horizon)
+        return ControlReport(trajectory.returns(), clipped.any(axis=1).sum(), clipped.sum(axis=0), self.horizon)
 
     def _unclipped(self, state, action, t):
         x, u, start = state[: len(self.problem.x0)], self.control(action), jnp.asarray(t).astype(state.dtype) * self.dt

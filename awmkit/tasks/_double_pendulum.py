@@ -198,7 +198,7 @@ class PassiveDoublePendulum(AbstractTask):
         return self.pendulum.dt
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """As [`awmkit.tasks.DoublePendulum`][] has them."""
+        """As `awmkit.tasks.DoublePendulum` has them."""
         return self.pendulum.rods(state)
 
     def init(self, state, horizon):
@@ -259,7 +259,7 @@ class DrivenDoublePendulum(AbstractTask):
         return self.pendulum.dt
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """As [`awmkit.tasks.DoublePendulum`][] has them."""
+        """As `awmkit.tasks.DoublePendulum` has them."""
         return self.pendulum.rods(state)
 
     def init(self, state, horizon):

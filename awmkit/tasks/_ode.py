@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from .._given import check_counts
+from .._checks import check_counts
 
 
 def ode_step(

@@ -84,7 +84,7 @@ def spiral(rate: ScalarLike, angle: ScalarLike, *, horizon: int = 20) -> LinearQ
 
     **Arguments:** `rate`, `angle`: per step. `horizon`: H.
 
-    **Returns:** a [`awmkit.tasks.LinearQuadratic`][] of 2 states and 1 action.
+    **Returns:** a `awmkit.tasks.LinearQuadratic` of 2 states and 1 action.
     """
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return LinearQuadratic(jnp.asarray(rate) * jnp.array([[cos, -sin], [sin, cos]]), jnp.array([[1.0], [0.0]]), horizon=horizon)

@@ -1,0 +1,117 @@
+"""Gymnasium's MuJoCo environments in JAX: which file, how many frames a step, the rewards and the initial states.
+
+Apart from `awmkit.mjx` because all of it is Gymnasium's choice (envs/mujoco/*_v5.py, with default arguments), not ours.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from .._reward import Transition
+
+
+class Uniform(eqx.Module):
+    """Positions and speeds uniform within `spread` of the model's own positions and of rest."""
+
+    positions: tuple[float, ...]
+    speeds: int
+    spread: float
+
+    def __call__(self, key: PRNGKeyArray) -> Float[Array, " S"]:
+        centre = jnp.array([*self.positions, *[0.0] * self.speeds])
+        return centre + jax.random.uniform(key, centre.shape, minval=-self.spread, maxval=self.spread)
+
+
+class NormalSpeeds(eqx.Module):
+    """Positions uniform within `spread` of the model's own, speeds normal with that deviation."""
+
+    positions: tuple[float, ...]
+    spread: float
+
+    def __call__(self, key: PRNGKeyArray) -> Float[Array, " S"]:
+        for_positions, for_speeds = jax.random.split(key)
+        size = (len(self.positions),)
+        positions = jax.random.uniform(for_positions, size, minval=-self.spread, maxval=self.spread)
+        speeds = self.spread * jax.random.normal(for_speeds, size)
+        return jnp.concatenate([jnp.array(self.positions) + positions, speeds])
+
+
+class NearTarget(eqx.Module):
+    """Reacher's: an arm almost straight and at rest, and a target anywhere in a disc, at rest."""
+
+    def __call__(self, key: PRNGKeyArray) -> Float[Array, " 8"]:
+        for_arm, for_target, for_speeds = jax.random.split(key, 3)
+        arm = jax.random.uniform(for_arm, (2,), minval=-0.1, maxval=0.1)
+        target = 0.2 * jax.random.ball(for_target, 2)
+        speeds = jax.random.uniform(for_speeds, (2,), minval=-0.005, maxval=0.005)
+        return jnp.concatenate([arm, target, speeds, jnp.zeros(2)])
+
+
+def upright(state, action, t, next_state):
+    """InvertedPendulum: 1 while the pole stands within 0.2 rad. Its derivative is zero wherever it exists."""
+    return jnp.where(jnp.abs(next_state[1]) <= 0.2, 1.0, 0.0).astype(state.dtype)
+
+
+def balanced(state, action, t, next_state):
+    """InvertedDoublePendulum: 10 while the tip is over 1 m, minus its distance from (0, 2) and the joints' speeds."""
+    cart, th1, th2, _, w1, w2 = next_state
+    x = cart + 0.6 * (jnp.sin(th1) + jnp.sin(th1 + th2))
+    z = 0.6 * (jnp.cos(th1) + jnp.cos(th1 + th2))
+    alive = jnp.where(z > 1, 10.0, 0.0).astype(state.dtype)
+    return alive - 0.01 * x**2 - (z - 2) ** 2 - 1e-3 * w1**2 - 5e-3 * w2**2
+
+
+def reached(state, action, t, next_state):
+    """Reacher: minus the fingertip's distance from the target, minus |a|^2. Without gradient where they touch."""
+    th1, th2, *target = next_state[:4]
+    x = 0.1 * jnp.cos(th1) + 0.11 * jnp.cos(th1 + th2) - target[0]
+    y = 0.1 * jnp.sin(th1) + 0.11 * jnp.sin(th1 + th2) - target[1]
+    square = x**2 + y**2
+    distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return -distance - jnp.sum(action**2)
+
+
+class Forward(eqx.Module):
+    """Swimmer and HalfCheetah: speed along x, in m/s, minus `cost` |a|^2."""
+
+    dt: float
+    cost: float
+
+    def __call__(self, state, action, t, next_state):
+        return (next_state[0] - state[0]) / self.dt - self.cost * jnp.sum(action**2)
+
+
+class Hopping(eqx.Module):
+    """Hopper: speed along x, minus 0.001 |a|^2, and 1 while it is healthy: over 0.7 m, upright, and no entry beyond 100."""
+
+    dt: float
+
+    def __call__(self, state, action, t, next_state):
+        z, angle = next_state[1:3]
+        healthy = (z > 0.7) & (jnp.abs(angle) < 0.2) & jnp.all(jnp.abs(next_state[2:]) < 100)
+        return Forward(self.dt, 1e-3)(state, action, t, next_state) + jnp.where(healthy, 1.0, 0.0).astype(state.dtype)
+
+
+class Body(NamedTuple):
+    """The MJCF's name among Gymnasium's assets, MuJoCo's steps per step, reward(dt), and reset(qpos0)."""
+
+    file: str
+    frame_skip: int
+    reward: Callable[[float], Transition]
+    reset: Callable[[tuple[float, ...]], Callable[[PRNGKeyArray], Array]]
+
+
+BODIES = {
+    "InvertedPendulum-v5": Body("inverted_pendulum.xml", 2, lambda dt: Transition(upright), lambda q: Uniform(q, 2, 0.01)),
+    "InvertedDoublePendulum-v5": Body(
+        "inverted_double_pendulum.xml", 5, lambda dt: Transition(balanced), lambda q: NormalSpeeds(q, 0.1)
+    ),
+    "Reacher-v5": Body("reacher.xml", 2, lambda dt: Transition(reached), lambda q: NearTarget()),
+    "Swimmer-v5": Body("swimmer.xml", 4, lambda dt: Transition(Forward(dt, 1e-4)), lambda q: Uniform(q, 5, 0.1)),
+    "Hopper-v5": Body("hopper.xml", 4, lambda dt: Transition(Hopping(dt)), lambda q: Uniform(q, 6, 0.005)),
+    "HalfCheetah-v5": Body("half_cheetah.xml", 5, lambda dt: Transition(Forward(dt, 0.1)), lambda q: NormalSpeeds(q, 0.1)),
+}

@@ -1,0 +1,178 @@
+"""SAC and PPO on our tasks: the adapter is the task, seeds are independent of each other, and something is learnt.
+
+Apart from awmkit's own methods because these are rejax's; how good they are is for the examples to show.
+"""
+
+import functools
+import warnings
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from misuse import says
+
+from awmkit import AbstractTask, GaussianPolicy, Normaliser, Transition, unroll
+from awmkit.gym import GymnasiumTask
+
+with warnings.catch_warnings():  # Distrax imports TensorFlow Probability, which reads a deprecated name of JAX.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import rejax
+
+    from awmkit.baselines import FunctionalEnv, ppo, sac
+    from awmkit.baselines._baselines import _policy
+
+KEYS = jax.random.split(jax.random.key(0), 2)
+
+
+class Aim(AbstractTask):
+    """The action is added to the state, and 1/2 is the best at every step; starts are random, and the reward sees s_{t+1}."""
+
+    horizon: int = 5
+    state_size: int = 2
+    action_size: int = 2
+
+    def init(self, state, horizon):
+        return jnp.zeros((), int)  # Counts the steps.
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry + 1, state + action
+
+    @property
+    def reward(self):
+        return Transition(lambda s, a, t, next_s: -jnp.sum((next_s - s - 0.5) ** 2) - jnp.asarray(t, s.dtype) / 10)
+
+    def reset(self, key):
+        return jax.random.normal(key, (2,))
+
+
+SHIFT = jnp.arange(5.0)
+INPUTS = Normaliser(2).fitted(jax.random.normal(KEYS[0], (9, 2)))
+ENV = FunctionalEnv(Aim(), INPUTS, SHIFT, jnp.asarray(2.0), jnp.tanh, 1.0)
+SMALL = {"steps": 843, "warmup": 201, "evaluate_every": 200, "evaluations": 3, "width": 16}
+
+
+@jax.jit
+def play(actions):
+    """Of the actions, (T, A): observations before, rewards, dones and observations after each step, and the last state."""
+
+    def step(loop, x):
+        (observation, state), (action, key) = loop, x
+        after, state, reward, done, _ = ENV.step(key, state, action)
+        return (after, state), (observation, reward, done, after)
+
+    (_, state), rows = jax.lax.scan(step, ENV.reset(KEYS[0]), (actions, jax.random.split(KEYS[1], len(actions))))
+    return *rows, state
+
+
+@given(actions=st.lists(st.floats(-1, 1), min_size=7, max_size=7))
+def test_a_step_of_the_environment_is_the_tasks_until_step_h_which_begins_anew(actions):
+    actions = jnp.array(actions)[:, None] * jnp.array([1.0, -0.3])
+    observations, rewards, dones, after, last = play(actions)
+    episode = unroll(ENV.task, jnp.tanh(actions[:5]), ENV.task.reset(KEYS[0]), 5, reward=ENV.task.reward)
+    seen = jax.vmap(ENV.observe)(episode.states, jnp.arange(6))
+    np.testing.assert_allclose(observations[:5], seen[:5])
+    np.testing.assert_allclose(seen[:, 2], np.arange(6) / 2.5 - 1)
+    np.testing.assert_allclose(INPUTS.inverse(seen[:, :2]), episode.states)
+    np.testing.assert_allclose(rewards[:5], (episode.rewards - SHIFT) * 2)
+    assert dones.tolist() == [False] * 4 + [True] + [False] * 2
+    assert after[4, 2] == -1 and abs(after[4] - seen[0]).max() > 1e-3
+    np.testing.assert_array_equal(observations[5], after[4])
+    assert last.t == 2 and last.carry == 2
+
+
+def test_warm_up_episodes_are_stored_as_the_environment_would_have_given_them():
+    actions = jax.random.uniform(KEYS[1], (5, 2))
+    observations, rewards, dones, after, _ = play(jnp.arctanh(actions))
+    episode = unroll(ENV.task, actions, ENV.task.reset(KEYS[0]), 5, reward=ENV.task.reward)
+    stored = ENV.transitions(jtu.tree_map(lambda x: x[None], episode))
+    for given_, kept in [(observations, stored.obs), (actions, stored.action), (rewards, stored.reward), (dones, stored.done)]:
+        np.testing.assert_allclose(given_, kept)
+    np.testing.assert_allclose(after[:4], stored.next_obs[:4])
+
+
+@pytest.mark.parametrize("learner", [rejax.SAC, rejax.PPO])
+def test_a_policy_has_the_density_of_flaxs_actor(learner):
+    learner, state, t = (
+        learner.create(env=ENV, env_params=None, agent_kwargs={"activation": "swish"}),
+        jnp.array([0.3, -0.2]),
+        3,
+    )
+
+    @jax.jit
+    def draw():
+        params = jtu.tree_map(lambda x: 1.5 * x + 0.01, learner.init_state(KEYS[0]).actor_ts.params)
+        seen = ENV.observe(state, t)[None]
+        return params, *learner.actor.apply(params, seen, KEYS[1], method="action_log_prob")
+
+    with jax.numpy_dtype_promotion("standard"):
+        params, drawn, log_prob = draw()
+    action, squashed = drawn[0], 0.0
+    if isinstance(learner, rejax.PPO):  # The environment squashes.
+        action = jnp.tanh(action)
+        squashed = jnp.sum(jnp.log1p(-(action**2)))
+    np.testing.assert_allclose(_policy(params["params"], ENV).log_prob(state, action, t), log_prob[0] - squashed, rtol=1e-5)
+
+
+@functools.cache
+def runs(learn):
+    """Two seeds as one program, and the second by itself."""
+    options = SMALL | ({"batch": 32, "learning_rate": 3e-3} if learn is sac else {"envs": 4, "epochs": 20, "steps": 1_843})
+    return jax.vmap(lambda key: learn(Aim(), key=key, **options))(KEYS), learn(Aim(), key=KEYS[1], **options)
+
+
+@pytest.mark.parametrize("learn", [sac, ppo])
+def test_two_seeds_as_one_program_equal_two_runs(learn):
+    both, second = runs(learn)
+    # Rounding grows as learning goes on.
+    np.testing.assert_allclose(both.returns[1, :2], second.returns[:2], rtol=1e-4)
+    assert both.policy.log_std.shape == (2, 2) and abs(both.returns[0] - both.returns[1]).min() > 1e-3
+
+
+@pytest.mark.parametrize("learn", [sac, ppo])
+def test_learning_finds_the_best_action_and_the_policy_is_the_one_evaluated(learn):
+    _, run = runs(learn)
+    assert isinstance(run.policy, GaussianPolicy)
+    starts = jax.vmap(Aim().reset)(jax.random.split(jax.random.key(5), 8))
+    play = lambda state: unroll(Aim(), run.policy, state, 5, reward=Aim().reward)
+    episodes = jax.vmap(play)(starts)
+    best = -0.1 * 10
+    assert best - 0.1 < run.returns[-1] <= best and run.returns[0] < best - 1
+    np.testing.assert_allclose(episodes.returns().mean(), run.returns[-1], atol=0.1)
+    assert abs(episodes.actions - 0.5).mean() < 0.15
+
+
+@pytest.mark.parametrize("learn", [sac, ppo])
+def test_the_warm_up_has_the_actions_asked_for(learn):
+    shapes = []
+
+    def actions(key, shape):
+        shapes.append(shape)
+        return jnp.zeros(shape)
+
+    jax.eval_shape(lambda key: learn(Aim(), key=key, actions=actions, **SMALL | {"steps": 1_843}), KEYS[0])
+    assert shapes == [(5, 2)]
+
+
+def test_steps_count_the_warm_up_and_end_where_they_were_said_to():
+    assert runs(sac)[1].steps.tolist() == [243, 443, 643, 843]  # The warm-up is 205.
+    assert runs(ppo)[1].steps.tolist() == [225 + 200 * n for n in range(9)]  # Iterations are of 20.
+
+
+MISUSES = {
+    "Gymnasium": (lambda: sac(GymnasiumTask(gymnasium.make("Pendulum-v1")), key=KEYS[0]), "given a GymnasiumTask.*in JAX"),
+    "no task": (lambda: ppo("Pendulum-v1", key=KEYS[0]), "The task is a str; pass an instance of awmkit.AbstractTask"),
+    "nothing but warm-up": (lambda: sac(Aim(), key=KEYS[0], steps=1_000), "steps=1000, of which 1000 go to the warm-up"),
+    "less than an iteration": (lambda: ppo(Aim(), key=KEYS[0], steps=1_049), "an iteration takes 50; raise steps"),
+    "a batch of nothing": (lambda: sac(Aim(), key=KEYS[0], warmup=1), "batch=128, and its warm-up stores 10 transitions"),
+    "no updates": (lambda: sac(Aim(), key=KEYS[0], updates=0), "updates=0; pass a whole number, at least 1"),
+    "half an environment": (lambda: ppo(Aim(), key=KEYS[0], envs=0.5), "envs=0.5; pass a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_one_clear_sentence(name):
+    says(*MISUSES[name])

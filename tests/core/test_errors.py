@@ -1,0 +1,452 @@
+"""What a user may get wrong: each a sentence that says what was given, what is needed and how to fix it."""
+
+import importlib
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import optax
+import pytest
+from misuse import says
+from systems import reward
+
+import awmkit
+from awmkit import (
+    AbstractDynamics,
+    AWM,
+    fit,
+    GaussianPolicy,
+    GRU,
+    HWM,
+    JSONLines,
+    LinearStateSpace,
+    LSTM,
+    Markov,
+    MLPPolicy,
+    Normaliser,
+    Parallel,
+    Paths,
+    Picard,
+    Progress,
+    Replay,
+    RewardModel,
+    save,
+    Sequential,
+    Trajectory,
+    Transformer,
+    Transition,
+    unroll,
+    unroll_grad,
+)
+from awmkit.analysis import (
+    action_jacobian,
+    fidelity,
+    fit_growth,
+    gradient_growth,
+    hop_spectrum,
+    landscape,
+    lyapunov,
+    policy_hop_spectrum,
+    report,
+    true_gradient,
+)
+from awmkit.tasks import (
+    Bacteria,
+    CreditAssignment,
+    Discretised,
+    DoublePendulum,
+    DrivenDoublePendulum,
+    Glucose,
+    Henon,
+    LinearQuadratic,
+    OneBounce,
+    PassiveDoublePendulum,
+    spiral,
+)
+
+KEY = jax.random.key(0)
+SYSTEM = spiral(1.0, 0.3)
+AWM_20 = AWM(2, 1, Transformer(12, 1, 3, horizon=20, key=KEY), key=KEY)
+POLICY = MLPPolicy(2, 1, width=4, key=KEY)
+STATE = jnp.ones(2)
+STATES, ACTIONS = jnp.ones((4, 6, 2)), jnp.ones((4, 5, 1))
+PLAN = ACTIONS[0]
+EPISODES = Trajectory(STATES, ACTIONS)
+
+
+@pytest.fixture(autouse=True)
+def without_executed_annotations():
+    """As a user has it: the annotations that other tests execute would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class Careless(AbstractDynamics):
+    """A dynamics whose step returns what `wrong` says."""
+
+    wrong: str
+    state_size: int = 2
+    action_size: int = 1
+
+    def init(self, state, horizon):
+        return jnp.zeros(3)
+
+    def step(self, carry, state, action, t, *, key=None):
+        if self.wrong == "state":
+            return carry, state[:1]
+        if self.wrong == "dtype":
+            return carry, state.astype(jnp.float32)
+        return carry[:2], state
+
+
+def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
+    return unroll(dynamics, policy, state, horizon, **options)
+
+
+def spiral_of_three():
+    return LinearQuadratic(jnp.eye(3), jnp.ones((3, 1)))
+
+
+def _play(task):
+    return unroll(task, jnp.zeros((5, 1)), task.reset(KEY), 5)
+
+
+def _landscape(**options):
+    return landscape(SYSTEM, PLAN, STATE, 5, **{"reward": reward, "key": KEY, **options})
+
+
+def _truth(policy=PLAN, states=STATES[:, 0], **options):
+    return true_gradient(SYSTEM, policy, states, **{"reward": reward, "key": KEY, "pairs": 4, "horizons": (5,), **options})
+
+
+def _grad(**options):
+    return unroll_grad(SYSTEM, POLICY, STATE, 5, **{"reward": reward, **options})
+
+
+def _fit(**options):
+    return fit(AWM_20, EPISODES, **{"key": KEY, "progress": False, **options})
+
+
+def _growth(states=STATES[:, 0], actions=ACTIONS, **options):
+    return gradient_growth(SYSTEM, states, actions, **options)
+
+
+def _report(dynamics=SYSTEM, **options):
+    return report(dynamics, STATES[:, 0], ACTIONS, **{"reward": reward, "key": KEY, "progress": False, **options})
+
+
+def _replay():
+    return Replay.empty(2, Trajectory(STATES[0], ACTIONS[0]))
+
+
+MISUSES = {
+    "state of the wrong size": (lambda: _unroll(state=jnp.ones(3)), r"state has shape \(3,\).*needs \(2,\)"),
+    "a batch of states": (lambda: _unroll(state=jnp.ones((7, 2))), "jax.vmap"),
+    "integer state": (lambda: _unroll(state=jnp.ones(2, int)), r"dtype int64.*astype\(float\)"),
+    "state with NaN": (lambda: _unroll(state=jnp.array([1.0, jnp.nan])), r"not finite at index \[1\]"),
+    "infinite actions": (lambda: _unroll(policy=jnp.full((5, 1), jnp.inf)), r"not finite at index \[0, 0\]"),
+    "actions of the wrong shape": (lambda: _unroll(policy=jnp.ones((4, 1))), r"shape \(4, 1\).*\(5, 1\)"),
+    "integer actions": (lambda: _unroll(policy=jnp.ones((5, 1), int)), "floating point"),
+    "a policy that is no function": (lambda: _unroll(policy="greedy"), "The policy is a str"),
+    "a policy of the wrong size": (lambda: _unroll(policy=MLPPolicy(2, 3, key=KEY)), r"float64\[3\].*action_size=1"),
+    "a policy of integers": (lambda: _unroll(policy=lambda s, t, *, key: jnp.ones(1, int)), "floating-point action"),
+    "horizon 0": (lambda: _unroll(horizon=0), "horizon is 0.*at least 1"),
+    "negative horizon": (lambda: _unroll(horizon=-3), "at least 1"),
+    "fractional horizon": (lambda: _unroll(horizon=2.5), "Python int"),
+    "traced horizon": (lambda: jax.jit(lambda h: _unroll(horizon=h))(5), "Python int"),
+    "horizon beyond the model's": (lambda: _unroll(AWM_20, horizon=21), "horizon is 21.*20 steps.*horizon=None"),
+    "open loop beyond the model's horizon": (lambda: AWM_20.open_loop(STATE, jnp.ones((21, 1))), "horizon is 21"),
+    "a reward of arrays": (lambda: _unroll(reward=lambda s, a, t: s), r"reward returned float64\[2\].*jnp.sum"),
+    "a reward of integers": (lambda: _unroll(reward=lambda s, a, t: t), "floating-point number"),
+    "no dynamics": (lambda: _unroll(dynamics=lambda s, a: s), "pass an instance of awmkit.AbstractDynamics"),
+    "a step of another size": (lambda: _unroll(Careless("state")), r"Careless.step returned the state as float64\[1\]"),
+    "a step of another dtype": (lambda: _unroll(Careless("dtype")), "one dtype"),
+    "a step with another carry": (lambda: _unroll(Careless("carry")), "make init return what step does"),
+    "a legacy key": (lambda: _unroll(key=jax.random.PRNGKey(0)), "jax.random.key"),
+    "several keys": (lambda: _unroll(key=jax.random.split(KEY)), "one key"),
+    "noise without a key": (
+        lambda: _unroll(LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=0.1)),
+        r"noise=0.1; give the unroll a key=jax.random.key",
+    ),
+    "Parallel for what reads its state": (lambda: _unroll(method=Parallel()), r"LinearQuadratic.*use method=Sequential\(\)"),
+    "a method by name": (lambda: _unroll(method="parallel"), "The method is 'parallel'; pass Sequential"),
+    "paths by number": (lambda: _unroll(paths=0.0), "pass awmkit.Paths"),
+    "a gradient of nothing": (
+        lambda: unroll_grad(SYSTEM, lambda s, t, *, key: s[:1], STATE, 5, reward=reward),
+        "no floating-point array to differentiate",
+    ),
+    "an unknown edge": (lambda: Paths(state_to_reward=0.0), "no edge 'state_to_reward'; use state_to_policy"),
+    "an infinite gain": (lambda: Paths(float("inf")), "gain of state_to_policy is inf"),
+    "a gain of many numbers": (lambda: Paths(action_to_model=jnp.ones(2)), "one real number"),
+    "an unknown checkpoint": (lambda: Sequential("all"), "'none', 'step' or 'nested'"),
+    "a negative tolerance": (lambda: Picard(tolerance=-1.0), "tolerance=-1.0"),
+    "no sweeps": (lambda: Picard(max_sweeps=0), "at least 1"),
+    "blocks of no step": (lambda: Parallel(block=0), "block=0; give at least 1"),
+    "a start for a scan": (lambda: Parallel(start=jnp.ones((5, 1))), "add sampling=Picard"),
+    "a start of another length": (
+        lambda: unroll(AWM_20, POLICY, STATE, 5, method=Parallel(sampling=Picard(), start=jnp.ones((4, 1)))),
+        r"shape \(4, 1\).*\(5, 1\)",
+    ),
+    "heads that do not divide": (lambda: Transformer(10, heads=3, horizon=5, key=KEY), "multiple of heads"),
+    "odd heads for rotary": (lambda: Transformer(9, heads=3, key=KEY), "2 \\* heads"),
+    "no spread": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),
+    "fitting a simulator": (lambda: fit(SYSTEM, Trajectory(STATES, ACTIONS), key=KEY), "pass a Markov"),
+    "fitting a reward to no rewards": (
+        lambda: fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS), key=KEY),
+        "collect them with reward=",
+    ),
+    "episodes of other sizes": (
+        lambda: fit(AWM_20, Trajectory(jnp.ones((4, 6, 3)), ACTIONS), key=KEY),
+        r"needs states \(N, H\+1, 2\)",
+    ),
+    "one step too few": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS[:, :4]), key=KEY), r"needs states \(N, H\+1, 2\)"),
+    "one episode": (lambda: fit(AWM_20, Trajectory(STATES[:1], ACTIONS[:1]), key=KEY), "at least 2 episodes"),
+    "episodes with NaN": (lambda: fit(AWM_20, Trajectory(STATES * jnp.nan, ACTIONS), key=KEY), "states are not all finite"),
+    "no updates": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, updates=0), "updates=0"),
+    "everything held out": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, holdout=1.0), "holdout=1.0"),
+    "the return without a reward": (lambda: _unroll().returns(), "reward=task.reward"),
+    "a task of one step": (lambda: PassiveDoublePendulum(1), "at least 2 steps"),
+    "a throw of one step": (lambda: OneBounce(1), "at least 2 steps"),
+    "a ball behind the wall": (lambda: OneBounce(start=-2.0), "behind the wall at -1.0"),
+    "credit over one step": (lambda: CreditAssignment(1), "at least 2 steps"),
+    "negative noise": (lambda: CreditAssignment(scale=-1.0), "scale=-1.0.*at least 0"),
+    "a random task without a key": (lambda: _play(CreditAssignment(5)), "give the unroll a key"),
+    "distractors without a key": (lambda: _play(Discretised(Bacteria(), 5, distractors=1)), "distractors=1.*key"),
+    "no steps of a problem": (lambda: Discretised(Bacteria(), 0), "horizon=0"),
+    "noise of another size": (lambda: Discretised(Glucose(), noise=(0.1,)), "2 entries of x0.*1 of noise"),
+    "growth from three horizons": (lambda: fit_growth([1, 2, 3], [1.0, 2.0, 3.0]), "at least 4"),
+    "growth of nothing": (lambda: fit_growth([1, 2, 3, 4], [1.0, 0.0, 1.0, 1.0]), "positive and finite"),
+    "too many exponents": (lambda: lyapunov(SYSTEM, STATE, jnp.zeros((5, 1)), count=3), "give 1 to 2"),
+    "exponents of no step": (lambda: lyapunov(SYSTEM, STATE, PLAN, discard=5), "discard=5 of 5 steps"),
+    "one action for a Jacobian": (lambda: action_jacobian(SYSTEM, STATE, jnp.ones(5)), r"shape \(5,\).*\(H, A\)"),
+    "a mode of its own": (lambda: action_jacobian(SYSTEM, STATE, PLAN, mode="both"), "'forward', 'reverse' or None"),
+    "negative hops": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=-1), "hops=-1.*at least 0"),
+    "a share beyond what was told apart": (
+        lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=2).beyond(3),
+        "0 to 2 hops apart, not 3; ask for hops=3",
+    ),
+    "policy hops of actions": (
+        lambda: policy_hop_spectrum(SYSTEM, PLAN, STATE, 5, reward=reward),
+        "array of actions, which reads no state",
+    ),
+    "actions of fewer starts": (
+        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS[:2]),
+        r"\(4, 2\).*\(2, 5, 1\).*\(N, H, A\)",
+    ),
+    "a horizon beyond the actions": (
+        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS, horizons=[1, 2, 3, 9]),
+        "from 1 to 5",
+    ),
+    "three horizons of growth": (
+        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS, horizons=[1, 2, 3]),
+        "at least 4 different ones",
+    ),
+    "a true gradient of one start": (lambda: _truth(states=STATES[:1, 0]), "at least 2 starts"),
+    "a policy without horizons": (lambda: _truth(POLICY, horizons=None), "needs horizons"),
+    "no smoothing": (lambda: _truth(sigma=0.0), "positive width"),
+    "one pair": (lambda: _truth(pairs=1), "at least 2 pairs"),
+    "a true gradient beyond its actions": (lambda: _truth(horizons=(7,)), r"shape \(5, 1\).*\(7, 1\)"),
+    "fidelity of a model of another size": (lambda: fidelity(spiral_of_three(), _truth()), r"state has shape \(2,\).*\(3,\)"),
+    "three directions": (lambda: _landscape(directions=3), "1 or 2 directions"),
+    "two points": (lambda: _landscape(points=2), "at least 3 points"),
+    "no span": (lambda: _landscape(span=0.0), "positive span"),
+    "a direction of the wrong shape": (lambda: _landscape(directions=[jnp.ones((4, 1))]), r"\(4, 1\).*\(5, 1\).*policy-shaped"),
+    "growth of no dynamics": (lambda: gradient_growth([], STATES[:, 0], ACTIONS), "no dynamics"),
+    "a report of nothing": (lambda: report({}, STATES[:, 0], ACTIONS, reward=reward, key=KEY), "no dynamics"),
+    # Who is given for what.
+    "a class for a dynamics": (lambda: _unroll(Henon), "dynamics is the class Henon; pass an instance"),
+    "a class for a policy": (lambda: _unroll(policy=MLPPolicy), "policy is the class MLPPolicy; make an instance"),
+    "a network for a policy": (lambda: _unroll(policy=POLICY.network), r"policy, a MLP, cannot be called as policy\(state, t"),
+    "a policy that ignores t": (lambda: _unroll(policy=lambda s: s[:1]), r"cannot be called as policy\(state, t, \*, key\)"),
+    "a policy without a key": (lambda: _unroll(policy=lambda s, t: s[:1]), "unexpected keyword argument 'key'.*key=None"),
+    "a policy of nothing": (lambda: _unroll(policy=lambda s, t, key: None), "policy returned None"),
+    "a reward model for a dynamics": (lambda: _unroll(RewardModel(2, 1, key=KEY)), "dynamics is a RewardModel"),
+    "a reward model for a reward": (lambda: _unroll(reward=RewardModel(2, 1, key=KEY)), "RewardModel.*awmkit.Transition"),
+    "a name for a backbone": (
+        lambda: AWM(2, 1, "transformer", key=KEY),
+        r"backbone is a str; give AWM.*Transformer\(key=key\)",
+    ),
+    "a class for a backbone": (lambda: HWM(2, 1, LSTM, key=KEY), "backbone is the class LSTM; give HWM"),
+    "a name for a cell": (lambda: AWM.from_dynamics("pendulum"), "from_dynamics got a str; pass an instance"),
+    "a name for a problem": (lambda: Discretised("Bacteria"), r"problem is a str; pass.*such as CancerTreatment\(\)"),
+    "a class for a problem": (lambda: Discretised(Bacteria), r"the class Bacteria; pass.*such as Bacteria\(\)"),
+    "a name for an optimiser": (lambda: _fit(optimiser="adam"), r"optimiser is a str.*optax.adam\(1e-3\)"),
+    "a dict of episodes": (lambda: fit(AWM_20, {"states": STATES}, key=KEY), "episodes are a dict; pass one Trajectory"),
+    "a list of episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
+    "statistics of a trajectory": (lambda: AWM_20.normalised(EPISODES), "such as episodes.states"),
+    "a reward's statistics of states": (lambda: RewardModel(2, 1, key=KEY).normalised(STATES), "a Trajectory with rewards"),
+    "a name for the truth": (lambda: fidelity(SYSTEM, "truth"), r"truth is a str; pass what true_gradient"),
+    "growth of a class": (lambda: gradient_growth(Henon, STATES[:, 0], ACTIONS), "dynamics is the class Henon"),
+    "a report of a name": (lambda: _report(dynamics={"a": "x"}), "dynamics is a str"),
+    # Rewards.
+    "no reward to differentiate": (
+        lambda: unroll_grad(SYSTEM, POLICY, STATE, 5, reward=None),
+        "reward is None; give a function",
+    ),
+    "a reward by name": (lambda: _unroll(reward="height"), "reward is a str; give a function"),
+    "a reward without t": (lambda: _unroll(reward=lambda s, a: s[0]), r"cannot be called as reward\(state, action, t\)"),
+    "a reward with the next state": (lambda: _unroll(reward=lambda s, a, t, n: s[0]), "wrap what reads.*awmkit.Transition"),
+    "a transition without one": (lambda: _unroll(reward=Transition(lambda s, a, t: s[0])), "without Transition"),
+    "a reward of nothing": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
+    "a reward that is no array": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
+    "hops of a wrong reward": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, reward=lambda s: s[0]), r"called as reward\(state"),
+    "a report of a wrong reward": (lambda: _report(reward=lambda s, a: s[0]), r"cannot be called as reward\(state"),
+    "a true gradient of no reward": (lambda: _truth(reward=None), "reward is None"),
+    # Values.
+    "a ragged state": (lambda: _unroll(state=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
+    "no state": (lambda: _unroll(state=None), "state holds no numbers, but object"),
+    "a text for a state": (lambda: _unroll(state="start"), "state holds no numbers"),
+    "a horizon of a trillion": (lambda: _unroll(horizon=10**12), r"less than 2\^31 steps"),
+    "a horizon of True": (lambda: _unroll(horizon=True), "horizon is True"),
+    "a discount of text": (lambda: _grad(discount="0.9"), "discount is '0.9'; give one real number"),
+    "a discount for each step": (lambda: _grad(discount=jnp.ones(5)), r"discount is float64\[5\]; give one"),
+    "a discount of NaN": (lambda: _grad(discount=float("nan")), "discount is nan; give a finite"),
+    "NaN in another start": (lambda: _growth(STATES[:, 0].at[2, 1].set(jnp.nan)), r"states are not finite at index \[2, 1\]"),
+    "NaN in other actions": (
+        lambda: _growth(actions=ACTIONS.at[1].set(jnp.inf)),
+        r"actions are not finite at index \[1, 0, 0\]",
+    ),
+    "horizons between steps": (lambda: _growth(horizons=[1.5, 2.5, 3.5, 4.5]), "a whole number from 1 to 5"),
+    "growth of words": (lambda: fit_growth(["a"] * 4, [1.0] * 4), "no numbers"),
+    "episodes of integers": (
+        lambda: fit(AWM_20, Trajectory(STATES.astype(int), ACTIONS), key=KEY),
+        r"int64; pass them .astype",
+    ),
+    "uneven groups": (
+        lambda: _fit(batch_size=12, microbatch_size=8),
+        "fit got microbatch_size=8 and batch_size=12; give a divisor",
+    ),
+    "half an update": (lambda: _fit(updates=2.5), "fit got updates=2.5"),
+    "statistics of one episode": (lambda: AWM_20.normalised(STATES[0]), r"float64\[6, 2\].*\(N, H\+1, 2\)"),
+    "statistics of other sizes": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),
+    "a normaliser of other sizes": (lambda: Normaliser(3).fitted(jnp.ones((5, 2))), r"float64\[5, 2\].*\(N, 3\)"),
+    "a normaliser of nothing": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
+    "matrices that do not fit": (lambda: LinearQuadratic(jnp.eye(2), jnp.ones((3, 1))), r"A \(2, 2\) and B \(3, 1\)"),
+    "less than no noise": (lambda: LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=-1.0), "noise=-1.0"),
+    "a pendulum of no step": (lambda: DrivenDoublePendulum(0), "DrivenDoublePendulum got horizon=0"),
+    "half a step": (lambda: Henon(horizon=2.5), "Henon got horizon=2.5"),
+    "no substeps": (lambda: _unroll(DoublePendulum(substeps=0), jnp.ones((5, 2)), jnp.ones(4)), "ode_step got substeps=0"),
+    "half a hop": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=0.5), "hops=0.5; give a whole number of at least 0"),
+    "half an exponent": (lambda: lyapunov(SYSTEM, STATE, PLAN, count=1.5), "count=1.5"),
+    # Keys.
+    "a number for a key": (lambda: _unroll(key=0), r"key 0; give one key made by jax.random.key\(seed\)"),
+    "a legacy key for a model": (lambda: LSTM(key=jax.random.PRNGKey(0)), r"LSTM got the key uint32\[2\]"),
+    "a number for a model's key": (lambda: Markov(2, 1, key=0), "Markov got the key 0"),
+    "keys for one policy": (lambda: MLPPolicy(2, 1, key=jax.random.split(KEY)), r"\[2\]; give one key.*or vmap over several"),
+    "a legacy key for a fit": (lambda: _fit(key=jax.random.PRNGKey(0)), r"fit got the key uint32\[2\]"),
+    "a legacy key for a report": (lambda: _report(key=jax.random.PRNGKey(0)), r"key uint32\[2\]"),
+    "a number for a landscape's key": (lambda: _landscape(key=0), "key 0; give one key"),
+    # Sizes.
+    "a negative width": (lambda: MLPPolicy(2, 1, width=-4, key=KEY), "MLPPolicy got width=-4; give a whole number"),
+    "a fraction of an action": (lambda: GaussianPolicy(2, 1.5, key=KEY), "GaussianPolicy got action_size=1.5"),
+    "a policy of no state": (lambda: MLPPolicy(0, 1, key=KEY), "state_size=0"),
+    "a policy for no step": (lambda: MLPPolicy(2, 1, horizon=0, key=KEY), "horizon=0"),
+    "a model of no state": (lambda: AWM(0, 1, LSTM(4, key=KEY), key=KEY), "AWM got state_size=0"),
+    "less than no depth": (lambda: Markov(2, 1, depth=-1, key=KEY), "depth=-1; give a whole number of at least 0"),
+    "a GRU of no width": (lambda: GRU(0, key=KEY), "GRU got width=0"),
+    "a transformer without heads": (lambda: Transformer(heads=0, key=KEY), "Transformer got heads=0"),
+    "a transformer without blocks": (lambda: Transformer(depth=0, key=KEY), "Transformer got depth=0"),
+    "cuDNN on a processor": (
+        lambda: Transformer(fused=True, key=KEY),
+        "fused=True on a cpu, with heads of width 16; cuDNN needs",
+    ),
+    "a state space that takes no steps": (lambda: LinearStateSpace(chunk_size=0, key=KEY), "LinearStateSpace got chunk_size=0"),
+    "a state space without modes": (lambda: LinearStateSpace(modes=0, key=KEY), "LinearStateSpace got modes=0"),
+    "a user's dynamics of no action": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),
+    "a bar for no work": (lambda: Progress("fit", 0), "Progress got total=0"),
+    # Files and replay.
+    "a log in a lost folder": (lambda: JSONLines("/no/such/folder/log"), "folder that does not exist"),
+    "a save to a lost folder": (lambda: save("/no/such/folder/run", STATE), "folder that does not exist"),
+    "a save to a folder": (lambda: save("/", STATE), "/ is a folder"),
+    "a config of arrays": (lambda: save("never", STATE, config={"x": STATE}), "cannot be written as JSON"),
+    "episodes of another length": (
+        lambda: _replay().add(Trajectory(STATES[:1, :4], ACTIONS[:1, :3])),
+        "whole ones of one length",
+    ),
+    "no recency": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; give a number in \(0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_is_one_clear_sentence(name):
+    says(*MISUSES[name])
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "install"),
+    [
+        ("plot", "matplotlib.pyplot", r'pip install "awmkit\[plot\]"'),
+        ("baselines", "rejax", r'pip install "awmkit\[baselines\]"'),
+        ("tensorboard", "tensorboardX", r'pip install "awmkit\[tensorboard\]"'),
+        ("mjx", "mujoco", "pip install mujoco mujoco-mjx"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(module, missing, install, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"awmkit.{module}", raising=False)
+    monkeypatch.delattr(awmkit, module, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"awmkit.{module} needs.*{missing.split('.')[0]}.*{install}"):
+        importlib.import_module(f"awmkit.{module}")
+
+
+def test_a_loss_that_diverges_says_what_to_do():
+    episodes = Trajectory(jax.random.normal(KEY, (8, 6, 2)), ACTIONS[:1].repeat(8, 0))
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(RuntimeError, match="lower the learning rate"):
+        fit(AWM(2, 1, LSTM(4, key=KEY), key=KEY), episodes, key=KEY, updates=50, optimiser=optax.sgd(1e300), progress=False)
+
+
+def fragile(x, breaks):
+    """1 or, where it breaks, 0: finite, but there without a derivative in `x`."""
+    return jnp.sqrt(jnp.where(breaks, 0.0, 1.0) + x - jax.lax.stop_gradient(x))
+
+
+class FragilePolicy(eqx.Module):
+    """Breaks at step 2."""
+
+    network: MLPPolicy
+
+    def __call__(self, state, t, *, key=None):
+        return self.network(state, t) * fragile(state[:1], t == 2)
+
+
+class Fragile(AbstractDynamics):
+    """Values are finite everywhere; the derivative of step 3 is not, with respect to the state or the action."""
+
+    edge: str
+    state_size: int = 1
+    action_size: int = 1
+
+    def init(self, state, horizon):
+        return None
+
+    def step(self, carry, state, action, t, *, key=None):
+        x = state if self.edge == "state_to_model" else action
+        return carry, 0.5 * state + action + fragile(x, t == 3)
+
+
+@pytest.mark.parametrize("edge", ["state_to_model", "action_to_model"])
+def test_check_names_the_step_and_the_edge_where_a_gradient_breaks(edge):
+    policy = MLPPolicy(1, 1, width=4, key=KEY)
+    run = lambda **options: unroll_grad(Fragile(edge), policy, jnp.ones(1), 6, reward=reward, **options)
+    value, grads = run()
+    assert jnp.isfinite(value) and not all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+    with pytest.raises(eqx.EquinoxRuntimeError, match=f"t=3 on the edge {edge}"):
+        run(check=True)
+    with pytest.raises(eqx.EquinoxRuntimeError, match=f"t=3 on the edge {edge}"):
+        jax.block_until_ready(eqx.filter_jit(lambda: run(check=True))())
+
+
+def test_check_names_a_broken_policy_reward_or_state_and_passes_a_sound_gradient():
+    run = lambda p, r, **options: unroll_grad(SYSTEM, p, STATE, 6, reward=r, check=True, **options)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="t=2 on the edge state_to_policy"):
+        run(FragilePolicy(POLICY), reward)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="t=4, the reward"):
+        run(POLICY, lambda s, a, t: jnp.where(t == 4, jnp.nan, 1.0) * s[0])
+    with pytest.raises(eqx.EquinoxRuntimeError, match="t=5 on the edge action_to_reward"):
+        run(POLICY, lambda s, a, t: s[0] + fragile(a[0], t == 5))
+    value, grads = run(POLICY, reward)
+    plain, plain_grads = unroll_grad(SYSTEM, POLICY, STATE, 6, reward=reward)
+    assert value == plain and all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (grads, plain_grads)), strict=True))

@@ -1,0 +1,98 @@
+"""`unroll_grad` against differences, for every dynamics, policy, method and setting of the edges."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, strategies as st
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from systems import DYNAMICS, HORIZON, POLICIES, reward, start
+
+from awmkit import Parallel, Paths, Picard, Sequential, unroll, unroll_grad
+from awmkit._dynamics import step_keys
+from awmkit._normaliser import trainable
+from awmkit.methods._method import split_key
+
+GAIN = st.sampled_from([0.0, 1.0]) | st.floats(-0.5, 1.5)
+
+
+def surrogate(dynamics, policy, state, key, gains, base):
+    """The return as a plain function whose ordinary derivative is the one `Paths(*gains)` defines.
+
+    What crosses an edge of gain g is its value on the base trajectory plus g times its deviation from it.
+    """
+    mixed = lambda gain, x, x0: x0 + gain * (x - x0)
+    policy_keys, dynamics_key = split_key(key, HORIZON)
+
+    def step(loop, x):
+        carry, state, total = loop
+        t, s0, a0, planned, policy_key, dynamics_key = x
+        action = policy(mixed(gains[0], state, s0), t, key=policy_key) if callable(policy) else planned
+        total = total + 0.9 ** jnp.asarray(t, float) * reward(state, action, t)
+        fed_back, acted = mixed(gains[1], state, s0), mixed(gains[2], action, a0)
+        carry, state = dynamics.step(carry, fed_back, acted, t, key=dynamics_key)
+        return (carry, state, total), None
+
+    states, actions = base
+    planned = None if callable(policy) else policy
+    steps = (jnp.arange(HORIZON), states, actions, planned, policy_keys, step_keys(dynamics_key, HORIZON))
+    return lax.scan(step, (dynamics.init(state, HORIZON), state, jnp.zeros(())), steps)[0][2]
+
+
+@eqx.filter_jit
+def compare(dynamics, policy, seed, gains):
+    """The directional derivative by differences of the surrogate, and by each method; and each method's value."""
+    state_key, key, direction_key = jax.random.split(jax.random.key(seed), 3)
+    state = start(dynamics) + 0.1 * jax.random.normal(state_key, (dynamics.state_size,))
+    paths = Paths(*gains)
+    methods = [Sequential()] if dynamics.reads_state else [Sequential(), Parallel(sampling=Picard())]
+    results = [
+        unroll_grad(dynamics, policy, state, HORIZON, reward=reward, key=key, paths=paths, discount=0.9, method=m)
+        for m in methods
+    ]
+    weights, rest = eqx.partition(policy, trainable(policy))  # normalisers are constants
+    flat, unravel = ravel_pytree(weights)
+    direction = jax.random.normal(direction_key, flat.shape)
+    direction = direction / jnp.linalg.norm(direction)
+    trajectory = unroll(dynamics, policy, state, HORIZON, key=key)
+    base = trajectory.states[:-1], trajectory.actions
+    value = lambda h: surrogate(dynamics, eqx.combine(unravel(flat + h * direction), rest), state, key, gains, base)
+    h = 1e-5
+    plain, above, below = jax.vmap(value)(jnp.array([0, h, -h]))
+    grads = [ravel_pytree(eqx.filter(g, trainable(policy)))[0] for _, g in results]
+    return (
+        plain,
+        (above - below) / (2 * h),
+        [(v, g @ direction, jnp.linalg.norm(g)) for (v, _), g in zip(results, grads, strict=True)],
+    )
+
+
+@pytest.mark.parametrize("policy_name", POLICIES)
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_gradient_is_that_of_differences_for_any_gains(name, policy_name):
+    dynamics = DYNAMICS[name]()
+    policy = POLICIES[policy_name](dynamics.state_size, dynamics.action_size)
+
+    @given(seed=st.integers(0, 2**31 - 1), gains=st.tuples(GAIN, GAIN, GAIN))
+    def check(seed, gains):
+        plain, differences, results = compare(dynamics, policy, jnp.asarray(seed), jnp.asarray(gains))
+        for value, slope, norm in results:
+            assert jnp.allclose(value, plain, rtol=1e-12)
+            assert norm > 1e-3, "this system's gradient must not vanish"
+            assert abs(slope - differences) <= 1e-7 * (norm + abs(plain))
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["spiral, expanding", "HWM GRU", "AWM transformer, rotary time"])
+def test_a_gain_known_to_be_0_or_1_is_the_traced_one(name):
+    dynamics = DYNAMICS[name]()
+    policy = POLICIES["MLP"](dynamics.state_size, dynamics.action_size)
+    traced = eqx.filter_jit(
+        lambda gains: unroll_grad(dynamics, policy, start(dynamics), HORIZON, reward=reward, paths=Paths(*gains))
+    )
+    for gains in [(0.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 1.0)]:
+        known = unroll_grad(dynamics, policy, start(dynamics), HORIZON, reward=reward, paths=Paths(*gains))
+        for x, y in zip(jax.tree.leaves(known), jax.tree.leaves(traced(jnp.asarray(gains))), strict=True):
+            assert jnp.allclose(x, y, rtol=1e-10, atol=1e-12)

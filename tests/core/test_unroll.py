@@ -1,0 +1,133 @@
+"""The unroll against closed forms, and its contract: causality, keys, dtypes, transformations."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from systems import DYNAMICS, HORIZON, POLICIES, reward, start
+
+from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, Transition, unroll, unroll_grad
+from awmkit.tasks import LinearQuadratic, spiral
+
+
+@given(seed=st.integers(0, 2**31 - 1), horizon=st.integers(1, 8), discount=st.floats(0, 1))
+def test_linear_quadratic_gradient_is_its_closed_form(seed, horizon, discount):
+    keys = jax.random.split(jax.random.key(seed), 6)
+    A, B = jax.random.normal(keys[0], (3, 3)), jax.random.normal(keys[1], (3, 2))
+    Q, R = (M @ M.T for M in (jax.random.normal(keys[2], (3, 3)), jax.random.normal(keys[3], (2, 2))))
+    system = LinearQuadratic(A, B, Q=Q, R=R)
+    state, actions = jax.random.normal(keys[4], (3,)), jax.random.normal(keys[5], (horizon, 2))
+    value, grads = unroll_grad(system, actions, state, horizon, reward=system.reward, discount=discount)
+    states = [np.asarray(state)]
+    for action in actions:
+        states.append(A @ states[-1] + B @ action)
+    expected = sum(-(discount**t) * (s @ Q @ s + a @ R @ a) for t, (s, a) in enumerate(zip(states, actions, strict=False)))
+    assert np.allclose(value, expected)
+    for k in range(horizon):
+        slope = -2 * discount**k * R @ actions[k]
+        for t in range(k + 1, horizon):
+            slope -= 2 * discount**t * (np.linalg.matrix_power(A, t - k - 1) @ B).T @ Q @ states[t]
+        assert np.allclose(grads[k], slope, atol=1e-8 * (1 + np.abs(slope).max()))
+
+
+@given(rate=st.sampled_from([0.8, 1.0, 1.25]), angle=st.floats(-3, 3), gain=st.floats(0, 1))
+def test_spirals_contract_turn_or_expand_at_their_rate_and_each_hop_is_damped_by_its_gain(rate, angle, gain):
+    # A rotation keeps the norm of every tangent, so that nothing vanishes at rate 1.
+    norms = damped_norms(jnp.asarray(rate), jnp.asarray(angle), jnp.asarray(gain))
+    assert jnp.allclose(norms, (rate * gain) ** np.arange(11, -1, -1), rtol=1e-9, atol=1e-12)
+
+
+@jax.jit
+def damped_norms(rate, angle, gain):
+    """|ds_12/da_k| for k = 0 ... 11."""
+    final = lambda actions: unroll(spiral(rate, angle), actions, jnp.ones(2), 12, paths=Paths(state_to_model=gain)).states[-1]
+    return jnp.linalg.norm(jax.jacrev(final)(jnp.zeros((12, 1)))[:, :, 0], axis=0)
+
+
+def test_a_reward_of_transitions_sees_the_next_state_and_checks_as_any_other():
+    """The distance covered telescopes: its gradient is that of where the episode ends."""
+    system, actions = spiral(1.1, 0.4), jnp.linspace(-1, 1, 6)[:, None]
+    covered = Transition(lambda state, action, t, next_state: next_state[0] - state[0])
+    value, grads = unroll_grad(system, actions, jnp.ones(2), 6, reward=covered, check=True)
+    end = lambda actions: unroll(system, actions, jnp.ones(2), 6).states[-1, 0]
+    assert jnp.isclose(value, end(actions) - 1) and jnp.allclose(grads, jax.grad(end)(actions))
+    fourth = unroll(system, actions, jnp.ones(2), 6).states[4]
+    broken = Transition(lambda state, action, t, next_state: jnp.where(jnp.allclose(next_state, fourth), jnp.nan, state[0]))
+    with pytest.raises(Exception, match="t=3, the reward"):
+        jax.block_until_ready(unroll_grad(system, actions, jnp.ones(2), 6, reward=broken, check=True))
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_states_do_not_depend_on_later_actions_and_parallel_runs_match(name):
+    dynamics = DYNAMICS[name]()
+    key = jax.random.key(3)
+    actions = POLICIES["actions"](dynamics.state_size, dynamics.action_size)
+    states = lambda actions: unroll(dynamics, actions, start(dynamics), HORIZON, key=key, method=Sequential()).states
+    value, jacobian = states(actions), jax.jacfwd(states)(actions)  # (H+1, S, H, A)
+    for k in range(HORIZON):
+        assert (jacobian[: k + 1, :, k] == 0).all()
+        if name not in ("double pendulum, passive", "one bounce", "credit assignment, hidden"):  # Later actions do nothing.
+            assert jnp.max(jnp.abs(jacobian[k + 1, :, k])) > 1e-4
+    if not dynamics.reads_state:
+        parallel = unroll(dynamics, actions, start(dynamics), HORIZON, key=key, method=Parallel()).states
+        assert jnp.allclose(parallel, value, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [n for n in DYNAMICS if n.startswith("AWM")])
+def test_what_claims_not_to_read_its_state_does_not(name):
+    dynamics = DYNAMICS[name]()
+    state, action = start(dynamics), jnp.zeros(dynamics.action_size)
+    carry = dynamics.init(state, HORIZON)
+    step = lambda s: dynamics.step(carry, s, action, 0, key=jax.random.key(0))[1]
+    assert (step(state) == step(jnp.full_like(state, jnp.nan))).all()
+
+
+def test_the_bpo_gradient_is_the_formula_of_the_paper():
+    system, policy = spiral(1.1, 0.4), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
+    _, grads = unroll_grad(system, policy, jnp.ones(2), 7, reward=reward, paths=BPO)
+    trajectory = unroll(system, policy, jnp.ones(2), 7)
+    weights, rest = eqx.partition(policy, eqx.is_inexact_array)
+    total = jax.tree.map(jnp.zeros_like, weights)
+    for t in range(7):
+        dr_ds, dr_da = jax.grad(reward, (0, 1))(trajectory.states[t], trajectory.actions[t], t)
+        for k in range(t + 1):
+            of_action = dr_da if k == t else dr_ds @ np.linalg.matrix_power(system.A, t - k - 1) @ system.B
+            act = lambda w, s=trajectory.states[k], k=k: eqx.combine(w, rest)(s, k)
+            total = jax.tree.map(jnp.add, total, jax.vjp(act, weights)[1](of_action)[0])
+    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(total), strict=True):
+        assert jnp.allclose(x, y, rtol=1e-10, atol=1e-12)
+
+
+def test_it_composes_with_jit_vmap_grad_and_jacfwd():
+    system, policy = DYNAMICS["linear, with noise"](), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
+    run = lambda s, k: unroll(system, policy, s, 5, reward=reward, key=k).returns()
+    states, keys = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.split(jax.random.key(2), 4)
+    batched = jax.jit(jax.vmap(run))(states, keys)
+    assert jnp.allclose(batched, jnp.stack([run(s, k) for s, k in zip(states, keys, strict=True)]))
+    assert jnp.allclose(jax.grad(run)(states[0], keys[0]), jax.jacfwd(run)(states[0], keys[0]))
+    grads = jax.vmap(lambda s: unroll_grad(system, policy, s, 5, reward=reward, key=keys[0])[0])(states)
+    assert jnp.allclose(grads, jax.vmap(lambda s: run(s, keys[0]))(states))
+
+
+def test_each_step_has_noise_of_its_own_and_a_key_repeats_it():
+    system, still = DYNAMICS["linear, with noise"](), jnp.zeros((50, 1))
+    states = unroll(system, still, jnp.zeros(2), 50, key=jax.random.key(0)).states
+    noise = states[1:] - states[:-1] @ system.A.T
+    assert np.unique(np.asarray(noise).round(12)).size == noise.size and 0.05 < jnp.std(noise) < 0.2
+    assert (unroll(system, still, jnp.zeros(2), 50, key=jax.random.key(0)).states == states).all()
+    gaussian = POLICIES["Gaussian, with time"](2, 1)
+    sampled, mode = (unroll(spiral(1.0, 0.1), gaussian, jnp.ones(2), 4, key=k).actions for k in (jax.random.key(0), None))
+    assert (sampled != mode).all() and jnp.allclose(mode[0], gaussian.mode(jnp.ones(2), 0), rtol=1e-12)  # compiled and not
+
+
+def test_float32_in_is_float32_out():
+    single = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree)
+    for name in ("Markov", "HWM GRU", "AWM transformer, learned time"):
+        model = DYNAMICS[name]()
+        policy = POLICIES["MLP"](3, 2)
+        exact, _ = unroll_grad(model, policy, start(model), 6, reward=reward, paths=BPO)
+        value, grads = unroll_grad(single(model), single(policy), single(start(model)), 6, reward=reward, paths=BPO)
+        assert value.dtype == jnp.float32 and all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+        assert jnp.allclose(value.astype(float), exact, rtol=1e-4)

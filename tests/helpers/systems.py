@@ -1,0 +1,88 @@
+"""The conformance table: every dynamics and every policy. A new class is one row, and every test that takes the table runs it.
+
+No row's gradient vanishes, or tests would pass for the wrong reason: the linear system expands by up to 1.2 a step, the
+pendulum is conservative, networks are unrolled for few steps from states and actions of size 0.5, and the reward is quadratic
+in the states, so that every step and every entry counts.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from awmkit import AWM, GaussianPolicy, GRU, HWM, LinearStateSpace, LSTM, Markov, MLPPolicy, RNN, Transformer
+from awmkit.tasks import (
+    BearPopulations,
+    Circles,
+    CreditAssignment,
+    Discretised,
+    DoublePendulum,
+    DrivenDoublePendulum,
+    Henon,
+    LinearQuadratic,
+    Lorenz,
+    OneBounce,
+    PassiveDoublePendulum,
+    spiral,
+)
+
+HORIZON = 6
+LEARNED = 3, 2  # sizes of state and action
+
+
+def _keys(seed: int):
+    return jax.random.split(jax.random.key(seed))
+
+
+def _awm(backbone, **options):
+    return AWM(*LEARNED, backbone, **options, key=_keys(1)[0])
+
+
+def _hwm(backbone, **options):
+    return HWM(*LEARNED, backbone, **options, key=_keys(2)[0])
+
+
+def _noisy():
+    A = jnp.array([[1.1, 0.3], [-0.2, 0.9]])
+    return LinearQuadratic(A, jnp.array([[0.5], [1.0]]), noise=0.1)
+
+
+DYNAMICS = {
+    "linear, with noise": _noisy,
+    "spiral, expanding": lambda: spiral(1.2, 0.7),
+    "Henon": Henon,
+    "Lorenz": lambda: Lorenz(substeps=2),
+    "double pendulum, driven": lambda: DrivenDoublePendulum(HORIZON),
+    "double pendulum, passive": lambda: PassiveDoublePendulum(HORIZON, pendulum=DoublePendulum(Circles())),
+    "one bounce": OneBounce,
+    "credit assignment, hidden": lambda: CreditAssignment(HORIZON, hidden=True, phase=True, reward_noise=0.1),
+    "bears, with noise": lambda: Discretised(BearPopulations(), noise=0.01, distractors=1),
+    "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, per_step=True, key=_keys(3)[0]),
+    "Markov, states": lambda: Markov(*LEARNED, width=8, predict_changes=False, key=_keys(3)[0]),
+    "HWM transformer": lambda: _hwm(Transformer(12, 2, 3, key=_keys(4)[1])),
+    "HWM GRU": lambda: _hwm(GRU(8, key=_keys(5)[1]), per_step=True),
+    "AWM transformer, learned time": lambda: _awm(Transformer(12, 2, 3, horizon=2 * HORIZON, key=_keys(6)[1])),
+    "AWM transformer, rotary time": lambda: _awm(Transformer(12, 2, 3, key=_keys(7)[1]), predict_changes=False),
+    "AWM linear state space": lambda: _awm(LinearStateSpace(8, 2, 6, chunk_size=4, key=_keys(11)[1])),
+    "AWM RNN": lambda: _awm(RNN(8, key=_keys(8)[1])),
+    "AWM LSTM": lambda: _awm(LSTM(8, key=_keys(9)[1])),
+    "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1]), per_step=True),
+    "AWM from the linear system": lambda: AWM.from_dynamics(_noisy()),
+    "AWM from the pendulum": lambda: AWM.from_dynamics(DrivenDoublePendulum(HORIZON)),
+}
+
+POLICIES = {
+    "actions": lambda s, a: 0.5 * jax.random.normal(jax.random.key(20), (HORIZON, a)),
+    "MLP": lambda s, a: MLPPolicy(s, a, width=8, key=jax.random.key(21)),
+    "Gaussian, with time": lambda s, a: GaussianPolicy(s, a, width=8, horizon=HORIZON, key=jax.random.key(22)),
+}
+
+
+def start(dynamics, seed: int = 0):
+    """A state of size 0.5, or the task's own where it has no others."""
+    if isinstance(dynamics, PassiveDoublePendulum | Discretised):
+        return dynamics.reset(jax.random.key(seed))
+    return 0.5 * jax.random.normal(jax.random.key(seed), (dynamics.state_size,))
+
+
+def reward(state, action, t):
+    """Weighs every entry of every state and action, differently at each step."""
+    return jnp.sum(state**2) * (1 + 0.1 * jnp.asarray(t, state.dtype)) + jnp.sum(jnp.sin(action))
