@@ -5,7 +5,6 @@ from ._normaliser import Normaliser as Normaliser
 from ._paths import BPO as BPO, Paths as Paths
 from ._policies import AbstractPolicy as AbstractPolicy, GaussianPolicy as GaussianPolicy, MLPPolicy as MLPPolicy
 from ._progress import Progress as Progress
-from ._reward import Transition as Transition
 from ._trajectory import Trajectory as Trajectory
 from ._unroll import unroll as unroll, unroll_grad as unroll_grad
 from .learning import (

@@ -3,8 +3,10 @@
 Apart from `_checks` because models, policies and tasks ask it too; it imports nothing of ours.
 """
 
+import functools
 import inspect
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -43,12 +45,28 @@ def check_call(what: str, call: str, fix: str, fn: Any, *args: Any, **kwargs: An
     if isinstance(fn, type) or not callable(fn):
         first = "make an instance of it" if isinstance(fn, type) else "give a function or a module"
         raise ValueError(f"The {what} is {kind(fn)}; {first}, to be called as {call}.")
+    signature = _signature(fn)
+    if signature is None:
+        return
     try:
-        inspect.signature(fn).bind(*args, **kwargs)
+        signature.bind(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"The {what}, {kind(fn)}, cannot be called as {call} ({error}); {fix}.") from None
-    except ValueError:  # Some functions of other languages have no signature.
-        pass
+
+
+def parameters_of(fn: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable by name; empty if it has no signature, as some functions written in C."""
+    signature = _signature(fn) if callable(fn) else None
+    return {} if signature is None else signature.parameters
+
+
+def _signature(fn: Any) -> inspect.Signature | None:
+    # A method of a module under `eqx.filter_jit` is an `eqx.Partial`, whose own signature is (*args, **kwargs).
+    fn = functools.partial(fn.func, *fn.args, **fn.keywords) if isinstance(fn, eqx.Partial) else fn
+    try:
+        return inspect.signature(fn)
+    except ValueError:
+        return None
 
 
 def describe(x: Any) -> str:

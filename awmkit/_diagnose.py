@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._dynamics import AbstractDynamics
 from ._paths import EDGES, is_cut
-from ._reward import of_transition
+from ._reward import with_next_state
 from ._trajectory import Trajectory
 from .methods import Sequential
 
@@ -79,7 +79,7 @@ def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> t
         )
         before, after = (x + probes.state_to_reward for x in (jnp.concatenate([state[None], states[:-1]]), states))
         probed_actions = actions + probes.action_to_reward
-        rewards = jax.vmap(of_transition(reward))(before, probed_actions, jnp.arange(horizon), after)
+        rewards = jax.vmap(with_next_state(reward))(before, probed_actions, jnp.arange(horizon), after)
         value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).returns(discount)
         return value, (actions, rewards[:, None], states)
 

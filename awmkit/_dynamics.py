@@ -163,7 +163,7 @@ class AbstractTask(AbstractDynamics):
     def reward(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
         """r(s_t, a_t), from the state *before* the step; s_H is never scored.
 
-        A task whose reward reads the next state overrides this with a property that returns an `awmkit.Transition`.
+        A task whose reward reads the next state adds a parameter: `def reward(self, state, action, t, next_state=None)`.
 
         **Arguments:** `state`: s_t, shape (S,). `action`: a_t, shape (A,). `t`: the step's index.
 

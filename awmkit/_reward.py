@@ -1,46 +1,70 @@
-"""What a step pays: from the state and the action, or from the whole transition.
-
-Apart from the unroll because the analyses score transitions too, and every one of them must take either kind.
-"""
+"""Rewards: the score of one step, from the state and the action or from the whole transition."""
 
 from collections.abc import Callable
+from inspect import Parameter
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar, ScalarLike
+from jaxtyping import Array, Float, Scalar
+
+from ._checks import check_call, parameters_of
 
 Reward = Callable[..., Scalar]
 
 
-class Transition(eqx.Module):
-    """A reward that also reads the next state, r(s_t, a_t, t, s_{t+1}), such as a distance covered.
+class _FourArguments(eqx.Module):
+    """A reward as a function of four arguments, whether or not it reads the next state."""
 
-    Goes wherever a reward goes:
+    reward: Reward
+    passed: Literal["fourth", "by name", "not"] = eqx.field(static=True)
 
-    ```python
-    forward = Transition(lambda state, action, t, next_state: (next_state[0] - state[0]) / dt)
-    trajectory = unroll(model, policy, state, 100, reward=forward)
-    ```
+    def __call__(self, state, action, t, next_state):
+        if self.passed == "fourth":
+            return self.reward(state, action, t, next_state)
+        if self.passed == "by name":
+            return self.reward(state, action, t, next_state=next_state)
+        return self.reward(state, action, t)
 
-    **Arguments:** `fn`: called as `fn(state, action, t, next_state) -> scalar`, with shapes (S,), (A,), an integer, (S,).
+
+def with_next_state(reward: Reward) -> Reward:
+    """Return `reward` as a function of four arguments, `(state, action, t, next_state) -> scalar`.
+
+    A reward with a parameter named `next_state` is called with it; any other is called as `reward(state, action, t)`. The
+    signature is inspected here, once. A callable without a signature counts as one without that parameter.
+
+    **Arguments:** `reward`: a function, module, bound method, partial or compiled function.
+
+    **Returns:** a module that holds `reward`, so that it crosses `eqx.filter_jit` without compiling again.
     """
-
-    fn: Reward
-
-    def __call__(
-        self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike, next_state: Float[Array, " S"]
-    ) -> Scalar:
-        return self.fn(state, action, t, next_state)
+    return _FourArguments(reward, _passed(reward))
 
 
-def of_transition(reward: Reward) -> Reward:
-    """Either kind of reward as a plain function of s_t, a_t, t and s_{t+1}."""
-    if isinstance(reward, Transition):
-        return lambda state, action, t, next_state: reward(state, action, t, next_state)
-    return lambda state, action, t, next_state: reward(state, action, t)
+def check_reward(reward: Reward) -> None:
+    """Raise if `reward` can be called neither as `reward(state, action, t)` nor as `reward(state, action, t, next_state)`."""
+    fix = "write it as lambda state, action, t: ..., with a fourth parameter named next_state if it reads the next state"
+    passed = _passed(reward)
+    if passed == "fourth":
+        check_call("reward", "reward(state, action, t, next_state)", fix, reward, *range(4))
+    elif passed == "by name":
+        check_call("reward", "reward(state, action, t, next_state=...)", fix, reward, *range(3), next_state=3)
+    else:
+        required = [p.name for p in parameters_of(reward).values() if p.default is p.empty]
+        if len(required) == 4:
+            fix = f"name its fourth parameter next_state, instead of {required[3]}, to be called with the next state too"
+        check_call("reward", "reward(state, action, t)", fix, reward, *range(3))
 
 
 def score(reward: Reward, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, " H"]:
-    """r_0 ... r_{H-1} of the states s_0 ... s_H, shape (H+1, S), and the actions, shape (H, A)."""
-    return jax.vmap(of_transition(reward))(states[:-1], actions, jnp.arange(actions.shape[0]), states[1:])
+    """r_0 ... r_{H-1} for the states s_0 ... s_H, shape (H+1, S), and the actions, shape (H, A)."""
+    return jax.vmap(with_next_state(reward))(states[:-1], actions, jnp.arange(actions.shape[0]), states[1:])
+
+
+def _passed(reward: Reward) -> Literal["fourth", "by name", "not"]:
+    """How the next state is passed to `reward`."""
+    parameters = parameters_of(reward)
+    if "next_state" not in parameters:
+        return "not"
+    positional = parameters["next_state"].kind != Parameter.KEYWORD_ONLY
+    return "fourth" if positional and list(parameters).index("next_state") == 3 else "by name"

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 from ._diagnose import raise_if_nonfinite
 from ._dynamics import AbstractDynamics
 from ._paths import Paths
-from ._reward import Reward, score
+from ._reward import check_reward, Reward, score
 from ._trajectory import Trajectory
-from ._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions, check_reward
+from ._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions
 from .methods import AbstractMethod, Parallel, Policy, Sequential
 
 
@@ -44,8 +44,8 @@ def unroll(
     - `policy`: called as `policy(state, t, *, key)`, returns an action (A,) in [-1, 1]; or an array of actions (H, A).
     - `state`: s_0, shape (S,), floating point.
     - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: `reward(state, action, t) -> scalar`, from the state before the step, or a `awmkit.Transition`, which
-      reads the next state too. Each function compiles anew: define it once, outside of loops.
+    - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter of
+      that name; returns a scalar. Define it once, outside of loops: each new function compiles again.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges; they change no value.
     - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
@@ -96,7 +96,8 @@ def unroll_grad(
       [-1, 1]; or an array of actions (H, A).
     - `state`: s_0, shape (S,), floating point.
     - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: `reward(state, action, t) -> scalar`, or a `awmkit.Transition`. Define it once, outside of loops.
+    - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter of
+      that name; returns a scalar. Define it once, outside of loops: each new function compiles again.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges: `Paths()`, `BPO`, `Paths(state_to_model=0.9)`.
     - `discount`: a scalar, 1 by default, as in the paper.

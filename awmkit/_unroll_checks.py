@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ._checks import check_call, check_key, describe, kind
 from ._dynamics import AbstractDynamics
 from ._paths import Paths
-from ._reward import of_transition, Transition
+from ._reward import check_reward, with_next_state
 from .methods import AbstractMethod, Parallel, Policy
 
 
@@ -71,22 +71,12 @@ def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
     if reward is None:
         return
     check_reward(reward)
-    value = eqx.filter_eval_shape(of_transition(reward), state, action, jnp.asarray(0), state)
+    value = eqx.filter_eval_shape(with_next_state(reward), state, action, jnp.asarray(0), state)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
             f"The reward returned {describe(value)}; it must be one floating-point number, so reduce it with "
             "jnp.sum, or make a JAX number of it with jnp.asarray(value, float)."
         )
-
-
-def check_reward(reward) -> None:
-    """Raise for a reward that does not take what it will be given."""
-    if isinstance(reward, Transition):
-        call, fix = "fn(state, action, t, next_state)", "write it so, or pass it without Transition if it reads no next state"
-        check_call("Transition's function", call, fix, reward.fn, *range(4))
-    else:
-        fix = "write it so, or wrap what reads the next state too in awmkit.Transition"
-        check_call("reward", "reward(state, action, t)", fix, reward, *range(3))
 
 
 def check_discount(discount) -> None:

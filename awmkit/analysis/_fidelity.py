@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 from .._checks import check_counts, kind
 from .._dynamics import AbstractDynamics
 from .._paths import Paths
-from .._reward import Reward
-from .._unroll_checks import check_arguments, check_differentiable, check_reward
+from .._reward import check_reward, Reward
+from .._unroll_checks import check_arguments, check_differentiable
 from ..methods import AbstractMethod, Policy
 from ._gradient_growth import check_horizons, Horizons
 from ._gradients import flat_parameters, return_gradients, returns

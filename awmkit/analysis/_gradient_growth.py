@@ -15,9 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
 from .._checks import describe
 from .._dynamics import AbstractDynamics
-from .._reward import Reward
+from .._reward import check_reward, Reward
 from .._unroll import unroll
-from .._unroll_checks import check_reward
 from ._gradients import return_gradients
 from ._growth import fit_growth, Growth
 from ._tangents import check_batch

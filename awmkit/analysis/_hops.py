@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 from .._checks import check_counts
 from .._dynamics import AbstractDynamics
 from .._paths import Paths
-from .._reward import of_transition, Reward
+from .._reward import check_reward, Reward, with_next_state
 from .._unroll import unroll
-from .._unroll_checks import check_arguments, check_differentiable, check_reward
+from .._unroll_checks import check_arguments, check_differentiable
 from ..methods._method import passes, Policy
 from ._tangents import check_plan, primal, step_map, steps_of
 
@@ -188,7 +188,7 @@ def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopS
         (carry, state), (t, action, key), weight = x
         here = eqx.filter(carry, eqx.is_inexact_array), state, action
         (_, after), pull, _ = jax.vjp(step_map(dynamics, carry, (t, action, key)), *here, has_aux=True)
-        paid = lambda s, a, n: weight * of_transition(reward)(s, a, t, n)
+        paid = lambda s, a, n: weight * with_next_state(reward)(s, a, t, n)
         by_state, by_action, by_next = jax.grad(paid, (0, 1, 2))(state, action, after)
         dcarry, dnext = cotangents
         dcarry, dstate, daction = jax.vmap(pull)((dcarry, dnext.at[0].add(by_next)))

@@ -19,8 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
 from .._progress import Progress
-from .._reward import Reward
-from .._unroll_checks import check_reward
+from .._reward import check_reward, Reward
 from ._fidelity import each, Fidelity, fidelity, true_gradient, TrueGradient
 from ._gradient_growth import check_horizons, gradient_growth, GradientGrowth, Horizons
 from ._hops import hop_spectrum, HopSpectrum

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Scalar, Sca
 from .._dynamics import AbstractTask
 from .._normaliser import Normaliser
 from .._policies import features, GaussianPolicy
-from .._reward import of_transition
+from .._reward import with_next_state
 from .._trajectory import Trajectory
 from .._unroll import unroll
 from ..learning._train_state import uniform_actions, warm_up
@@ -205,7 +205,7 @@ class FunctionalEnv(eqx.Module):
         (carry, s, t), (step_key, reset_key) = state, jr.split(key)
         action = self.squash(action)
         carry, next_s = self.task.step(carry, s, action, t, key=step_key)
-        reward = of_transition(self.task.reward)(s, action, t, next_s)
+        reward = with_next_state(self.task.reward)(s, action, t, next_s)
         done = t + 1 == self.task.horizon
         going = self.observe(next_s, t + 1), EnvState(carry, next_s, t + 1)
         observation, state = jtu.tree_map(lambda new, old: jnp.where(done, new, old), self.reset(reset_key), going)

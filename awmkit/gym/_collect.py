@@ -19,7 +19,7 @@ from jaxtyping import PRNGKeyArray
 from .._checks import check_call, check_counts, check_key
 from .._dynamics import AbstractTask
 from .._progress import Progress
-from .._reward import Reward
+from .._reward import Reward, with_next_state
 from .._trajectory import Trajectory
 from ..methods import Policy
 from ._task_env import compiled, TaskEnv
@@ -93,7 +93,7 @@ class GymnasiumTask(AbstractTask):
     **Arguments**
 
     - `env`: the environment.
-    - `reward`: its reward, if known: `reward(state, action, t)`, or an `awmkit.Transition`.
+    - `reward`: its reward, if known: `reward(state, action, t)`, or `reward(state, action, t, next_state)`.
     - `horizon`: H; by default the environment's own time limit.
 
     **Raises:** `ValueError` for spaces other than a Box of numbers, infinite action bounds and no horizon.
@@ -118,14 +118,13 @@ class GymnasiumTask(AbstractTask):
         observations, _ = _spaces(self.env)
         return tuple(observations.low.tolist()), tuple(observations.high.tolist())
 
-    @property
-    def reward(self) -> Reward:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def reward(self, state, action, t, next_state=None):
         if self.known_reward is None:
             raise ValueError(
                 "This GymnasiumTask was given no reward function; pass GymnasiumTask(env, reward=...), or fit an "
-                "awmkit.RewardModel to task.collect(...) and score with Transition(fit(...).model)."
+                "awmkit.RewardModel to task.collect(...) and use fit(...).model as the reward."
             )
-        return self.known_reward
+        return with_next_state(self.known_reward)(state, action, t, next_state)
 
     def collect(
         self,

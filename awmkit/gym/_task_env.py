@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from .._checks import check_counts, kind
 from .._dynamics import AbstractTask
-from .._reward import of_transition
+from .._reward import with_next_state
 from ._render import draw
 
 
@@ -194,7 +194,7 @@ def _move(task: AbstractTask, episode: Episode, action: Array) -> tuple[Episode,
     carry, state, t, noise, key = episode
     action = action.astype(state.dtype)
     carry, after = task.step(carry, state, action, t, key=jax.random.fold_in(noise, t))
-    reward = of_transition(task.reward)(state, action, t, after)
+    reward = with_next_state(task.reward)(state, action, t, after)
     return Episode(carry, after, t + 1, noise, key), reward
 
 

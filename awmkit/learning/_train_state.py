@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar
 from .._checks import check_call, check_counts, check_optimiser
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._normaliser import Normaliser, trainable
-from .._reward import Reward, Transition
+from .._reward import Reward
 from .._trajectory import Trajectory
 from .._unroll import unroll
 from ..models import RewardModel
@@ -283,9 +283,8 @@ def fit_updates(loop: RunConfig, learner: TrainState, updates, key: PRNGKeyArray
 
 def climb_updates(loop: RunConfig, learner: TrainState, updates, steps, key: PRNGKeyArray) -> tuple[TrainState, UpdateInfo]:
     """So many updates of the policy, and the sum of what they saw."""
-    if learner.reward is not None:
-        reward = Transition(learner.reward)  # pyright: ignore[reportArgumentType]
-    else:
+    reward: Any = learner.reward
+    if reward is None:
         reward = loop.task.reward if loop.reward is None else loop.reward
     zero = jnp.zeros_like(learner.return_scale)
     changing, rest = eqx.partition((learner.ascent_memory, learner.policy), eqx.is_array)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._reward import Transition
+from .._reward import Reward
 
 
 class Uniform(eqx.Module):
@@ -101,17 +101,15 @@ class Body(NamedTuple):
 
     file: str
     frame_skip: int
-    reward: Callable[[float], Transition]
+    reward: Callable[[float], Reward]
     reset: Callable[[tuple[float, ...]], Callable[[PRNGKeyArray], Array]]
 
 
 BODIES = {
-    "InvertedPendulum-v5": Body("inverted_pendulum.xml", 2, lambda dt: Transition(upright), lambda q: Uniform(q, 2, 0.01)),
-    "InvertedDoublePendulum-v5": Body(
-        "inverted_double_pendulum.xml", 5, lambda dt: Transition(balanced), lambda q: NormalSpeeds(q, 0.1)
-    ),
-    "Reacher-v5": Body("reacher.xml", 2, lambda dt: Transition(reached), lambda q: NearTarget()),
-    "Swimmer-v5": Body("swimmer.xml", 4, lambda dt: Transition(Forward(dt, 1e-4)), lambda q: Uniform(q, 5, 0.1)),
-    "Hopper-v5": Body("hopper.xml", 4, lambda dt: Transition(Hopping(dt)), lambda q: Uniform(q, 6, 0.005)),
-    "HalfCheetah-v5": Body("half_cheetah.xml", 5, lambda dt: Transition(Forward(dt, 0.1)), lambda q: NormalSpeeds(q, 0.1)),
+    "InvertedPendulum-v5": Body("inverted_pendulum.xml", 2, lambda dt: upright, lambda q: Uniform(q, 2, 0.01)),
+    "InvertedDoublePendulum-v5": Body("inverted_double_pendulum.xml", 5, lambda dt: balanced, lambda q: NormalSpeeds(q, 0.1)),
+    "Reacher-v5": Body("reacher.xml", 2, lambda dt: reached, lambda q: NearTarget()),
+    "Swimmer-v5": Body("swimmer.xml", 4, lambda dt: Forward(dt, 1e-4), lambda q: Uniform(q, 5, 0.1)),
+    "Hopper-v5": Body("hopper.xml", 4, lambda dt: Hopping(dt), lambda q: Uniform(q, 6, 0.005)),
+    "HalfCheetah-v5": Body("half_cheetah.xml", 5, lambda dt: Forward(dt, 0.1), lambda q: NormalSpeeds(q, 0.1)),
 }

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .._dynamics import AbstractTask
-from .._reward import Reward
+from .._reward import check_reward, Reward, with_next_state
 from ._gymnasium_bodies import BODIES, Uniform
 
 try:
@@ -52,7 +52,7 @@ class MJXTask(AbstractTask):
     **Arguments**
 
     - `model`: a `mujoco.MjModel`, MJCF as a string, or the path of an XML file. It is not changed.
-    - `reward`: `reward(state, action, t) -> scalar`, or a `awmkit.Transition`.
+    - `reward`: `reward(state, action, t) -> scalar`, or `reward(state, action, t, next_state)`.
     - `horizon`: H, steps an episode. There is no early termination.
     - `frame_skip`: how many of MuJoCo's time steps make one step, under a constant action.
     - `reset`: `reset(key) -> state`, shape (nq + nv + na,); by default always MuJoCo's own `qpos0`, at rest.
@@ -89,8 +89,7 @@ class MJXTask(AbstractTask):
         rods: Callable[[Float[Array, " S"]], Float[Array, "n 2"]] | None = None,
     ):
         _check_counts(horizon=horizon, frame_skip=frame_skip, iterations=iterations)
-        if not callable(reward):
-            raise ValueError(f"The reward is {reward!r}; pass a callable of (state, action, t), or an awmkit.Transition.")
+        check_reward(reward)
         model = copy.copy(model) if isinstance(model, mujoco.MjModel) else _read(model)
         model.opt.integrator = model.opt.integrator if integrator is None else integrator
         model.opt.iterations = model.opt.iterations if iterations is None else iterations
@@ -115,7 +114,7 @@ class MJXTask(AbstractTask):
     ) -> "MJXTask":
         """One of Gymnasium's own MuJoCo environments: its MJCF, frame skip, distribution of initial states and reward.
 
-        The state is (qpos, qvel) rather than Gymnasium's observation, and the reward a `awmkit.Transition` in JAX. With the
+        The state is (qpos, qvel) rather than Gymnasium's observation, and the reward a JAX function of the whole transition. With the
         model's own settings both equal Gymnasium's to 1e-9; rewards that read places do so to 1e-5, since Gymnasium takes
         them from the last stage of RK4. An episode always lasts `horizon` steps: where Gymnasium ends it, here only the reward
         for being healthy stops, a step function without gradient (the whole reward of InvertedPendulum).
@@ -149,10 +148,8 @@ class MJXTask(AbstractTask):
             forward_only=forward_only,
         )
 
-    @property
-    def reward(self) -> Reward:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The reward the task was made with: of s_t, a_t and t, or an `awmkit.Transition`."""
-        return self._reward
+    def reward(self, state, action, t, next_state=None):
+        return with_next_state(self._reward)(state, action, t, next_state)
 
     def reset(self, key):
         if self._reset is not None:

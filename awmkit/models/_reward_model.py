@@ -20,7 +20,7 @@ class RewardModel(AbstractTrainable):
 
     ```python
     reward = RewardModel(state_size, action_size, key=key).normalised(episodes)
-    reward = Transition(fit(reward, episodes, key=key).model)
+    reward = fit(reward, episodes, key=key).model
     value, grads = unroll_grad(model, policy, state, 100, reward=reward)
     ```
 

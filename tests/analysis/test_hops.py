@@ -12,10 +12,10 @@ from jax.flatten_util import ravel_pytree
 from mixed import Mixed
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
-from awmkit import BPO, Transition, unroll, unroll_grad
+from awmkit import BPO, unroll, unroll_grad
 from awmkit.analysis import action_jacobian, hop_spectrum, policy_hop_spectrum
 
-transition = Transition(lambda state, action, t, next_state: reward(state, action, t) + state @ next_state)
+transition = lambda state, action, t, next_state: reward(state, action, t) + state @ next_state
 
 
 @eqx.filter_jit

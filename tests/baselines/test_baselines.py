@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 from misuse import says
 
-from awmkit import AbstractTask, GaussianPolicy, Normaliser, Transition, unroll
+from awmkit import AbstractTask, GaussianPolicy, Normaliser, unroll
 from awmkit.gym import GymnasiumTask
 
 with warnings.catch_warnings():  # Distrax imports TensorFlow Probability, which reads a deprecated name of JAX.
@@ -41,9 +41,8 @@ class Aim(AbstractTask):
     def step(self, carry, state, action, t, *, key=None):
         return carry + 1, state + action
 
-    @property
-    def reward(self):
-        return Transition(lambda s, a, t, next_s: -jnp.sum((next_s - s - 0.5) ** 2) - jnp.asarray(t, s.dtype) / 10)
+    def reward(self, state, action, t, next_state=None):
+        return -jnp.sum((next_state - state - 0.5) ** 2) - jnp.asarray(t, state.dtype) / 10
 
     def reset(self, key):
         return jax.random.normal(key, (2,))

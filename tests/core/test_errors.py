@@ -36,7 +36,6 @@ from awmkit import (
     Sequential,
     Trajectory,
     Transformer,
-    Transition,
     unroll,
     unroll_grad,
 )
@@ -264,7 +263,6 @@ MISUSES = {
     "a policy without a key": (lambda: _unroll(policy=lambda s, t: s[:1]), "unexpected keyword argument 'key'.*key=None"),
     "a policy of nothing": (lambda: _unroll(policy=lambda s, t, key: None), "policy returned None"),
     "a reward model for a dynamics": (lambda: _unroll(RewardModel(2, 1, key=KEY)), "dynamics is a RewardModel"),
-    "a reward model for a reward": (lambda: _unroll(reward=RewardModel(2, 1, key=KEY)), "RewardModel.*awmkit.Transition"),
     "a name for a backbone": (
         lambda: AWM(2, 1, "transformer", key=KEY),
         r"backbone is a str; give AWM.*Transformer\(key=key\)",
@@ -288,8 +286,15 @@ MISUSES = {
     ),
     "a reward by name": (lambda: _unroll(reward="height"), "reward is a str; give a function"),
     "a reward without t": (lambda: _unroll(reward=lambda s, a: s[0]), r"cannot be called as reward\(state, action, t\)"),
-    "a reward with the next state": (lambda: _unroll(reward=lambda s, a, t, n: s[0]), "wrap what reads.*awmkit.Transition"),
-    "a transition without one": (lambda: _unroll(reward=Transition(lambda s, a, t: s[0])), "without Transition"),
+    "a reward with a fourth parameter of another name": (
+        lambda: _unroll(reward=lambda s, a, t, n: s[0]),
+        "name its fourth parameter next_state, instead of n",
+    ),
+    "a reward with the next state instead of t": (
+        lambda: _unroll(reward=lambda s, a, next_state: s[0]),
+        r"called as reward\(state, action, t, next_state=...\)",
+    ),
+    "a reward of five parameters": (lambda: _unroll(reward=lambda s, a, t, next_state, n: s[0]), "missing.*'n'"),
     "a reward of nothing": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
     "a reward that is no array": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
     "hops of a wrong reward": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, reward=lambda s: s[0]), r"called as reward\(state"),

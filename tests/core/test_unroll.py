@@ -1,5 +1,7 @@
 """The unroll against closed forms, and its contract: causality, keys, dtypes, transformations."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import pytest
 from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
-from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, Transition, unroll, unroll_grad
-from awmkit.tasks import LinearQuadratic, spiral
+from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
+from awmkit._reward import check_reward, with_next_state
+from awmkit.tasks import LinearQuadratic, OneBounce, spiral
 
 
 @given(seed=st.integers(0, 2**31 - 1), horizon=st.integers(1, 8), discount=st.floats(0, 1))
@@ -46,17 +49,86 @@ def damped_norms(rate, angle, gain):
     return jnp.linalg.norm(jax.jacrev(final)(jnp.zeros((12, 1)))[:, :, 0], axis=0)
 
 
-def test_a_reward_of_transitions_sees_the_next_state_and_checks_as_any_other():
-    """The distance covered telescopes: its gradient is that of where the episode ends."""
+def distance(state, action, t, next_state):
+    return next_state[0] - state[0]
+
+
+class Distance(eqx.Module):
+    """Rewards as a module's call, as its methods, and as methods that are compiled."""
+
+    unit: float = 1.0
+
+    def __call__(self, state, action, t, next_state=None):
+        return (next_state[0] - state[0]) / self.unit
+
+    def method(self, state, action, t, next_state):
+        return self(state, action, t, next_state)
+
+    @eqx.filter_jit
+    def compiled(self, state, action, t, next_state):
+        return self(state, action, t, next_state)
+
+
+REWARDS_OF_THE_NEXT_STATE = {
+    "function": distance,
+    "lambda": lambda s, a, t, next_state: next_state[0] - s[0],
+    "keyword only": lambda s, a, t, *, next_state: next_state[0] - s[0],
+    "positional only": lambda s, a, t, next_state, /: next_state[0] - s[0],
+    "after an option": lambda s, a, t, unit=1.0, next_state=None: (next_state[0] - s[0]) / unit,
+    "partial": partial(lambda unit, s, a, t, next_state: (next_state[0] - s[0]) / unit, 1.0),
+    "module": Distance(),
+    "bound method": Distance().method,
+    "compiled method": Distance().compiled,
+    "compiled": jax.jit(distance),
+    "compiled with its arrays": eqx.filter_jit(distance),
+    "checkpointed": jax.checkpoint(distance),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS_OF_THE_NEXT_STATE)
+def test_a_reward_with_a_parameter_named_next_state_is_called_with_it(name):
+    transition = jnp.array([1.0, 2.0]), jnp.zeros(1), 0, jnp.array([4.0, 2.0])
+    check_reward(REWARDS_OF_THE_NEXT_STATE[name])
+    assert with_next_state(REWARDS_OF_THE_NEXT_STATE[name])(*transition) == 3
+    assert with_next_state(with_next_state(REWARDS_OF_THE_NEXT_STATE[name]))(*transition) == 3
+
+
+def test_a_reward_without_that_parameter_is_called_with_three_arguments():
+    transition = jnp.array([1.0, 2.0]), jnp.zeros(1), 0, jnp.array([4.0, 2.0])
+    three = lambda s, a, t: s[0]
+    for plain in (three, lambda s, a, t, scale=1.0: s[0], lambda *args: args[0][0] + len(args) - 3, jax.jit(three)):
+        check_reward(plain)
+        assert with_next_state(plain)(*transition) == 1
+    check_reward(max)  # Has no signature.
+    assert with_next_state(max)(1, 0, 0, 4) == 1
+
+
+def test_a_reward_of_the_next_state_is_scored_differentiated_and_checked_like_any_other():
+    """The distance covered telescopes, so its gradient is the gradient of the last state."""
     system, actions = spiral(1.1, 0.4), jnp.linspace(-1, 1, 6)[:, None]
-    covered = Transition(lambda state, action, t, next_state: next_state[0] - state[0])
-    value, grads = unroll_grad(system, actions, jnp.ones(2), 6, reward=covered, check=True)
+    value, grads = unroll_grad(system, actions, jnp.ones(2), 6, reward=distance, check=True)
     end = lambda actions: unroll(system, actions, jnp.ones(2), 6).states[-1, 0]
     assert jnp.isclose(value, end(actions) - 1) and jnp.allclose(grads, jax.grad(end)(actions))
     fourth = unroll(system, actions, jnp.ones(2), 6).states[4]
-    broken = Transition(lambda state, action, t, next_state: jnp.where(jnp.allclose(next_state, fourth), jnp.nan, state[0]))
+    broken = lambda state, action, t, next_state: jnp.where(jnp.allclose(next_state, fourth), jnp.nan, state[0])
     with pytest.raises(Exception, match="t=3, the reward"):
         jax.block_until_ready(unroll_grad(system, actions, jnp.ones(2), 6, reward=broken, check=True))
+
+
+def test_the_bound_reward_of_a_task_is_traced_once():
+    traced = []
+
+    class Counted(OneBounce):
+        def reward(self, state, action, t, next_state=None):
+            traced.append(t)
+            return super().reward(state, action, t)
+
+    task = Counted()
+    run = lambda: unroll(task, jnp.zeros((3, 1)), task.reset(jax.random.key(0)), 3, reward=task.reward)
+    run()
+    before = len(traced)
+    run()
+    assert len(traced) == before > 0
 
 
 @pytest.mark.parametrize("name", DYNAMICS)

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation, TransformAction
 from misuse import says
 
-from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, RewardModel, Transition, unroll, unroll_grad
+from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, RewardModel, unroll, unroll_grad
 from awmkit.gym import collect, GymnasiumTask, TaskEnv, TaskVectorEnv
 from awmkit.tasks import (
     CancerTreatment,
@@ -40,9 +40,8 @@ class Carried(LinearQuadratic):
         _, state = super().step(None, state, action, t, key=key)
         return carry + 1, 0.9 * state + 0.01 * carry
 
-    @property
-    def reward(self):
-        return Transition(lambda s, a, t, after: jnp.sum(after - s) + 0.1 * jnp.asarray(t, s.dtype))
+    def reward(self, state, action, t, next_state=None):
+        return jnp.sum(next_state - state) + 0.1 * jnp.asarray(t, state.dtype)
 
 
 def carried(horizon, noise=0.3):
@@ -265,9 +264,10 @@ def test_an_episode_that_ends_early_is_held_where_asked():
 
 
 def test_a_task_made_of_an_environment_has_its_sizes_reward_and_starts():
-    forward = Transition(lambda s, a, t, after: after[0] - s[0])
+    forward = lambda s, a, t, next_state: next_state[0] - s[0]
     task = GymnasiumTask(gymnasium.make("Pendulum-v1"), reward=forward)
-    assert (task.state_size, task.action_size, task.horizon, task.reward) == (3, 1, 200, forward)
+    assert (task.state_size, task.action_size, task.horizon) == (3, 1, 200)
+    assert task.reward(jnp.zeros(3), jnp.zeros(1), 0, jnp.ones(3)) == 1
     assert task.bounds == ((-1.0, -1.0, -8.0), (1.0, 1.0, 8.0))
     assert (task.reset(KEY) == task.reset(KEY)).all() and (task.reset(KEY) != task.reset(jax.random.key(1))).any()
     episodes = task.collect(policy_of(task.env), 2, key=KEY)
@@ -285,7 +285,7 @@ def test_a_gradient_can_be_had_of_an_environment_by_models_of_its_states_and_rew
         reward = learn(RewardModel(3, 1, width=8, key=keys[0]).normalised(episodes))
         world = learn(AWM(3, 1, LSTM(8, key=keys[1]), key=keys[2]).normalised(episodes.states))
     start = task.reset(keys[3])
-    value, gradient = unroll_grad(world, policy, start, 20, reward=Transition(reward), paths=BPO, check=True)
+    value, gradient = unroll_grad(world, policy, start, 20, reward=reward, paths=BPO, check=True)
     assert value.shape == () and sum(jnp.abs(g).sum() for g in jax.tree.leaves(gradient)) > 0
 
 
@@ -356,7 +356,10 @@ MISUSES = {
     "actions of NaN": (lambda: gathered(PLAN * np.nan), "action of step 0 holds nan"),
     "a plan of the wrong shape": (lambda: gathered(PLAN[:4]), r"shape \(4, 1\).*needs \(5, 1\)"),
     "a policy of the wrong size": (lambda: gathered(lambda s, t, key: jnp.zeros(2)), r"shape \(2,\).*needs \(1,\)"),
-    "an unknown reward": (lambda: GymnasiumTask(Sandbox(), horizon=5).reward, r"GymnasiumTask\(env, reward=...\).*fit"),
+    "an unknown reward": (
+        lambda: GymnasiumTask(Sandbox(), horizon=5).reward(jnp.zeros(1), jnp.zeros(1), 0),
+        r"GymnasiumTask\(env, reward=...\).*fit",
+    ),
     "an unroll of an environment": (
         lambda: unroll(GymnasiumTask(Sandbox(), horizon=5), jnp.zeros((5, 1)), jnp.zeros(1), 5),
         "fit a world model to task.collect",

@@ -33,11 +33,10 @@ from awmkit import (
     TargetEntropy,
     train,
     Trajectory,
-    Transition,
     unroll,
     Warmup,
 )
-from awmkit._reward import of_transition
+from awmkit._reward import with_next_state
 from awmkit.gym import GymnasiumTask, TaskEnv
 from awmkit.learning._train_state import Noisy, pink_noise, RunConfig
 from awmkit.tasks import LinearQuadratic
@@ -60,7 +59,7 @@ def simulator(key):
 
 
 def learned_reward(key):
-    return Transition(RewardModel(3, 2, width=8, depth=1, horizon=HORIZON, key=key))
+    return RewardModel(3, 2, width=8, depth=1, horizon=HORIZON, key=key)
 
 
 GRADIENTS = {
@@ -94,7 +93,7 @@ def pieces(dynamics, policy, state, reward):
     loop, steps = unroll(dynamics, policy, state, HORIZON), jnp.arange(HORIZON)
     dpi = jax.vmap(lambda s, t: jax.jacobian(lambda w: rebuild(w)(s, t))(flat))(loop.states[:-1], steps)
     response = jax.jacobian(lambda a: dynamics.open_loop(state, a))(loop.actions)
-    pay = lambda s, a, n, t: of_transition(reward)(s, a, t, n)
+    pay = lambda s, a, n, t: with_next_state(reward)(s, a, t, n)
     return dpi, response, jax.vmap(jax.grad(pay, (0, 1, 2)))(loop.states[:-1], loop.actions, loop.states[1:], steps)
 
 

@@ -14,7 +14,7 @@ from misuse import says
 from mujoco import mjtIntegrator
 
 import awmkit.mjx
-from awmkit import Sequential, Transition, unroll, unroll_grad
+from awmkit import Sequential, unroll, unroll_grad
 from awmkit.mjx import cartpole, double_pendulum, MJXTask, pendulum
 from awmkit.tasks import DrivenDoublePendulum
 
@@ -152,7 +152,8 @@ def test_without_a_reset_an_episode_starts_where_the_model_does_at_rest():
 def test_a_gymnasium_body_is_made_from_its_own_file_and_moves_from_its_own_start(id):
     task = MJXTask.from_gymnasium(id, iterations=1)
     start, rest = task.reset(KEY), task.model.qpos0
-    assert start.shape == (task.state_size,) and isinstance(task.reward, Transition)
+    assert start.shape == (task.state_size,)
+    assert task.reward(start, jnp.zeros(task.action_size), 0, start).shape == ()
     assert jnp.abs(start[: rest.size] - rest).max() <= 0.3 and (start != task.reset(jax.random.key(1))).any()
 
 
@@ -167,7 +168,10 @@ SENTENCES = {
     "no model": (lambda: MJXTask(3, zero, horizon=5), "cannot read the model.*pass a mujoco.MjModel"),
     "no such file": (lambda: MJXTask("/nowhere.xml", zero, horizon=5), "cannot read the model.*nowhere"),
     "broken MJCF": (lambda: MJXTask("<mujoco><worldbdy/></mujoco>", zero, horizon=5), "cannot read the model.*worldbdy"),
-    "no reward": (lambda: MJXTask(BALL.format(joint=HINGE, actuator=LIMITED), None, horizon=5), "reward is None.*callable"),
+    "no reward": (
+        lambda: MJXTask(BALL.format(joint=HINGE, actuator=LIMITED), None, horizon=5),
+        "reward is None; give a function",
+    ),
     "no actuators": (lambda: ball(actuator=""), "no actuators"),
     "unlimited actuators": (lambda: ball(actuator=MOTOR.format(kind="motor", options="")), "range is given for actuator 0"),
     "delays": (

@@ -23,7 +23,6 @@ from awmkit import (
     RewardModel,
     Trajectory,
     Transformer,
-    Transition,
     unroll,
 )
 from awmkit._normaliser import trainable
@@ -170,13 +169,13 @@ def test_a_few_episodes_after_another_have_the_loss_and_gradient_of_all_at_once(
 @pytest.mark.usefixtures("optax_promotes")
 def test_a_reward_model_learns_what_transitions_pay_and_goes_where_a_reward_goes():
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
-    pay = lambda s, a, t, n: (n[0] - s[0]) / 80 + 3 * a[0] ** 2
-    rewards = jax.vmap(lambda states, actions: score(Transition(pay), states, actions))(episodes.states, episodes.actions)
+    pay = lambda s, a, t, next_state: (next_state[0] - s[0]) / 80 + 3 * a[0] ** 2
+    rewards = jax.vmap(lambda states, actions: score(pay, states, actions))(episodes.states, episodes.actions)
     episodes = Trajectory(episodes.states, episodes.actions, rewards)
     model = RewardModel(3, 2, width=32, key=jax.random.key(0)).normalised(episodes)
     result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
-    values = [score(Transition(fn), episodes.states[0], episodes.actions[0]) for fn in (result.model, pay)]
+    values = [score(fn, episodes.states[0], episodes.actions[0]) for fn in (result.model, pay)]
     np.testing.assert_allclose(*values, atol=0.5 * float(jnp.std(rewards)))
 
 

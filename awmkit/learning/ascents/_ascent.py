@@ -19,7 +19,7 @@ from ..._checks import check_counts, check_optimiser
 from ..._dynamics import AbstractDynamics
 from ..._normaliser import Normaliser, trainable
 from ..._paths import BPO, Paths
-from ..._reward import of_transition, Reward, Transition
+from ..._reward import Reward, with_next_state
 from ..._unroll import unroll
 from ...methods import AbstractMethod, Parallel, Sequential
 from .._replay import Replay
@@ -316,9 +316,9 @@ def imagine(
         method = Parallel() if dynamics.parallel and first is None else Sequential()
     act, scored = policy, reward
     if first is not None:
-        dynamics, pay = _Later(dynamics, first), of_transition(reward)
+        dynamics, pay = _Later(dynamics, first), with_next_state(reward)
         act = lambda state, t, key=None: policy(state, t + first, key=key)
-        scored = Transition(lambda state, action, t, after: pay(state, action, t + first, after))
+        scored = lambda state, action, t, next_state: pay(state, action, t + first, next_state)
     episode = unroll(dynamics, act, start, horizon, reward=scored, key=key, paths=paths, method=method)
     value = episode.returns(discount)
     if end is not None:
