@@ -1,124 +1,233 @@
-"""Figures of the analyses, by matplotlib (`pip install "awmkit[plot]"`).
+"""Figures of the analyses, and the one style in which every figure of awmkit is drawn (`pip install "awmkit[plot]"`).
 
-Each function draws one kind of result, of one dynamics or of several by name, into axes of yours or new ones, which it returns;
-put the simulator first, it is drawn in black. `results` is what the analysis returned, or a dict of several by name; `axes`
-is where to draw, a new figure by default.
+`growth`, `jacobian`, `hops`, `exponents`, `landscape` and `fidelity` each draw one kind of result. They take one result,
+or a dict of several by name, and draw into `axes` if given, else into a new figure; they return the axes.
+`report` draws everything in an `awmkit.analysis.Report` and returns the figure.
 
-    plot.growth({"simulator": gradient_growth(task, starts, actions), "AWM": gradient_growth(model, starts, actions)})
-    plot.landscape(landscape(task, policy, s_0, 200, reward=task.reward, key=key)).figure.savefig("landscape.png")
+```python
+plot.growth({"simulator": gradient_growth(task, starts, actions), "AWM": gradient_growth(model, starts, actions)})
+plot.landscape(landscape(task, policy, s_0, 200, reward=task.reward, key=key)).figure.savefig("landscape.png")
+```
+
+Use the same style and colours in figures of your own:
+
+```python
+colours = plot.colours(returns)
+with plot.style():
+    figure, axes = plt.subplots()
+    for name, values in returns.items():
+        axes.plot(values, color=colours[name], label=name)
+    figure.savefig("returns.png")
+```
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 
 try:
     import matplotlib.pyplot as plt
+    from cycler import cycler
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 except ImportError as error:
-    raise ImportError(f'awmkit.plot needs matplotlib ({error}); pip install "awmkit[plot]".') from error
+    raise ImportError(f'awmkit.plot needs matplotlib ({error}); run: pip install "awmkit[plot]".') from error
 
 from ._checks import kind
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
 from .analysis._report import quartiles
 
-COLOURS = ("black", "C0", "C2", "C1", "C3", "C4", "C5", "C6", "C8", "C9")
+__all__ = [
+    "COLOURS",
+    "STYLE",
+    "colours",
+    "exponents",
+    "fidelity",
+    "growth",
+    "hops",
+    "jacobian",
+    "landscape",
+    "report",
+    "style",
+]
+
+COLOURS = {
+    "simulator": "#000000",
+    "AWM": "#0072B2",
+    "AWM transformer": "#0072B2",
+    "AWM LSTM": "#009E73",
+    "AWM GRU": "#56B4E9",
+    "AWM RNN": "#332288",
+    "AWM linear state space": "#44DDAA",
+    "HWM": "#E69F00",
+    "HWM transformer": "#E69F00",
+    "HWM LSTM": "#8C510A",
+    "HWM GRU": "#DDCC77",
+    "Markov": "#D55E00",
+    "Markov, critic": "#882255",
+    "SAC": "#CC79A7",
+    "PPO": "#666666",
+}
+"""The colour of each method in every figure of awmkit: black is the simulator, cool colours are actions world models (AWM),
+warm ones history world models (HWM) and Markov models. From the colour-blind safe palettes of Okabe and Ito, and of Tol."""
+
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": cycler(color=list(dict.fromkeys(COLOURS.values()))),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "font.size": 10,
+    "grid.alpha": 0.25,
+    "image.cmap": "viridis",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "savefig.dpi": 150,
+}
+"""Matplotlib's parameters for every figure of awmkit."""
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """A context in which matplotlib draws in awmkit's style: `with plot.style(): ...`. Works as a decorator, too.
+
+    To use it for a whole program, call `plt.rcParams.update(plot.STYLE)` instead.
+    """
+    with plt.rc_context(STYLE):
+        yield
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A different colour for each name of one figure.
+
+    Names in `COLOURS` have the colour given there. All others take the unused colours in order, black first.
+
+    ```python
+    colours(["mine", "Markov"])  # {"mine": "#000000", "Markov": "#D55E00"}
+    ```
+    """
+    names, palette = list(names), list(dict.fromkeys(COLOURS.values()))
+    taken = {COLOURS[name]: name for name in reversed(names) if name in COLOURS}
+    fixed = {name: colour for colour, name in taken.items()}
+    free = itertools.cycle([colour for colour in palette if colour not in taken] or palette)
+    return {name: fixed.get(name) or next(free) for name in names}
+
+
+@style()
 def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes | None = None) -> Axes:
-    """Gradient norm against the horizon: medians over starts, quartiles shaded, the law in the legend."""
+    """Gradient norm against the horizon: the median over starts, quartiles shaded, the fitted law in the legend."""
     axes = _axes(axes)
     of = "state"
-    for colour, (name, result) in _coloured(results, GradientGrowth):
+    for colour, name, result in _each(results, GradientGrowth):
         of = result.of
         low, middle, high = quartiles(result.norms, axis=1)
-        axes.plot(result.horizons, middle, "o-", ms=3, color=colour, label=f"{name}  {result}".strip())
+        axes.plot(result.horizons, middle, "o-", color=colour, label=f"{name}: {result}" if name else str(result))
         axes.fill_between(result.horizons, low, high, color=colour, alpha=0.12, lw=0)
-    label = "|ds$_H$/da$_0$|" if of == "state" else "|dJ$_H$/da|"
-    axes.set(xlabel="horizon H, steps", ylabel=f"{label}; median and quartiles")
-    axes.legend(fontsize=7)
+    axes.set(xlabel="horizon H (steps)", ylabel=r"$\|ds_H/da_0\|$" if of == "state" else r"$\|dJ_H/da\|$")
+    axes.legend()
     return _logarithmic(axes)
 
 
+@style()
 def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Axes | None = None) -> Axes:
-    """|ds_t/da_k| against the lag t - k: the root mean square over all pairs that far apart."""
+    """Size of ds_t/da_k against the lag t - k: the root mean square over all pairs of steps that far apart."""
     axes = _axes(axes)
-    for colour, (name, result) in _coloured(results, ActionJacobian):
+    for colour, name, result in _each(results, ActionJacobian):
         by_lag = np.asarray(result.by_lag)
         axes.plot(np.arange(1, by_lag.size + 1), by_lag, color=colour, label=name)
-    axes.set(xlabel="lag t - k, steps", ylabel="|ds$_t$/da$_k$|, root mean square")
+    axes.set(xlabel="lag t - k (steps)", ylabel=r"root mean square of $\|ds_t/da_k\|$")
     return _legend(_logarithmic(axes), results)
 
 
+@style()
 def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None = None) -> Axes:
-    """The share of the derivative's norm in paths of each number of hops, all pairs together."""
+    """The share of the derivative's norm in paths of each number of hops, over all pairs together."""
     weights = {}
-    for _, (name, result) in _coloured(results, HopSpectrum):
+    for _, name, result in _each(results, HopSpectrum):
         norms = np.sqrt(np.sum(np.asarray(result.norms) ** 2, axis=tuple(range(1, result.norms.ndim))))
         weights[name] = norms / max(norms.sum(), 1e-300)
     return _weights(weights, axes)
 
 
+@style()
 def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None = None) -> Axes:
-    """Running estimates of Lyapunov exponents against the steps taken, which show how far they have converged.
+    """Running estimates of Lyapunov exponents against the number of steps, which show how far they have converged.
 
-    Of results batched over starts, the median of the largest exponent and its quartiles.
+    For results batched over starts: the median of the largest exponent, with quartiles shaded.
     """
     axes = _axes(axes)
-    for colour, (name, result) in _coloured(results, Lyapunov):
+    for colour, name, result in _each(results, Lyapunov):
         running = np.asarray(result.running)
         steps = np.arange(1, running.shape[-2] + 1)
         if running.ndim == 2:
-            axes.plot(steps, running, color=colour)
-            axes.plot([], [], color=colour, label=name)
+            axes.plot(steps, running, color=colour, label=[name] + ["_"] * (running.shape[1] - 1))
         else:
             low, middle, high = quartiles(running[..., 0])
             axes.plot(steps, middle, color=colour, label=name)
             axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
     axes.axhline(0, color="grey", ls=":", lw=1)
-    axes.set(xlabel="steps counted", ylabel="Lyapunov exponent so far, per step")
+    axes.set(xlabel="steps averaged", ylabel="Lyapunov exponent (per step)")
     return _legend(axes, results)
 
 
+@style()
 def landscape(results: Landscape | Mapping[str, Landscape], *, axes: Axes | None = None) -> Axes:
-    """The return along a line, or on a square (of one dynamics) as an image with contours."""
+    """The return along a line as a curve, or on a square (of one dynamics) as an image."""
     axes = _axes(axes)
-    for colour, (name, result) in _coloured(results, Landscape):
+    for colour, name, result in _each(results, Landscape):
         x, values = np.asarray(result.coordinates), np.asarray(result.values)
         if values.ndim == 1:
             axes.plot(x, values, color=colour, lw=1, label=name)
-            axes.set(xlabel="along the direction", ylabel="return")
+            axes.set(xlabel="step along the direction", ylabel="return J")
         else:
+            axes.grid(False)
             image = axes.pcolormesh(x, x, values.T, shading="nearest")
-            axes.figure.colorbar(image, ax=axes, label="return")
-            axes.set(xlabel="along the first direction", ylabel="along the second direction", title=name)
+            axes.figure.colorbar(image, ax=axes, label="return J")
+            axes.set(xlabel="step along the first direction", ylabel="step along the second direction", title=name)
     return _legend(axes, results)
 
 
+@style()
 def fidelity(
     results: Fidelity | Mapping[str, Fidelity], *, truth: TrueGradient | None = None, axes: Axes | None = None
 ) -> Axes:
-    """Cosine with the smoothed true gradient start by start, its mean at each horizon; `truth` adds what a perfect one has."""
+    """Cosine with the smoothed true gradient at each horizon: the mean over starts with its 95 % interval.
+
+    With `truth`, dashed lines show the cosine of a perfect gradient, which the noise of the reference keeps below 1.
+    """
     axes = _axes(axes)
-    number = len(results) if isinstance(results, Mapping) else 1
-    for i, (colour, (name, result)) in enumerate(_coloured(results, Fidelity)):
+    count = len(results) if isinstance(results, Mapping) else 1
+    for i, (colour, name, result) in enumerate(_each(results, Fidelity)):
         cosine = result.smoothed.cosine_of_each
-        x = np.arange(result.horizons.size) + 0.6 * ((i + 0.5) / number - 0.5)
+        x = np.arange(result.horizons.size) + 0.6 * ((i + 0.5) / count - 0.5)
         below, above = np.maximum(cosine.value - cosine.low, 0), np.maximum(cosine.high - cosine.value, 0)
-        axes.errorbar(x, cosine.value, yerr=[below, above], fmt="o", ms=4, color=colour, capsize=2, label=name)
-        axes.set_xticks(range(result.horizons.size), [f"H = {h}" for h in result.horizons])
+        axes.errorbar(x, cosine.value, yerr=[below, above], fmt="o", color=colour, capsize=2, label=name)
+        axes.set_xticks(range(result.horizons.size), [str(h) for h in result.horizons])
     if truth is not None:
-        for i, ceiling in enumerate(truth.ceiling_of_each):
-            axes.plot([i - 0.35, i + 0.35], [ceiling, ceiling], color="grey", ls="--", lw=1)
+        ends = np.arange(truth.horizons.size) + np.array([[-0.4], [0.4]])
+        label = ["perfect gradient"] + ["_"] * (truth.horizons.size - 1)
+        axes.plot(ends, np.stack([truth.ceiling_of_each] * 2), color="grey", ls="--", lw=1, label=label)
     axes.axhline(0, color="grey", ls=":", lw=1)
-    axes.set(ylabel="cosine with the smoothed true gradient", ylim=(-1.05, 1.05))
+    axes.grid(False, axis="x")
+    axes.set(xlabel="horizon H (steps)", ylabel="cosine with the true gradient", ylim=(-1.05, 1.05))
     return _legend(axes, results)
 
 
+@style()
 def report(result: Report) -> Figure:
-    """Six panels: both growths, hops, exponents, a landscape, fidelity.
+    """Six panels, one for each question of the report. Colours mean the same dynamics in all of them.
 
     ```python
     awmkit.plot.report(result)  # at the end of a notebook's cell
@@ -127,40 +236,64 @@ def report(result: Report) -> Figure:
 
     **Returns:** the figure.
     """
-    _coloured(result, Report)
-    figure, panels = plt.subplots(2, 3, figsize=(15, 8.5), layout="constrained")
+    _each(result, Report)
+    figure, panels = plt.subplots(2, 3, figsize=(13, 7.5))
     of = lambda field: {name: getattr(entry, field) for name, entry in result.entries.items()}
-    growth(of("state_growth"), axes=panels[0, 0]).set_title("1. What is left of the first action")
-    growth(of("return_growth"), axes=panels[0, 1]).set_title("2. The gradient of the return")
-    weights = {name: np.median(hops.weights, axis=0) for name, hops in of("hops").items()}
-    _weights(weights, panels[0, 2]).set_title("3. Hops of the gradient's paths")
+    growth(of("state_growth"), axes=panels[0, 0]).set_title("1. Effect of the first action on the state")
+    growth(of("return_growth"), axes=panels[0, 1]).set_title("2. Gradient of the return")
+    weights = {name: np.median(spectrum.weights, axis=0) for name, spectrum in of("hops").items()}
+    _weights(weights, panels[0, 2]).set_title("3. Hops in the gradient's paths")
     exponents(of("exponents"), axes=panels[1, 0]).set_title("4. Largest Lyapunov exponent")
-    cut = landscape(of("landscape"), axes=panels[1, 1])
-    cut.set(title="5. The return along a random direction", ylim=_focus([e.landscape.values for e in result.entries.values()]))
+    cuts = {name: eqx.tree_at(lambda c: c.values, cut, _shifted(cut.values)) for name, cut in of("landscape").items()}
+    limits = _focus([cut.values for cut in cuts.values()])
+    landscape(cuts, axes=panels[1, 1]).set(
+        title="5. Return along a random direction", ylabel="change of the return", ylim=limits
+    )
+    panels[1, 2].set_title("6. Direction of the gradient")
     if result.truth is None:
         panels[1, 2].set_axis_off()
+        panels[1, 2].text(0, 0.95, "not measured: give report a true system, truth=...", va="top", color="grey")
     else:
-        last = fidelity(of("fidelity"), truth=result.truth, axes=panels[1, 2])
-        last.set_title("6. Direction (dashed: the best that its noise allows)")
-    for panel in panels.flat:
-        panel.spines[["top", "right"]].set_visible(False)
-        if panel in panels[1] and (legend := panel.get_legend()) is not None:  # The upper row says it.
+        fidelity(of("fidelity"), truth=result.truth, axes=panels[1, 2])
+    for panel in panels.flat[2:]:  # The shared legend names the dynamics.
+        if (legend := panel.get_legend()) is not None:
             legend.remove()
-    if "inline" in plt.get_backend():  # A notebook shows what a cell returns, and what was left open once more.
+    for panel, field in zip(panels.flat, ("state_growth", "return_growth"), strict=False):
+        panel.legend(panel.lines, list(map(str, of(field).values())), title="fitted law", alignment="left", handlelength=1)
+    names = colours(result.entries)
+    handles: list[Any] = [Line2D([], [], color=colour, marker="o", label=name) for name, colour in names.items()]
+    handles.append(Patch(color="grey", alpha=0.3, lw=0, label="quartiles over starts"))
+    if result.truth is not None:
+        handles.append(Line2D([], [], color="grey", ls="--", lw=1, label="perfect gradient (limited by noise)"))
+    rows = -(-len(handles) // 7)
+    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows))
+    if "inline" in plt.get_backend():  # A notebook shows both what a cell returns and every open figure.
         plt.close(figure)
     return figure
 
 
 def _weights(weights: Mapping[str, np.ndarray], axes: Axes | None) -> Axes:
     axes = _axes(axes)
-    for colour, (name, shares) in _coloured(weights):
-        axes.plot(np.arange(shares.size), shares, "o-", ms=2.5, lw=1, color=colour, label=name)
-    axes.set(xscale="symlog", ylim=(1e-4, 1.5), xlabel="hops: times a path was fed back", ylabel="share of the norm")
+    rings = 0
+    for colour, name, shares in _each(weights, np.ndarray):
+        marker: dict[str, Any] = {"ms": 2.5}
+        if np.count_nonzero(shares) == 1:  # An actions world model is a single point. Rings show several at the same place.
+            marker, rings = {"ms": 5 + 4 * rings, "mfc": "none"}, rings + 1
+        axes.plot(np.arange(shares.size), np.where(shares > 0, shares, np.nan), "o-", lw=1, color=colour, label=name, **marker)
+    axes.set(xscale="symlog", xlim=(-0.2, None), ylim=(1e-4, 1.5))
+    axes.set(xlabel="number of hops", ylabel="share of the derivative's norm")
+    axes.xaxis.set_major_formatter("{x:.0f}")
     return _legend(_logarithmic(axes), weights)
 
 
+def _shifted(values: Any) -> np.ndarray:
+    """The values of a line minus the value in its middle, so that lines of different dynamics meet there."""
+    values = np.asarray(values, float)
+    return values - values[values.size // 2]
+
+
 def _focus(curves: list[Any]) -> tuple[float, float]:
-    """Limits that show every curve but those which run away: the first, and the bulk of most."""
+    """Limits that show all of the first curve and most of the others, without a few that diverge."""
     finite = [c[np.isfinite(c)] for c in (np.asarray(c, float) for c in curves)]
     finite = [c for c in finite if c.size] or [np.zeros(1)]
     low, high = np.median([np.quantile(c, [0.1, 0.9]) for c in finite], axis=0)
@@ -170,7 +303,7 @@ def _focus(curves: list[Any]) -> tuple[float, float]:
 
 
 def _logarithmic(axes: Axes) -> Axes:
-    """A logarithmic axis of norms, unless every norm has vanished or run away."""
+    """Make the y axis logarithmic, unless nothing drawn is positive and finite."""
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     if (np.isfinite(drawn) & (drawn > 0)).any():
         axes.set_yscale("log")
@@ -178,17 +311,18 @@ def _logarithmic(axes: Axes) -> Axes:
 
 
 def _axes(axes: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if axes is None else axes
+    return plt.subplots()[1] if axes is None else axes
 
 
-def _coloured(results: Any, needed: type = object):
+def _each(results: Any, needed: type) -> list[tuple[str, str, Any]]:
+    """Colour, name and result of each; raise for results of another type."""
     named = results if isinstance(results, Mapping) else {"": results}
     if wrong := [result for result in named.values() if not isinstance(result, needed)]:
-        raise ValueError(f"There is {kind(wrong[0])} to draw; pass a {needed.__name__}, or a dict of several by name.")
-    return [(COLOURS[i % len(COLOURS)], item) for i, item in enumerate(named.items())]
+        raise ValueError(f"This function draws a {needed.__name__}, or a dict of several by name; got {kind(wrong[0])}.")
+    return [(colour, name, named[name]) for name, colour in colours(named).items()]
 
 
 def _legend(axes: Axes, results: Any) -> Axes:
     if isinstance(results, Mapping) and axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=7)
+        axes.legend()
     return axes

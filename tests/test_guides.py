@@ -44,6 +44,6 @@ def test_a_users_script_runs_and_its_results_say_their_numbers(tmp_path, capsys)
     assert re.fullmatch(
         r"FitResult\(model=AWM, losses=\S+ to \S+ in 3 updates, held_out=\S+ in the mean over steps, .*\)", fitted
     )
-    assert re.fullmatch(r"GradientGrowth\(of='state', law=.*, horizons=4 from 1 to 5, norms=float64\[4, 8\]\)", growth)
+    assert re.fullmatch(r"GradientGrowth\(of='state', law=.*, horizons=\[.*, 5\], starts=8\)", growth)
     assert result == "TrainResult(model=Markov, policy=GaussianPolicy, reward=NoneType, learner=TrainState,"
     assert episode == "Trajectory(states=f64[6,2], actions=f64[5,2])"

@@ -1,17 +1,48 @@
-"""Where a gradient goes, how it grows, and whether it points the right way: for simulators and models alike."""
+"""Where a policy gradient goes, how fast it grows, and whether it points the right way.
 
-from ._fidelity import (
-    Agreement as Agreement,
-    Fidelity as Fidelity,
-    fidelity as fidelity,
-    Interval as Interval,
-    true_gradient as true_gradient,
-    TrueGradient as TrueGradient,
-)
+Every function takes a simulator or a world model. `report` runs all of them on several dynamics side by side.
+
+- `gradient_growth`, `fit_growth`: the norm of a gradient against the horizon, and the law by which it grows.
+- `hop_spectrum`, `policy_hop_spectrum`: a derivative split by how often its paths are fed back through a state.
+- `action_jacobian`: the derivative of every state by every action.
+- `lyapunov`: the rates at which nearby trajectories separate.
+- `landscape`: the return along one or two directions in the space of policies.
+- `true_gradient`, `fidelity`: the gradient of the true return, and how well another gradient agrees with it.
+"""
+
+from ._fidelity import Agreement as Agreement, Fidelity as Fidelity, fidelity as fidelity
 from ._gradient_growth import gradient_growth as gradient_growth, GradientGrowth as GradientGrowth
-from ._growth import fit_growth as fit_growth, Growth as Growth
+from ._growth_law import fit_growth as fit_growth, Growth as Growth
 from ._hops import hop_spectrum as hop_spectrum, HopSpectrum as HopSpectrum, policy_hop_spectrum as policy_hop_spectrum
+from ._interval import Interval as Interval
 from ._jacobian import action_jacobian as action_jacobian, ActionJacobian as ActionJacobian
 from ._landscape import Landscape as Landscape, landscape as landscape
 from ._lyapunov import Lyapunov as Lyapunov, lyapunov as lyapunov
-from ._report import Report as Report, report as report
+from ._report import Entry as Entry, Hops as Hops, Report as Report, report as report
+from ._true_gradient import true_gradient as true_gradient, TrueGradient as TrueGradient
+
+__all__ = [
+    "action_jacobian",
+    "ActionJacobian",
+    "Agreement",
+    "Entry",
+    "Fidelity",
+    "fidelity",
+    "fit_growth",
+    "gradient_growth",
+    "GradientGrowth",
+    "Growth",
+    "hop_spectrum",
+    "Hops",
+    "HopSpectrum",
+    "Interval",
+    "Landscape",
+    "landscape",
+    "Lyapunov",
+    "lyapunov",
+    "policy_hop_spectrum",
+    "Report",
+    "report",
+    "true_gradient",
+    "TrueGradient",
+]

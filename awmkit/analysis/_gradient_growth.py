@@ -1,7 +1,4 @@
-"""The first question of anyone whose gradient explodes: its norm against the horizon, and the law of its growth.
-
-Apart from `fit_growth`, which decides about any numbers; here they are measured.
-"""
+"""Measure how the norm of a gradient grows with the horizon."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,25 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from .._checks import describe
 from .._dynamics import AbstractDynamics
 from .._reward import check_reward, Reward
 from .._unroll import unroll
+from ._arguments import check_batch, check_horizons, Horizons
 from ._gradients import return_gradients
-from ._growth import fit_growth, Growth
-from ._tangents import check_batch
-
-Horizons = Sequence[int] | Int[np.ndarray, " n"]
+from ._growth_law import fit_growth, Growth
 
 
 class GradientGrowth(eqx.Module):
-    """What `gradient_growth` found.
+    """The result of `gradient_growth`, for n horizons and N starts. Print it to see the law, such as `exp(0.05 H)`.
 
-    - `of`: `"state"`, the norm of ds_H/da_0, or `"return"`, the norm of dJ_H/da.
-    - `horizons`: shape (n,). `norms`: of each horizon and start, shape (n, N).
-    - `law`: fitted to the medians over starts, where they are positive and finite; `None` where fewer than four are.
+    - `of`: `"state"` if the norms are |ds_H/da_0|, `"return"` if they are |dJ_H/da|.
+    - `horizons`: the horizons H, shape (n,).
+    - `norms`: the norm at each horizon and start, shape (n, N). With several dynamics, N counts the starts of all.
+    - `law`: the law fitted to the medians over starts; `None` if fewer than four medians are positive and finite.
     """
 
     of: Literal["state", "return"]
@@ -39,16 +34,16 @@ class GradientGrowth(eqx.Module):
 
     @property
     def median(self) -> np.ndarray:
-        """Over starts, shape (n,)."""
+        """Median norm over starts, shape (n,)."""
         return np.median(self.norms, axis=1)
 
     def __repr__(self) -> str:
-        span = f"{len(self.horizons)} from {self.horizons[0]} to {self.horizons[-1]}"
-        return f"GradientGrowth(of={self.of!r}, law={self}, horizons={span}, norms={describe(self.norms)})"
+        starts = self.norms.shape[1]
+        return f"GradientGrowth(of={self.of!r}, law={self}, horizons={self.horizons.tolist()}, starts={starts})"
 
     def __str__(self) -> str:
         usable = _usable(self.median)
-        lost = "" if usable.all() else f"; 0 or not finite at H = {', '.join(map(str, self.horizons[~usable]))}"
+        lost = "" if usable.all() else f" (0 or not finite at H = {', '.join(map(str, self.horizons[~usable]))})"
         return f"{'no law' if self.law is None else self.law}{lost}"
 
 
@@ -64,10 +59,11 @@ def gradient_growth(
     decisive: float = 2.0,
     batch_size: int = 16,
 ) -> GradientGrowth:
-    """How a gradient's norm grows with the horizon, over many starts, actions and seeds, and by which law.
+    """Measure a gradient's norm at several horizons and find the law by which it grows.
 
-    Without a reward, |ds_H/da_0|: what is left of an action after H steps. With one, |dJ_H/da|: the gradient that ascent
-    follows, of the return of the first H steps by all their actions. All horizons come from one pass.
+    The first thing to look at when a gradient explodes or vanishes. Without a reward the gradient is ds_H/da_0, the effect of
+    the first action on the state after H steps. With a reward it is dJ_H/da, where J_H is the return of the first H steps:
+    the gradient that an optimiser follows. One pass gives all horizons.
 
     ```python
     states = jax.vmap(task.reset)(jax.random.split(k1, 64))
@@ -79,21 +75,23 @@ def gradient_growth(
 
     **Arguments**
 
-    - `dynamics`: one, or several of one kind, such as a model of each seed, whose norms are pooled.
-    - `states`, `actions`: N starts, shape (N, S), and what is done from each, shape (N, H, A).
-    - `reward`, `discount`: of the return.
-    - `horizons`: at most H each; by default eight, evenly spaced in their logarithm, from 4 (or H / 4) to H.
+    - `dynamics`: a simulator or a model; or a list of models of one kind, such as one per seed, whose norms are pooled.
+    - `states`: N initial states, shape (N, S).
+    - `actions`: the actions taken from each, shape (N, H, A).
+    - `reward`: `reward(state, action, t) -> scalar`; `None` measures ds_H/da_0.
+    - `horizons`: at least four whole numbers from 1 to H; by default eight, evenly spaced in their logarithm.
+    - `discount`: the discount of the return, 1 by default.
     - `key`: for a stochastic dynamics.
-    - `decisive`: the margin below which the data cannot decide, as in `awmkit.analysis.fit_growth`.
-    - `batch_size`: how many starts are handled at once; memory grows with it.
+    - `decisive`: the margin below which the law is undecided, see `fit_growth`.
+    - `batch_size`: number of starts computed at once; memory grows with it.
 
     **Returns:** a `GradientGrowth`.
 
-    **Raises:** `ValueError` as `unroll` does, and for fewer than 4 horizons or a horizon outside 1 ... H.
+    **Raises:** `ValueError` if the shapes do not fit the dynamics, a value is not finite, or the horizons are invalid.
     """
     many = list(dynamics) if isinstance(dynamics, list | tuple) else [dynamics]
     if not many:
-        raise ValueError("gradient_growth got no dynamics; pass one, or several of one kind.")
+        raise ValueError("gradient_growth needs at least one dynamics, got an empty list.")
     if reward is not None:
         check_reward(reward)
     longest = jnp.shape(actions)[1] if jnp.ndim(actions) == 3 else 0
@@ -115,19 +113,6 @@ def gradient_growth(
     usable = _usable(middle)
     law = fit_growth(chosen[usable], middle[usable], decisive=decisive) if usable.sum() >= 4 else None
     return GradientGrowth("state" if reward is None else "return", chosen, norms, law)
-
-
-def check_horizons(horizons: Horizons | None, longest: int, *, count: int = 4) -> np.ndarray:
-    """At least `count` different horizons in ascending order, each from 1 to `longest`."""
-    if horizons is None:
-        horizons = np.round(np.geomspace(min(4, max(1, longest // 4)), longest, 8)).astype(int)
-    chosen = np.unique(np.asarray(horizons))
-    if chosen.size < count or chosen[0] < 1 or chosen[-1] > longest or not np.issubdtype(chosen.dtype, np.integer):
-        raise ValueError(
-            f"The horizons are {chosen.tolist()} for actions of {longest} steps; give at least {count} different ones, each "
-            f"a whole number from 1 to {longest}."
-        )
-    return chosen
 
 
 def _usable(norms: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The gradients that growth and fidelity look at: of the return of the first H steps, for many H in one pass.
+"""Gradients of the return of the first H steps, for many horizons H in one pass.
 
-Apart because both need them. By causality one unroll to the longest horizon holds all the shorter ones.
+A step cannot affect earlier ones, so one unroll to the longest horizon contains all shorter ones.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .._unroll import unroll
 
 
 def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTree]]:
-    """A policy's parameters as one vector, and the policy from such a vector. Statistics of normalisers stay."""
+    """The policy's trainable parameters as one vector, and the function that puts such a vector back into the policy."""
     weights, rest = eqx.partition(policy, trainable(policy))
     flat, unravel = ravel_pytree(weights)
     return flat, lambda flat: eqx.combine(unravel(flat), rest)
@@ -31,7 +31,7 @@ def returns(
     assert rewards is not None
     steps = jnp.arange(longest)
     weights = jnp.asarray(discount, state.dtype) ** steps.astype(state.dtype)
-    # Not a product with zeros: what happens after H must not matter, be it infinite.
+    # `where` and not a product with 0, because rewards after step H may be infinite.
     return jnp.sum(jnp.where(steps < horizons[:, None], weights * rewards, 0), axis=1)
 
 
@@ -39,7 +39,7 @@ def returns(
 def return_gradients(
     dynamics, policy, states, longest: int, horizons, *, reward, discount, keys, batch_size: int, **options
 ) -> Float[Array, "N n P"]:
-    """dJ_H/dpolicy, flat, for each start and horizon. Actions (N, H, A) are each start's own."""
+    """dJ_H/dpolicy, flattened, for each start and horizon. Actions of shape (N, H, A) belong to one start each."""
 
     def gradients(x):
         state, own, key = x

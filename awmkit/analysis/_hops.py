@@ -1,7 +1,10 @@
-"""How circuitous a gradient is: its exact split by how often a path crossed an edge between steps.
+"""Hop spectra: split a derivative by how often its paths are fed back.
 
-Derivatives are carried with one more axis, the number of crossings so far, and that axis is shifted by one where the edge is
-crossed. Summed over it they are the ordinary derivatives.
+A derivative through an unroll is a sum over paths from an action to a state or to the return. Each time that a predicted state
+is fed back into the dynamics (or into the policy), the paths through it make one hop.
+
+Derivatives get an additional axis, the number of hops so far, which shifts by one at each hop. Their sum over this axis is the
+ordinary derivative.
 """
 
 import equinox as eqx
@@ -19,56 +22,56 @@ from .._reward import check_reward, Reward, with_next_state
 from .._unroll import unroll
 from .._unroll_checks import check_arguments, check_differentiable
 from ..methods._method import passes, Policy
-from ._tangents import check_plan, primal, step_map, steps_of
+from ._arguments import check_plan
+from ._tangents import primal, step_map, steps_of
 
 
 class HopSpectrum(eqx.Module):
-    """A derivative split by the number of hops, crossings of an edge, that its paths make.
+    """The result of `hop_spectrum` and `policy_hop_spectrum`: a derivative split by the number of hops that its paths make.
 
-    - `parts`: `parts[n]` are the paths of n hops, n = 0 ... N, and `parts[N + 1]` those of more; their sum is the whole
-      derivative. Shape (N+2, *pairs, D, E), where a (D, E) matrix is the derivative of one thing by another.
+    - `parts`: `parts[n]` is the sum over all paths with n hops, for n = 0 ... N, and `parts[N + 1]` over all paths with more.
+      Shape (N+2, *pairs, D, E), where each (D, E) matrix is a derivative.
     """
 
     parts: Float[Array, "N *pairs D E"]
 
     @property
     def whole(self) -> Float[Array, "*pairs D E"]:
-        """The derivative, the sum of all parts."""
+        """The whole derivative, the sum of all parts, shape (*pairs, D, E)."""
         return jnp.sum(self.parts, axis=0)
 
     @property
     def norms(self) -> Float[Array, "N *pairs"]:
-        """The Frobenius norm of each part."""
+        """The Frobenius norm of each part, shape (N+2, *pairs)."""
         return jnp.linalg.norm(self.parts, axis=(-2, -1))
 
     @property
     def weights(self) -> Float[Array, "N *pairs"]:
-        """Each part's share of the sum of the norms: a distribution over hops, all zero where the derivative is."""
+        """The norms divided by their sum: a distribution over hops (zero if the derivative is zero), shape (N+2, *pairs)."""
         total = jnp.sum(self.norms, axis=0)
         return self.norms / jnp.where(total > 0, total, 1)
 
     @property
     def mean_hops(self) -> Float[Array, "*pairs"]:
-        """sum_n n weights[n]. Paths of more than N hops count as N + 1: a lower bound where there are any."""
+        """Mean number of hops, sum_n n weights[n]; a lower bound, because paths with more than N hops count as N + 1."""
         return jnp.tensordot(jnp.arange(self.parts.shape[0], dtype=self.parts.dtype), self.weights, 1)
 
     @property
     def effective_hops(self) -> Float[Array, "*pairs"]:
-        """exp of the entropy of the weights: over how many different numbers of hops the derivative is spread, at least 1."""
+        """exp of the entropy of the weights: the number of different hop counts that matter, at least 1."""
         weights = self.weights
         return jnp.exp(-jnp.sum(weights * jnp.log(jnp.where(weights > 0, weights, 1)), axis=0))
 
     def beyond(self, n: int) -> Float[Array, "*pairs"]:
-        """The share of the derivative's norm in paths of more than `n` hops, |far| / (|near| + |far|), from 0 to 1.
+        """The share of the derivative in paths with more than `n` hops: |far| / (|near| + |far|), from 0 to 1.
 
-        near and far are the sums of the parts up to and beyond `n`. Unlike `weights` it does not depend on how finely the
-        far paths were told apart.
+        Here far is the sum of the parts beyond `n`, and near the sum of the others. Unlike `weights`, it does not depend on N.
 
-        **Raises:** `ValueError` for an `n` of which this spectrum cannot tell.
+        **Raises:** `ValueError` unless 0 <= n <= N.
         """
         largest = self.parts.shape[0] - 2
         if not 0 <= n <= largest:
-            raise ValueError(f"This spectrum tells 0 to {largest} hops apart, not {n}; ask for hops={n} when you make it.")
+            raise ValueError(f"n must be from 0 to {largest} for this spectrum, got {n}; make one with hops={n}.")
         near, far = (jnp.linalg.norm(jnp.sum(p, axis=0), axis=(-2, -1)) for p in (self.parts[: n + 1], self.parts[n + 1 :]))
         return far / jnp.where(near + far > 0, near + far, 1)
 
@@ -84,10 +87,11 @@ def hop_spectrum(
     key: PRNGKeyArray | None = None,
     batch_size: int = 32,
 ) -> HopSpectrum:
-    """Split ds_t/da_k, or dJ/da_k, by how often a path was fed back: how often it crossed the edge `state_to_model`.
+    """Split ds_t/da_k, or dJ/da_k, by the number of hops: how often a path is fed back through a predicted state.
 
-    A simulator and a Markov model have one path from a_k to s_t, of t-k-1 hops; a history world model 2^(t-k-1) paths of 0 to
-    t-k-1 hops; an actions world model none but direct ones.
+    Derivatives that take many hops are products of many Jacobians, and explode or vanish (Ma et al., 2024). From a_k to s_t, a
+    simulator or Markov model has a single path with t-k-1 hops; a history world model has 2^(t-k-1) paths with 0 to t-k-1 hops;
+    an actions world model has only direct paths, without a hop.
 
     ```python
     spectrum = hop_spectrum(model, state, actions, reward=task.reward, hops=len(actions))
@@ -96,16 +100,20 @@ def hop_spectrum(
 
     **Arguments**
 
-    - `dynamics`: a simulator or a model. `state`: s_0, shape (S,). `actions`: shape (H, A). `key`: for a stochastic dynamics.
-    - `reward`: if given, split dJ/da_k, by one backward pass of N+2 cotangents; else ds_t/da_k for all t and k, by H A forward
-      passes of N+2 tangents.
-    - `hops`: N, the largest number told apart; paths of more are summed. No path makes more than H - 1 hops.
-    - `discount`: of the return.
-    - `batch_size`: how many of the forward passes are made at once; memory grows with it.
+    - `dynamics`: a simulator or a model.
+    - `state`: s_0, shape (S,).
+    - `actions`: a_0 ... a_{H-1}, shape (H, A).
+    - `reward`: if given, split the derivative of the return, dJ/da_k, in one backward pass; otherwise split ds_t/da_k for all t
+      and k, in H A forward passes.
+    - `hops`: the largest number of hops N that gets its own part, 10 by default. H - 1 is the most that a path can make.
+    - `discount`: the discount of the return, 1 by default.
+    - `key`: for a stochastic dynamics.
+    - `batch_size`: number of forward passes computed at once; memory grows with it.
 
-    **Returns:** a `HopSpectrum` whose parts have shape (N+2, H+1, H, S, A), for `[n, t, k]`; of dJ/da_k, (N+2, H, 1, A).
+    **Returns:** a `HopSpectrum` with parts of shape (N+2, H+1, H, S, A), where `parts[n, t, k]` belongs to ds_t/da_k; with a
+    reward, of shape (N+2, H, 1, A).
 
-    **Raises:** `ValueError` as `unroll` does, and for negative `hops`.
+    **Raises:** `ValueError` if the shapes do not fit the dynamics, or `hops` is negative.
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
     check_counts("hop_spectrum", least=0, hops=hops)
@@ -126,30 +134,42 @@ def policy_hop_spectrum(
     discount: ScalarLike = 1.0,
     key: PRNGKeyArray | None = None,
 ) -> HopSpectrum:
-    """Split the closed loop's policy gradient by how often a path crossed the edge `state_to_policy`.
+    """Split the policy gradient by the number of hops through the policy: how often a path enters it through a state.
 
-    Actions a = policy(s(a)) make the adjoint lambda = g + A^T lambda, with A = da/ds ds/da strictly lower-triangular in time:
-    its n-th sweep, (A^T)^n g, holds the paths of n crossings. Part 0 is the paper's policy gradient (`paths=BPO`); the sum
-    is that of the closed loop, so that the spectrum says what BPO leaves out.
+    Part 0 is the paper's policy gradient (`paths=BPO`), the sum of all parts is the full gradient, so the spectrum shows what
+    BPO leaves out. The actions solve a = policy(s(a)), and the adjoint of this equation is
 
-    **Arguments:** as for `awmkit.unroll_grad`, and `hops`: N, the largest number told apart.
+        lambda = g + A^T lambda,   g = dJ/da,   A = dpolicy/ds ds/da,
 
-    **Returns:** a `HopSpectrum` whose parts have shape (N+2, 1, P): dJ/dtheta, flattened as by
+    where A is strictly lower triangular in time. Paths with n hops are in (A^T)^n g.
+
+    **Arguments**
+
+    - `dynamics`: a simulator or a model.
+    - `policy`: a module with floating-point parameters, called as `policy(state, t, *, key)`.
+    - `state`: s_0, shape (S,).
+    - `horizon`: the number of steps H.
+    - `reward`: `reward(state, action, t) -> scalar`.
+    - `hops`: the largest number of hops N that gets its own part, 10 by default.
+    - `discount`: the discount of the return, 1 by default.
+    - `key`: for a stochastic policy or dynamics.
+
+    **Returns:** a `HopSpectrum` with parts of shape (N+2, 1, P). P counts the policy's parameters, in the order of
     `jax.flatten_util.ravel_pytree(eqx.filter(policy, eqx.is_inexact_array))`.
 
-    **Raises:** `ValueError` as `unroll_grad` does, for an array of actions, which no state reaches, and for negative `hops`.
+    **Raises:** `ValueError` if an argument does not fit the dynamics, `policy` is an array of actions, or `hops` is negative.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=Paths(), method=None)
     check_differentiable(policy)
     if eqx.is_array(policy):
-        raise ValueError("The policy is an array of actions, which reads no state; pass a callable policy(state, t, *, key).")
+        raise ValueError("policy must be a callable policy(state, t, *, key), got an array of actions, which has no hops.")
     check_counts("policy_hop_spectrum", least=0, hops=hops)
     check_reward(reward)
     return _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
 
 
 def _cross(parts: Float[Array, "N S"]) -> Float[Array, "N S"]:
-    """Each part has made one hop more; the last one gathers."""
+    """Move every part up by one hop; the last part collects all further hops."""
     none = jnp.zeros_like(parts[:1])
     return jnp.concatenate([none, parts[:-2], parts[-2:-1] + parts[-1:]])
 
@@ -160,7 +180,7 @@ def _split_states(dynamics, state, actions, key, hops, batch_size) -> HopSpectru
     none = jtu.tree_map(lambda x: jnp.zeros((hops + 2, *x.shape), x.dtype), eqx.filter(start, eqx.is_inexact_array))
 
     def column(index):
-        """ds_t by one entry of the actions, (H, N+2, S)."""
+        """Parts of the derivative of s_1 ... s_H by one entry of the actions, shape (H, N+2, S)."""
         source = jnp.zeros(actions.size, actions.dtype).at[index].set(1).reshape(actions.shape)
 
         def step(loop, x):

@@ -1,7 +1,4 @@
-"""How every state depends on every action, in O(H) passes.
-
-Apart from the spectrum of hops because this is the whole and that is its parts.
-"""
+"""The derivative of every state by every action."""
 
 from typing import Literal
 
@@ -13,29 +10,29 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
 from .._unroll import unroll
-from ._tangents import check_plan
+from ._arguments import check_plan
 
 
 class ActionJacobian(eqx.Module):
-    """What `action_jacobian` found.
+    """The result of `action_jacobian`.
 
-    - `blocks`: `blocks[t, k]` is ds_t/da_k, an (S, A) matrix; zero where k >= t. Shape (H+1, H, S, A).
+    - `blocks`: `blocks[t, k]` is the (S, A) matrix ds_t/da_k, which is zero if k >= t. Shape (H+1, H, S, A).
     """
 
     blocks: Float[Array, "*batch T H S A"]
 
     @property
     def norms(self) -> Float[Array, "*batch T H"]:
-        """The Frobenius norm of each block."""
+        """The Frobenius norm of each block, shape (H+1, H)."""
         return jnp.linalg.norm(self.blocks, axis=(-2, -1))
 
     @property
     def by_lag(self) -> Float[Array, "*batch H"]:
-        """The root mean square of the norms at each lag t - k = 1 ... H, over all pairs that far apart."""
+        """The root mean square of the norms over all pairs with lag t - k = 1 ... H, shape (H,)."""
         squares = self.norms**2
         horizon = squares.shape[-1]
         t, k = jnp.indices(squares.shape[-2:])
-        place = jnp.where(t > k, t - k - 1, horizon)  # Pairs of no lag fall off the end.
+        place = jnp.where(t > k, t - k - 1, horizon)  # Pairs without a lag get an index past the end, and are dropped.
         sums = jnp.zeros((*squares.shape[:-2], horizon), squares.dtype).at[..., place].add(squares, mode="drop")
         return jnp.sqrt(sums / jnp.arange(horizon, 0, -1, dtype=squares.dtype))
 
@@ -49,10 +46,10 @@ def action_jacobian(
     mode: Literal["forward", "reverse"] | None = None,
     batch_size: int = 64,
 ) -> ActionJacobian:
-    """ds_t/da_k for all t and k, along given actions.
+    """Compute ds_t/da_k for all t and k, along given actions.
 
-    For a simulator or a Markov model this is (prod_{k<i<t} df/ds_i) df/da_k; for an actions world model the Jacobian of its
-    sequence network. `jax.jit`, `jax.vmap` and `jax.grad` compose with it.
+    For a simulator or a Markov model s_{t+1} = f(s_t, a_t) this is the product (prod_{k<i<t} df/ds_i) df/da_k; for an actions
+    world model it is the Jacobian of the sequence network. Composes with `jax.jit`, `jax.vmap` and `jax.grad`.
 
     ```python
     norms = action_jacobian(model, state, actions).by_lag  # does |ds_{k+n}/da_k| grow with n?
@@ -60,18 +57,20 @@ def action_jacobian(
 
     **Arguments**
 
-    - `state`: s_0, shape (S,). `actions`: shape (H, A). `key`: for a stochastic dynamics, as `unroll` takes it.
-    - `mode`: `"forward"`, H A tangents, or `"reverse"`, H S cotangents; each is one pass over the episode. By default
-      whichever are fewer. Equal results.
-    - `batch_size`: how many passes are made at once; memory grows with it.
+    - `dynamics`: a simulator or a model.
+    - `state`: s_0, shape (S,).
+    - `actions`: a_0 ... a_{H-1}, shape (H, A).
+    - `key`: for a stochastic dynamics.
+    - `mode`: `"forward"` takes H A passes, `"reverse"` takes H S. By default the cheaper one; the results are equal.
+    - `batch_size`: number of passes computed at once; memory grows with it.
 
     **Returns:** an `ActionJacobian`.
 
-    **Raises:** `ValueError` as `unroll` does, and for any other `mode`.
+    **Raises:** `ValueError` if the shapes do not fit the dynamics, or `mode` is anything else.
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
     if mode not in (None, "forward", "reverse"):
-        raise ValueError(f"action_jacobian got mode={mode!r}; use 'forward', 'reverse' or None for the cheaper one.")
+        raise ValueError(f"mode must be 'forward', 'reverse' or None for the cheaper one, got {mode!r}.")
     if mode is None:
         mode = "forward" if dynamics.action_size <= dynamics.state_size else "reverse"
     return _jacobian(dynamics, state, actions, key, mode, batch_size)

@@ -1,7 +1,4 @@
-"""What an ascent has to cross: slices of the return, and how rough they are.
-
-Apart from the gradients because it needs none: values alone show the folds that make a gradient useless.
-"""
+"""Landscapes: slices of the return through a policy, and how rough they are."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,11 +21,12 @@ from ..methods import AbstractMethod, Policy
 
 
 class Landscape(eqx.Module):
-    """What `landscape` found: the return on a line or a square through a policy.
+    """The result of `landscape`: the return on a line or a square through a policy.
 
-    - `coordinates`: along each direction, shape (n,). `values`: shape (n,) or (n, n), the first axis along the first direction.
+    - `coordinates`: the steps along each direction, shape (n,).
+    - `values`: the return J, shape (n,), or (n, n) with the first axis along the first direction.
 
-    Where a value is not finite, total variation and Lipschitz constant are infinite; maxima are counted where values are.
+    If any value is not finite, `total_variation` and `lipschitz` are infinite.
     """
 
     coordinates: Float[Array, "*batch n"]
@@ -36,9 +34,9 @@ class Landscape(eqx.Module):
 
     @property
     def total_variation(self) -> Float[Array, ""]:
-        """Of a line, sum |J_{i+1} - J_i| / (max J - min J): 1 where it is monotone, 2 m for m equal hills.
+        """How often the return rises and falls: sum |J_{i+1} - J_i| / (max J - min J). 1 if monotone, 2 m for m equal hills.
 
-        Of a square, the mean over all its lines of their variation, against the range of the whole.
+        For a square, the mean of the sum over all rows and columns, divided by the range of the whole.
         """
         spread = jnp.max(self.values) - jnp.min(self.values)
         along = [jnp.mean(jnp.sum(jnp.abs(jnp.diff(self.values, axis=i)), axis=i)) for i in range(self.values.ndim)]
@@ -47,7 +45,7 @@ class Landscape(eqx.Module):
 
     @property
     def local_maxima(self) -> Int[Array, ""]:
-        """The number of inner points that are higher than all their neighbours, 2 on a line and 8 in a square."""
+        """The number of inner points higher than all their neighbours (2 on a line, 8 on a square)."""
         inner = tuple(slice(1, -1) for _ in self.values.shape)
         shifts = [s for s in np.ndindex(*(3,) * self.values.ndim) if any(i != 1 for i in s)]
         n = self.values.shape[0] - 2
@@ -56,7 +54,7 @@ class Landscape(eqx.Module):
 
     @property
     def lipschitz(self) -> Float[Array, ""]:
-        """An estimate from below of the gradient's Lipschitz constant along the directions: max |J''| by differences."""
+        """Largest curvature max |J''| along the directions, by differences: a lower bound of the gradient's Lipschitz constant."""
         step = self.coordinates[1] - self.coordinates[0]
         curvatures = [jnp.max(jnp.abs(jnp.diff(self.values, n=2, axis=i))) for i in range(self.values.ndim)]
         return self._or_infinite(jnp.max(jnp.stack(curvatures)) / step**2)
@@ -80,30 +78,37 @@ def landscape(
     method: AbstractMethod | None = None,
     batch_size: int = 64,
 ) -> Landscape:
-    """The return of `policy + x d_1 (+ y d_2)` for x, y in [-span, span].
+    """Evaluate the return J of `policy + x d_1 (+ y d_2)` for x, y in [-span, span].
 
-    Random directions are normal and, for the parameters of a network, filter-normalised (Li et al., 2018, *Visualizing the
-    Loss Landscape*): each row of a weight matrix, and each vector, has the norm of the policy's own. For an array of actions
-    their entries are of unit variance.
-
-    **Arguments**
-
-    - `dynamics`: a simulator or a model. `policy`: a policy, or an array of actions (H, A).
-    - `state`: s_0, shape (S,). `horizon`: H.
-    - `directions`: how many random ones, 1 or 2; or a sequence of 1 or 2 policy-shaped trees of your own (for an array of
-      actions, arrays (H, A)), of which `None` leaves are not moved along.
-    - `span`: how far to go along each, in units of its length. `points`: on each axis, at least 3; by default 401 or 41.
-    - `key`: for the directions, and for a stochastic policy or dynamics, which sees the same noise everywhere.
-    - `reward`, `discount`, `method`: as for `unroll`. `batch_size`: how many points are evaluated at once.
+    Use it to see whether the return is smooth enough for gradient ascent; it needs no gradient. Random directions d are normal.
+    For a network they are filter-normalised (Li et al., 2018, *Visualizing the Loss Landscape of Neural Nets*, sec. 4): each
+    row of a weight matrix, and each vector, has the norm of the policy's own. For actions the entries have unit variance.
 
     ```python
     cut = landscape(task, policy, s_0, 200, reward=task.reward, key=key)
-    cut.local_maxima, awmkit.plot.landscape(cut)
+    print(cut.local_maxima, cut.total_variation)
+    awmkit.plot.landscape(cut)
     ```
+
+    **Arguments**
+
+    - `dynamics`: a simulator or a model.
+    - `policy`: a policy, or an array of actions (H, A).
+    - `state`: s_0, shape (S,).
+    - `horizon`: the number of steps H.
+    - `reward`: `reward(state, action, t) -> scalar`.
+    - `directions`: the number of random directions, 1 or 2; or a sequence of 1 or 2 directions of your own, shaped like the
+      policy, with `None` for leaves that stay fixed.
+    - `span`: the largest step along each direction, in units of the direction's length.
+    - `points`: the number of points on each axis, at least 3; by default 401 on a line and 41 on a square.
+    - `discount`: the discount of the return, 1 by default.
+    - `key`: for the directions, and for a stochastic policy or dynamics; the noise is the same at all points.
+    - `method`: how the unroll is computed, as for `unroll`.
+    - `batch_size`: number of points computed at once; memory grows with it.
 
     **Returns:** a `Landscape`.
 
-    **Raises:** `ValueError` as `unroll_grad` does, and for other numbers of directions, few points or no span.
+    **Raises:** `ValueError` if an argument does not fit the dynamics, or `directions`, `points` or `span` is invalid.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=Paths(), method=method)
     check_differentiable(policy)
@@ -117,8 +122,8 @@ def landscape(
     points = (401 if count == 1 else 41) if points is None else points
     if count not in (1, 2) or points < 3 or not span > 0:
         raise ValueError(
-            f"landscape got {count} directions, {points} points and span={span}; it needs 1 or 2 directions, at least 3 points "
-            "and a positive span."
+            "landscape needs 1 or 2 directions, at least 3 points and a positive span, "
+            f"got {count} directions, {points} points and span={span}."
         )
     _check_directions(policy, directions)
     return _values(dynamics, policy, state, horizon, reward, directions, span, points, discount, unroll_key, method, batch_size)
@@ -147,7 +152,7 @@ def _random_direction(policy, key):
 
 
 def _like(weights: Array, key: PRNGKeyArray) -> Array:
-    """Normal, with rows of the norm of those of `weights`."""
+    """A normal array in which each row has the norm of the same row of `weights`."""
     direction = jax.random.normal(key, weights.shape, weights.dtype)
     size = lambda x: jnp.sqrt(jnp.sum(x**2, axis=-1 if x.ndim else None, keepdims=True))
     return direction * size(weights) / size(direction)
@@ -159,6 +164,6 @@ def _check_directions(policy, directions) -> None:
         for path, x in jtu.tree_leaves_with_path(direction):
             if shapes.get(jtu.keystr(path)) != x.shape:
                 raise ValueError(
-                    f"A direction has a leaf{jtu.keystr(path)} of shape {x.shape} where the policy has "
-                    f"{shapes.get(jtu.keystr(path), 'none')}; make it policy-shaped, say with jax.tree.map over the policy."
+                    f"A direction must have the policy's shape {shapes.get(jtu.keystr(path), 'None')} at leaf{jtu.keystr(path)}, "
+                    f"got {x.shape}; make it policy-shaped, for example with jax.tree.map over the policy."
                 )

@@ -1,7 +1,4 @@
-"""Lyapunov exponents: how fast nearby states part, which is how fast a simulator's gradient grows.
-
-Apart from the growth of measured norms because it is a property of the dynamics, found without a reward or a policy.
-"""
+"""Lyapunov exponents: the rates at which nearby trajectories separate."""
 
 import equinox as eqx
 import jax
@@ -12,14 +9,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_counts
 from .._dynamics import AbstractDynamics
-from ._tangents import check_plan, step_map, steps_of
+from ._arguments import check_plan
+from ._tangents import step_map, steps_of
 
 
 class Lyapunov(eqx.Module):
-    """What `lyapunov` found.
+    """The result of `lyapunov`.
 
-    - `exponents`: the largest `count`, in descending order, per step, shape (count,).
-    - `running`: their estimates after each step counted, which show how far they have converged, shape (H - discard, count).
+    - `exponents`: the largest `count` exponents in descending order, per step, shape (count,).
+    - `running`: the estimates after each averaged step, which show how far they have converged, shape (H - discard, count).
     """
 
     exponents: Float[Array, "*batch count"]
@@ -35,12 +33,16 @@ def lyapunov(
     discard: int = 0,
     key: PRNGKeyArray | None = None,
 ) -> Lyapunov:
-    """The largest Lyapunov exponents along a trajectory, by orthogonalised tangent propagation.
+    """Estimate the largest Lyapunov exponents of a dynamics along a trajectory.
 
-    Tangents of the carry and the state together are moved by the derivative of `step` and kept apart by a QR decomposition at
-    each step; exponents are the means of log |diag R| (Benettin et al., 1980; Eckmann & Ruelle, 1985, sec. V). Along H steps
-    they are finite-time exponents, and `jax.vmap` over states gives those of each start; divide by the seconds of a step for
-    a rate per second. A model that has learned a system shares its exponents.
+    The largest exponent is the rate l at which a small difference between two trajectories grows, like exp(l t) after t steps.
+    Above 0 the system is chaotic, and derivatives through its steps grow at this rate. The i-th exponent is
+
+        l_i = mean over steps of log |R_ii|,   Q_{t+1} R = J_t Q_t   (a QR decomposition),
+
+    where J_t is the Jacobian of step t in the carry and the state together (Benettin et al., 1980, *Meccanica* 15; Eckmann &
+    Ruelle, 1985, *Reviews of Modern Physics* 57, sec. V). H steps give finite-time exponents. Use `jax.vmap` over starts, and
+    divide by the duration of a step for a rate per second. An accurate model has the exponents of the system it was fitted to.
 
     ```python
     each = jax.vmap(lambda s: lyapunov(task, s, jnp.zeros((1000, 2)), count=4).exponents)(starts)
@@ -48,15 +50,17 @@ def lyapunov(
 
     **Arguments**
 
-    - `state`: where to start, shape (S,). `actions`: applied along the way, shape (H, A); zeros for a free motion.
-    - `count`: how many exponents, at most the number of floating-point entries of carry and state.
-    - `discard`: how many steps are not counted at first, in which tangents turn into the direction of growth. A dynamics with a
-      large carry, of which a step moves little, needs many.
-    - `key`: for a stochastic dynamics, as `unroll` takes it.
+    - `dynamics`: a simulator or a model.
+    - `state`: s_0, shape (S,).
+    - `actions`: a_0 ... a_{H-1}, shape (H, A); zeros for a free motion.
+    - `count`: number of exponents, at most the number of floating-point entries of carry and state.
+    - `discard`: number of first steps left out of the mean, during which tangents turn towards the growing directions.
+      Increase it for a dynamics with a large carry.
+    - `key`: for a stochastic dynamics.
 
-    **Returns:** a `Lyapunov`. The exponent of a direction that a step forgets altogether is minus infinity.
+    **Returns:** a `Lyapunov`. An exponent is minus infinity if a step forgets its direction completely.
 
-    **Raises:** `ValueError` as `unroll` does, for more exponents than there are, and where all steps are discarded.
+    **Raises:** `ValueError` if the shapes do not fit the dynamics, it has fewer than `count` exponents, or no step is left.
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
     start = eqx.filter_eval_shape(lambda s: (dynamics.init(s, actions.shape[0]), s), state)
@@ -64,9 +68,9 @@ def lyapunov(
     check_counts("lyapunov", count=count)
     check_counts("lyapunov", least=0, discard=discard)
     if count > size:
-        raise ValueError(f"lyapunov was asked for {count} exponents of a dynamics that has {size}; give 1 to {size}.")
+        raise ValueError(f"count must be from 1 to {size}, the number of exponents of {type(dynamics).__name__}, got {count}.")
     if discard >= actions.shape[0]:
-        raise ValueError(f"lyapunov got discard={discard} of {actions.shape[0]} steps; at least 1 step must be counted.")
+        raise ValueError(f"discard must be less than the number of steps {actions.shape[0]}, got {discard}.")
     return _exponents(dynamics, state, actions, key, count, discard)
 
 
@@ -84,7 +88,7 @@ def _exponents(dynamics, state, actions, key, count, discard) -> Lyapunov:
         tangents, r = jnp.linalg.qr(pushed)
         return ((eqx.combine(varying, rest), state), tangents), jnp.log(jnp.abs(jnp.diag(r)))
 
-    # Any start but an eigenvector of the other exponents will do.
+    # Random tangents have a component along every direction of growth.
     tangents = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (flat.size, count), flat.dtype))[0]
     logs = lax.scan(step, (start, tangents), steps_of(actions, key))[1][discard:]
     running = jnp.cumsum(logs, axis=0) / jnp.arange(1, logs.shape[0] + 1, dtype=logs.dtype)[:, None]

@@ -1,7 +1,4 @@
-"""All of the analyses side by side, for one dynamics or several.
-
-Apart because it measures nothing itself: it asks the others the same questions about each dynamics, and prints the answers.
-"""
+"""The gradient report: all analyses of one dynamics or several, side by side."""
 
 import dataclasses
 import importlib.metadata
@@ -20,22 +17,25 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._dynamics import AbstractDynamics
 from .._progress import Progress
 from .._reward import check_reward, Reward
-from ._fidelity import each, Fidelity, fidelity, true_gradient, TrueGradient
-from ._gradient_growth import check_horizons, gradient_growth, GradientGrowth, Horizons
+from ._arguments import check_batch, check_horizons, Horizons
+from ._fidelity import Fidelity, fidelity
+from ._gradient_growth import gradient_growth, GradientGrowth
 from ._hops import hop_spectrum, HopSpectrum
 from ._landscape import Landscape, landscape
 from ._lyapunov import Lyapunov, lyapunov
-from ._tangents import check_batch
+from ._report_table import report_table
+from ._true_gradient import true_gradient, TrueGradient
 
 NEAR = 10
 
 
 class Hops(eqx.Module):
-    """The hop spectrum of dJ/da, all actions together, from each of N starts.
+    """The hop spectrum of dJ/da over all actions, from each of N starts; see `hop_spectrum`.
 
-    - `weights`: the share of each number of hops, 0 ... H - 1, shape (N, H).
-    - `mean`, `effective`: the mean and the effective number of hops, shape (N,).
-    - `beyond`: the share of the gradient's norm in paths of more than 10 hops, shape (N,).
+    - `weights`: the share of each number of hops 0 ... H-1, shape (N, H).
+    - `mean`: the mean number of hops, shape (N,).
+    - `effective`: the number of different hop counts that matter, shape (N,).
+    - `beyond`: the share of the gradient in paths with more than 10 hops, shape (N,).
     """
 
     weights: Float[Array, "..."]
@@ -45,7 +45,16 @@ class Hops(eqx.Module):
 
 
 class Entry(eqx.Module):
-    """What the report says of one dynamics; `seconds` of each analysis, compilation included."""
+    """The results for one dynamics in a `Report`.
+
+    - `state_growth`: growth of |ds_H/da_0|, the effect of the first action on the state.
+    - `return_growth`: growth of |dJ_H/da|, the gradient of the return.
+    - `hops`: the hop spectrum of dJ/da, from each start.
+    - `exponents`: the largest Lyapunov exponent from each start; fields have a leading axis N.
+    - `landscape`: the return along a random direction through the first start's actions.
+    - `fidelity`: comparison with the true gradient; `None` if the report has no true system.
+    - `seconds`: run time of each analysis in seconds, compilation included.
+    """
 
     state_growth: GradientGrowth
     return_growth: GradientGrowth
@@ -57,15 +66,15 @@ class Entry(eqx.Module):
 
     def __repr__(self) -> str:
         fields = ", ".join(field.name for field in dataclasses.fields(self))
-        return f"Entry of {fields}: |ds_H/da_0| {self.state_growth}; |dJ_H/da| {self.return_growth}"
+        return f"Entry(|ds_H/da_0|: {self.state_growth}; |dJ_H/da|: {self.return_growth}; fields: {fields})"
 
 
 class Report(eqx.Module):
-    """What `report` returns: printed, a table; `json()`, the raw values; `awmkit.plot.report(...)`, a figure.
+    """The result of `report`. `print(report)` shows tables; `awmkit.plot.report(report)` draws them.
 
     - `entries`: an `Entry` for each dynamics, by name.
-    - `truth`: the reference of fidelity, `None` where no true system was given.
-    - `setting`: what was asked.
+    - `truth`: the true gradient that fidelity is measured against; `None` if no true system was given.
+    - `setting`: the number of starts, horizons and other settings, by name.
     """
 
     entries: dict[str, Entry]
@@ -73,14 +82,13 @@ class Report(eqx.Module):
     setting: dict[str, Any]
 
     def __repr__(self) -> str:
-        truth = "None" if self.truth is None else "a TrueGradient"
-        return f"Report(entries={list(self.entries)}, truth={truth}, setting={list(self.setting)})\n\n{self}"
+        return f"Report(entries={list(self.entries)}, starts={self.setting['starts']}, horizon={self.setting['horizon']})\n\n{self}"
 
     def __str__(self) -> str:
-        return table(self)
+        return report_table(self)
 
     def json(self) -> str:
-        """Raw values, setting and versions; of the curves against hops and steps, quartiles over starts."""
+        """All results, settings and versions as JSON. Hop weights and running exponents are stored as quartiles over starts."""
         packages = ("awmkit", "jax", "equinox", "diffrax", "numpy")
         versions = {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
         curves = lambda entry: (entry.hops.weights, entry.exponents.running)
@@ -110,7 +118,15 @@ def report(
     span: float = 1.0,
     progress: bool = True,
 ) -> Report:
-    """Where the gradient goes, for several dynamics side by side: growth, hops, exponents, landscape, fidelity.
+    """Run all analyses on one dynamics or several: how gradients grow, why, and whether they point the right way.
+
+    Measured for each dynamics:
+
+    - growth of gradients with the horizon, see `gradient_growth`;
+    - hops, how often the gradient is fed back through states, see `hop_spectrum`;
+    - the largest Lyapunov exponent, above 0 if the dynamics is chaotic, see `lyapunov`;
+    - the landscape, the return along a random direction, see `landscape`;
+    - fidelity, the agreement with the gradient of the true return, see `fidelity`.
 
     ```python
     result = report({"simulator": task, "AWM": model}, states, actions, reward=task.reward, truth=task, key=key)
@@ -121,23 +137,26 @@ def report(
 
     **Arguments**
 
-    - `dynamics`: one, or several by name.
-    - `states`, `actions`: N starts, shape (N, S), and what is done from each, shape (N, H, A). The landscape is cut through the
-      first; fidelity is that of the gradient by the first start's actions, over all starts.
-    - `reward`: of the return, the same for all.
-    - `truth`: the true system, against which fidelity is judged; `None` leaves fidelity out.
-    - `horizons`: of growth. `fidelity_horizons`: of fidelity, by default four of `horizons`.
-    - `sigma`, `pairs`: of the smoothed reference, see `awmkit.analysis.true_gradient`.
-    - `span`: of the landscape. `key`: for its direction, and for all else that is random.
+    - `dynamics`: one, or a dict of several by name.
+    - `states`: N initial states, shape (N, S).
+    - `actions`: the actions taken from each, shape (N, H, A). Landscape and fidelity use those of the first start.
+    - `reward`: `reward(state, action, t) -> scalar`.
+    - `key`: for the random direction, the perturbations and stochastic dynamics.
+    - `truth`: the true system that fidelity is measured against; `None` skips fidelity.
+    - `horizons`: horizons of growth, at least four from 1 to H; by default eight, evenly spaced in their logarithm.
+    - `fidelity_horizons`: horizons of fidelity; by default every other one of `horizons`.
+    - `sigma`: standard deviation of the perturbations of actions that smooth the true return, see `true_gradient`.
+    - `pairs`: number of pairs of perturbations; more make the reference less noisy.
+    - `span`: the largest step along the landscape's direction.
     - `progress`: whether to show a progress bar on stderr.
 
-    **Returns:** a `Report`. examples/README.md reads one line by line.
+    **Returns:** a `Report`.
 
-    **Raises:** `ValueError` as the analyses do.
+    **Raises:** `ValueError` if an argument does not fit one of the dynamics, or the true system's gradient is not finite.
     """
     named = dict(dynamics) if isinstance(dynamics, Mapping) else {type(dynamics).__name__: dynamics}
     if not named:
-        raise ValueError("report got no dynamics; pass one, or a dict of several by name.")
+        raise ValueError("report needs at least one dynamics, got an empty dict.")
     check_reward(reward)
     for one in named.values():
         states, actions = check_batch(one, states, actions, key=key)
@@ -168,15 +187,14 @@ def _entry(dynamics, states, actions, reward, run_key, cut_key, reference, horiz
         return result
 
     given = {"horizons": horizons.tolist(), "key": run_key}
+    horizon = actions.shape[1]
+    cut = lambda: landscape(dynamics, actions[0], states[0], horizon, reward=reward, span=span, key=cut_key)
     return Entry(
         timed("state_growth", lambda: gradient_growth(dynamics, states, actions, **given)),
         timed("return_growth", lambda: gradient_growth(dynamics, states, actions, reward=reward, **given)),
         timed("hops", lambda: _hops(dynamics, states, actions, reward, run_key)),
         timed("exponents", lambda: _exponents(dynamics, states, actions, run_key)),
-        timed(
-            "landscape",
-            lambda: landscape(dynamics, actions[0], states[0], actions.shape[1], reward=reward, span=span, key=cut_key),
-        ),
+        timed("landscape", cut),
         None if reference is None else timed("fidelity", lambda: fidelity(dynamics, reference)),
         seconds,
     )
@@ -201,71 +219,14 @@ def _exponents(dynamics, states, actions, key) -> Lyapunov:
     return lax.map(lambda x: lyapunov(dynamics, *x, discard=discard, key=key), (states, actions))
 
 
-def table(report: Report) -> str:
-    """The report's figures, a row for each dynamics."""
-    horizon = report.setting["horizon"]
-    heads = ["|ds_H/da_0|", "|dJ_H/da|", "mean hops", f"beyond {NEAR}", "exponent", "variation", "maxima", "Lipschitz"]
-    rows = {
-        name: [
-            str(entry.state_growth),
-            str(entry.return_growth),
-            f"{np.median(entry.hops.mean):.2f}",
-            f"{np.median(entry.hops.beyond):.1%}",
-            f"{np.median(entry.exponents.exponents[:, 0]):.3f}",
-            f"{float(entry.landscape.total_variation):.3g}",
-            f"{int(entry.landscape.local_maxima)}",
-            f"{float(entry.landscape.lipschitz):.2g}",
-        ]
-        for name, entry in report.entries.items()
-    }
-    lines = _aligned({"": heads, **rows})
-    lines += [
-        "",
-        f"Medians over {report.setting['starts']} starts: growth laws up to H = {horizon}; hops; the largest Lyapunov exponent",
-        "per step, of the last three quarters. Total variation (against the range), local maxima and the gradient's",
-        "Lipschitz constant are those of a random slice of the return.",
-    ]
-    return "\n".join(lines + _fidelity_table(report))
-
-
-def _fidelity_table(report: Report) -> list[str]:
-    if report.truth is None:
-        return []
-    heads = [f"H = {h}" for h in report.truth.horizons]
-    judged = {name: entry.fidelity for name, entry in report.entries.items() if entry.fidelity is not None}
-    rows = lambda figure, spec=".2f": {name: each(figure(f), spec) for name, f in judged.items()}
-    perfect = lambda ceiling: {"(a perfect one)": [f"{c:.2f}" for c in ceiling]}
-    sigma = report.setting["sigma"]
-    parts = {
-        f"Cosine with the true gradient, smoothed (sigma = {sigma:g}), with 95 % intervals:": {
-            **rows(lambda f: f.smoothed.cosine),
-            **perfect(report.truth.ceiling),
-        },
-        "The same start by start, their mean:": {
-            **rows(lambda f: f.smoothed.cosine_of_each),
-            **perfect(report.truth.ceiling_of_each),
-        },
-        "Cosine with the true gradient, exact:": rows(lambda f: f.exact.cosine),
-        "Norm, against that of the smoothed true gradient:": rows(lambda f: f.smoothed.norm_ratio, ".2g"),
-        "Signal-to-noise ratio over starts (ESNR):": rows(lambda f: f.esnr, ".2g"),
-    }
-    return [line for title, part in parts.items() for line in ("", title, *_aligned({"": heads, **part}))]
-
-
 def quartiles(x: Any, axis: int = 0) -> np.ndarray:
-    """The quartiles over starts; between two infinities there is none, NaN."""
+    """The 25 %, 50 % and 75 % quantiles; NaN where one would lie between two infinities."""
     with np.errstate(invalid="ignore"):
         return np.quantile(np.asarray(x), [0.25, 0.5, 0.75], axis=axis)
 
 
-def _aligned(rows: dict[str, list[str]]) -> list[str]:
-    first = max(map(len, rows))
-    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
-    return ["  ".join([f"{name:<{first}}", *(f"{c:>{w}}" for c, w in zip(r, widths, strict=True))]) for name, r in rows.items()]
-
-
 def _plain(x: Any) -> Any:
-    """Modules as dictionaries and arrays as lists of numbers of six digits, for JSON, which has no infinity."""
+    """Modules as dicts, arrays as lists of numbers with six digits, and infinities as text, which JSON has no number for."""
     if isinstance(x, Mapping):
         return {str(k): _plain(v) for k, v in x.items()}
     if dataclasses.is_dataclass(x):

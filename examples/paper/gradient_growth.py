@@ -245,7 +245,7 @@ def theory_figure(setting: Setting, theory: list[Statement], path: Path) -> None
     titles = "Recurrent cells (dashed: the bound)", "Predictions fed back (dashed: exponent)", "Self-attention (dashed: H^3)"
     h = np.asarray(setting.horizons, float)
     for panel, title, chosen in zip(panels, titles, (theory[:4], theory[7:], theory[4:7]), strict=True):
-        plot.growth({f"{line.about}:": line.growth for line in chosen}, axes=panel)
+        plot.growth({line.about: line.growth for line in chosen}, axes=panel)
         limits = panel.get_ylim()
         for curve, line in zip(panel.get_lines(), chosen, strict=False):
             rate = line.bounds[1] if panel is panels[0] else sum(line.bounds) / 2

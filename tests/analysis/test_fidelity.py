@@ -35,7 +35,7 @@ class Folded(AbstractDynamics):
 
 
 @pytest.fixture(scope="module")
-def target():
+def truth():
     return true_gradient(SYSTEM, PLAN, STARTS, reward=distance, horizons=(4, 10), key=KEY, pairs=2000, batch_size=100)
 
 

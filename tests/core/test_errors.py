@@ -39,18 +39,6 @@ from awmkit import (
     unroll,
     unroll_grad,
 )
-from awmkit.analysis import (
-    action_jacobian,
-    fidelity,
-    fit_growth,
-    gradient_growth,
-    hop_spectrum,
-    landscape,
-    lyapunov,
-    policy_hop_spectrum,
-    report,
-    true_gradient,
-)
 from awmkit.tasks import (
     Bacteria,
     CreditAssignment,
@@ -105,20 +93,8 @@ def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
     return unroll(dynamics, policy, state, horizon, **options)
 
 
-def spiral_of_three():
-    return LinearQuadratic(jnp.eye(3), jnp.ones((3, 1)))
-
-
 def _play(task):
     return unroll(task, jnp.zeros((5, 1)), task.reset(KEY), 5)
-
-
-def _landscape(**options):
-    return landscape(SYSTEM, PLAN, STATE, 5, **{"reward": reward, "key": KEY, **options})
-
-
-def _truth(policy=PLAN, states=STATES[:, 0], **options):
-    return true_gradient(SYSTEM, policy, states, **{"reward": reward, "key": KEY, "pairs": 4, "horizons": (5,), **options})
 
 
 def _grad(**options):
@@ -127,14 +103,6 @@ def _grad(**options):
 
 def _fit(**options):
     return fit(AWM_20, EPISODES, **{"key": KEY, "progress": False, **options})
-
-
-def _growth(states=STATES[:, 0], actions=ACTIONS, **options):
-    return gradient_growth(SYSTEM, states, actions, **options)
-
-
-def _report(dynamics=SYSTEM, **options):
-    return report(dynamics, STATES[:, 0], ACTIONS, **{"reward": reward, "key": KEY, "progress": False, **options})
 
 
 def _replay():
@@ -216,45 +184,6 @@ MISUSES = {
     "distractors without a key": (lambda: _play(Discretised(Bacteria(), 5, distractors=1)), "distractors=1.*key"),
     "no steps of a problem": (lambda: Discretised(Bacteria(), 0), "horizon=0"),
     "noise of another size": (lambda: Discretised(Glucose(), noise=(0.1,)), "2 entries of x0.*1 of noise"),
-    "growth from three horizons": (lambda: fit_growth([1, 2, 3], [1.0, 2.0, 3.0]), "at least 4"),
-    "growth of nothing": (lambda: fit_growth([1, 2, 3, 4], [1.0, 0.0, 1.0, 1.0]), "positive and finite"),
-    "too many exponents": (lambda: lyapunov(SYSTEM, STATE, jnp.zeros((5, 1)), count=3), "give 1 to 2"),
-    "exponents of no step": (lambda: lyapunov(SYSTEM, STATE, PLAN, discard=5), "discard=5 of 5 steps"),
-    "one action for a Jacobian": (lambda: action_jacobian(SYSTEM, STATE, jnp.ones(5)), r"shape \(5,\).*\(H, A\)"),
-    "a mode of its own": (lambda: action_jacobian(SYSTEM, STATE, PLAN, mode="both"), "'forward', 'reverse' or None"),
-    "negative hops": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=-1), "hops=-1.*at least 0"),
-    "a share beyond what was told apart": (
-        lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=2).beyond(3),
-        "0 to 2 hops apart, not 3; ask for hops=3",
-    ),
-    "policy hops of actions": (
-        lambda: policy_hop_spectrum(SYSTEM, PLAN, STATE, 5, reward=reward),
-        "array of actions, which reads no state",
-    ),
-    "actions of fewer starts": (
-        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS[:2]),
-        r"\(4, 2\).*\(2, 5, 1\).*\(N, H, A\)",
-    ),
-    "a horizon beyond the actions": (
-        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS, horizons=[1, 2, 3, 9]),
-        "from 1 to 5",
-    ),
-    "three horizons of growth": (
-        lambda: gradient_growth(SYSTEM, STATES[:, 0], ACTIONS, horizons=[1, 2, 3]),
-        "at least 4 different ones",
-    ),
-    "a true gradient of one start": (lambda: _truth(states=STATES[:1, 0]), "at least 2 starts"),
-    "a policy without horizons": (lambda: _truth(POLICY, horizons=None), "needs horizons"),
-    "no smoothing": (lambda: _truth(sigma=0.0), "positive width"),
-    "one pair": (lambda: _truth(pairs=1), "at least 2 pairs"),
-    "a true gradient beyond its actions": (lambda: _truth(horizons=(7,)), r"shape \(5, 1\).*\(7, 1\)"),
-    "fidelity of a model of another size": (lambda: fidelity(spiral_of_three(), _truth()), r"state has shape \(2,\).*\(3,\)"),
-    "three directions": (lambda: _landscape(directions=3), "1 or 2 directions"),
-    "two points": (lambda: _landscape(points=2), "at least 3 points"),
-    "no span": (lambda: _landscape(span=0.0), "positive span"),
-    "a direction of the wrong shape": (lambda: _landscape(directions=[jnp.ones((4, 1))]), r"\(4, 1\).*\(5, 1\).*policy-shaped"),
-    "growth of no dynamics": (lambda: gradient_growth([], STATES[:, 0], ACTIONS), "no dynamics"),
-    "a report of nothing": (lambda: report({}, STATES[:, 0], ACTIONS, reward=reward, key=KEY), "no dynamics"),
     # Who is given for what.
     "a class for a dynamics": (lambda: _unroll(Henon), "dynamics is the class Henon; pass an instance"),
     "a class for a policy": (lambda: _unroll(policy=MLPPolicy), "policy is the class MLPPolicy; make an instance"),
@@ -276,9 +205,6 @@ MISUSES = {
     "a list of episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
     "statistics of a trajectory": (lambda: AWM_20.normalised(EPISODES), "such as episodes.states"),
     "a reward's statistics of states": (lambda: RewardModel(2, 1, key=KEY).normalised(STATES), "a Trajectory with rewards"),
-    "a name for the truth": (lambda: fidelity(SYSTEM, "truth"), r"truth is a str; pass what true_gradient"),
-    "growth of a class": (lambda: gradient_growth(Henon, STATES[:, 0], ACTIONS), "dynamics is the class Henon"),
-    "a report of a name": (lambda: _report(dynamics={"a": "x"}), "dynamics is a str"),
     # Rewards.
     "no reward to differentiate": (
         lambda: unroll_grad(SYSTEM, POLICY, STATE, 5, reward=None),
@@ -297,9 +223,6 @@ MISUSES = {
     "a reward of five parameters": (lambda: _unroll(reward=lambda s, a, t, next_state, n: s[0]), "missing.*'n'"),
     "a reward of nothing": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
     "a reward that is no array": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
-    "hops of a wrong reward": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, reward=lambda s: s[0]), r"called as reward\(state"),
-    "a report of a wrong reward": (lambda: _report(reward=lambda s, a: s[0]), r"cannot be called as reward\(state"),
-    "a true gradient of no reward": (lambda: _truth(reward=None), "reward is None"),
     # Values.
     "a ragged state": (lambda: _unroll(state=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
     "no state": (lambda: _unroll(state=None), "state holds no numbers, but object"),
@@ -309,13 +232,6 @@ MISUSES = {
     "a discount of text": (lambda: _grad(discount="0.9"), "discount is '0.9'; give one real number"),
     "a discount for each step": (lambda: _grad(discount=jnp.ones(5)), r"discount is float64\[5\]; give one"),
     "a discount of NaN": (lambda: _grad(discount=float("nan")), "discount is nan; give a finite"),
-    "NaN in another start": (lambda: _growth(STATES[:, 0].at[2, 1].set(jnp.nan)), r"states are not finite at index \[2, 1\]"),
-    "NaN in other actions": (
-        lambda: _growth(actions=ACTIONS.at[1].set(jnp.inf)),
-        r"actions are not finite at index \[1, 0, 0\]",
-    ),
-    "horizons between steps": (lambda: _growth(horizons=[1.5, 2.5, 3.5, 4.5]), "a whole number from 1 to 5"),
-    "growth of words": (lambda: fit_growth(["a"] * 4, [1.0] * 4), "no numbers"),
     "episodes of integers": (
         lambda: fit(AWM_20, Trajectory(STATES.astype(int), ACTIONS), key=KEY),
         r"int64; pass them .astype",
@@ -334,16 +250,12 @@ MISUSES = {
     "a pendulum of no step": (lambda: DrivenDoublePendulum(0), "DrivenDoublePendulum got horizon=0"),
     "half a step": (lambda: Henon(horizon=2.5), "Henon got horizon=2.5"),
     "no substeps": (lambda: _unroll(DoublePendulum(substeps=0), jnp.ones((5, 2)), jnp.ones(4)), "ode_step got substeps=0"),
-    "half a hop": (lambda: hop_spectrum(SYSTEM, STATE, PLAN, hops=0.5), "hops=0.5; give a whole number of at least 0"),
-    "half an exponent": (lambda: lyapunov(SYSTEM, STATE, PLAN, count=1.5), "count=1.5"),
     # Keys.
     "a number for a key": (lambda: _unroll(key=0), r"key 0; give one key made by jax.random.key\(seed\)"),
     "a legacy key for a model": (lambda: LSTM(key=jax.random.PRNGKey(0)), r"LSTM got the key uint32\[2\]"),
     "a number for a model's key": (lambda: Markov(2, 1, key=0), "Markov got the key 0"),
     "keys for one policy": (lambda: MLPPolicy(2, 1, key=jax.random.split(KEY)), r"\[2\]; give one key.*or vmap over several"),
     "a legacy key for a fit": (lambda: _fit(key=jax.random.PRNGKey(0)), r"fit got the key uint32\[2\]"),
-    "a legacy key for a report": (lambda: _report(key=jax.random.PRNGKey(0)), r"key uint32\[2\]"),
-    "a number for a landscape's key": (lambda: _landscape(key=0), "key 0; give one key"),
     # Sizes.
     "a negative width": (lambda: MLPPolicy(2, 1, width=-4, key=KEY), "MLPPolicy got width=-4; give a whole number"),
     "a fraction of an action": (lambda: GaussianPolicy(2, 1.5, key=KEY), "GaussianPolicy got action_size=1.5"),

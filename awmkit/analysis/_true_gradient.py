@@ -1,0 +1,196 @@
+"""The gradient of the true return, exact and smoothed: the reference against which `fidelity` compares."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key, PRNGKeyArray, ScalarLike
+
+from .._checks import check_counts
+from .._dynamics import AbstractDynamics
+from .._paths import Paths
+from .._reward import check_reward, Reward
+from .._unroll_checks import check_arguments, check_differentiable
+from ..methods import Policy
+from ._arguments import check_horizons, Horizons
+from ._gradients import flat_parameters, return_gradients, returns
+
+
+class TrueGradient(eqx.Module):
+    """The result of `true_gradient`: dJ_H/dpolicy in the true system, for n horizons, N starts and P parameters.
+
+    - `exact`: by the chain rule, shape (n, N, P). In a chaotic system it is correct but useless: it points along folds of the
+      return that are much finer than any step.
+    - `smoothed`: estimate of the gradient of the smoothed return, shape (n, N, P).
+    - `standard_error`: standard error of `smoothed`, shape (n, N, P).
+    - `standard_error_of_mean`: standard error of the mean of `smoothed` over starts, shape (n, P).
+    - `horizons`: the horizons H in ascending order, shape (n,).
+    - `policy`, `states`, `reward`, `discount`, `key`, `sigma`, `pairs`: the arguments of `true_gradient`.
+    """
+
+    exact: np.ndarray
+    smoothed: np.ndarray
+    standard_error: np.ndarray
+    standard_error_of_mean: np.ndarray
+    horizons: np.ndarray
+    policy: Policy
+    states: Float[Array, "N S"]
+    reward: Reward
+    discount: ScalarLike
+    key: PRNGKeyArray
+    sigma: float
+    pairs: int
+
+    def __repr__(self) -> str:
+        _, starts, size = self.exact.shape
+        ceiling = ", ".join(f"{c:.2f}" for c in self.ceiling)
+        return (
+            f"TrueGradient(horizons={self.horizons.tolist()}, starts={starts}, parameters={size}, sigma={self.sigma}, "
+            f"pairs={self.pairs}, ceiling=[{ceiling}])"
+        )
+
+    @property
+    def ceiling(self) -> np.ndarray:
+        """The cosine with `smoothed` that a perfect gradient would have, shape (n,).
+
+        It is below 1 because `smoothed` is a noisy estimate, and 0 if the estimate is all noise; increase `pairs` then.
+        """
+        return _signal(self.smoothed.mean(axis=1), self.standard_error_of_mean)
+
+    @property
+    def ceiling_of_each(self) -> np.ndarray:
+        """The `cosine_of_each` that a perfect gradient would have, shape (n,)."""
+        return _signal(self.smoothed, self.standard_error).mean(axis=1)
+
+
+def true_gradient(
+    dynamics: AbstractDynamics,
+    policy: Policy,
+    states: Float[Array, "N S"],
+    *,
+    reward: Reward,
+    key: PRNGKeyArray,
+    horizons: Horizons | None = None,
+    discount: ScalarLike = 1.0,
+    sigma: float = 0.1,
+    pairs: int = 1024,
+    batch_size: int = 16,
+) -> TrueGradient:
+    """Compute the policy gradient in the true system twice: exactly, and of a smoothed return.
+
+    The smoothed return is the mean of J over normal perturbations of the parameters with standard deviation `sigma`. Its
+    gradient says which way a step of about that size improves the return, and is estimated without derivatives, by antithetic
+    evolution strategies (Salimans et al., 2017, *Evolution Strategies as a Scalable Alternative to Reinforcement Learning*):
+
+        grad E[J(theta + sigma e)]  ~  mean over pairs of (J(theta + sigma e) - J(theta - sigma e)) e / (2 sigma),  e ~ N(0, I)
+
+    Exact and smoothed gradients disagree where the return has folds finer than `sigma`.
+
+    **Arguments**
+
+    - `dynamics`: the true system.
+    - `policy`: a policy, or an array of actions (H, A) used from every start. P is the number of its floating-point entries.
+    - `states`: N >= 2 initial states, shape (N, S).
+    - `reward`: `reward(state, action, t) -> scalar`, as for `unroll`.
+    - `key`: for the perturbations, and for a stochastic policy or dynamics.
+    - `horizons`: the gradient of J_H, the return of the first H steps, is computed for each. Required for a policy; for an
+      array of actions the default is eight horizons up to its length.
+    - `discount`: the discount of the return, 1 by default.
+    - `sigma`: standard deviation of the perturbations, in units of the parameters. Choose the size of the optimiser's steps.
+    - `pairs`: number of pairs of perturbations, rounded up to a multiple of the batch size. The standard error falls like
+      1 / sqrt(pairs).
+    - `batch_size`: number of starts or pairs computed at once; memory grows with it.
+
+    **Returns:** a `TrueGradient`, to be passed to `fidelity`.
+
+    **Raises:** `ValueError` if an argument is invalid, or if the return or its gradient is not finite.
+    """
+    if isinstance(policy, np.ndarray):
+        policy = jnp.asarray(policy)
+    if horizons is None and not isinstance(policy, Array):
+        raise ValueError("true_gradient needs horizons for a policy that is not an array of actions; pass horizons=(20, 50).")
+    longest = policy.shape[0] if horizons is None else int(max(horizons))
+    if isinstance(policy, Array):
+        policy = policy[:longest]
+    if jnp.ndim(states) != 2 or len(states) < 2:
+        raise ValueError(f"states must have shape (N, S) with at least 2 starts, got {jnp.shape(states)}.")
+    check_arguments(dynamics, policy, states[0], longest, key=key, paths=Paths(), method=None)
+    check_differentiable(policy)
+    check_reward(reward)
+    check_counts("true_gradient", batch_size=batch_size)
+    check_counts("true_gradient", least=2, pairs=pairs)
+    if not sigma > 0:
+        raise ValueError(f"sigma must be positive, got {sigma}; try 0.1.")
+    chosen = check_horizons(horizons, longest, count=1)
+    states, (own_key, keys) = jnp.asarray(states), split_start_keys(key, len(states))
+    pairs_at_once = min(batch_size, pairs)
+    pairs = pairs_at_once * -(-pairs // pairs_at_once)
+    exact = return_gradients(
+        dynamics, policy, states, longest, chosen, reward=reward, discount=discount, keys=keys, batch_size=batch_size
+    )
+    smoothed, *errors = _evolution_strategies(
+        dynamics, policy, states, longest, jnp.asarray(chosen), reward, discount, keys, own_key, sigma, pairs, pairs_at_once
+    )
+    exact, smoothed, *errors = (np.asarray(x, float) for x in (exact.swapaxes(0, 1), smoothed, *errors))
+    _require_finite("gradient", exact, chosen)
+    _require_finite("return under a perturbed policy", smoothed, chosen)
+    return TrueGradient(exact, smoothed, *errors, chosen, policy, states, reward, discount, key, sigma, pairs)
+
+
+def split_start_keys(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, Key[Array, " N"]]:
+    """A key for the perturbations, and one for each start."""
+    own, starts = jax.random.split(key)
+    return own, jax.random.split(starts, count)
+
+
+def _require_finite(what: str, gradient: np.ndarray, horizons: np.ndarray) -> None:
+    broken = ~np.isfinite(gradient).all(axis=(1, 2))
+    if broken.any():
+        raise ValueError(
+            f"The true system's {what} is not finite at horizon {horizons[broken][0]}; use shorter horizons, a smaller sigma, "
+            "or more substeps in the simulator."
+        )
+
+
+@eqx.filter_jit
+def _evolution_strategies(
+    dynamics, policy, states, longest, horizons, reward, discount, keys, own_key, sigma, pairs, batch_size
+) -> tuple[Float[Array, "n N P"], Float[Array, "n N P"], Float[Array, "n P"]]:
+    """The smoothed gradient of each start, its standard error, and the standard error of the mean over starts."""
+    flat, policy_of = flat_parameters(policy)
+
+    def pair(key):
+        noise = jax.random.normal(key, flat.shape, flat.dtype)
+        value = lambda sign, state, key: returns(
+            dynamics,
+            policy_of(flat + sign * sigma * noise),
+            state,
+            longest,
+            horizons,
+            reward=reward,
+            discount=discount,
+            key=key,
+        )
+        up, down = (jax.vmap(lambda s, k, sign=sign: value(sign, s, k))(states, keys) for sign in (1.0, -1.0))
+        return (up - down) / (2 * sigma), noise
+
+    def batch(sums, keys):
+        slopes, noise = jax.vmap(pair)(keys)  # (B, N, n), (B, P)
+        each = jnp.einsum("bin,bp->nip", slopes, noise)
+        squares = jnp.einsum("bin,bp->nip", slopes**2, noise**2)
+        squares_of_mean = jnp.einsum("bn,bp->np", jnp.mean(slopes, axis=1) ** 2, noise**2)
+        return (sums[0] + each, sums[1] + squares, sums[2] + squares_of_mean), None
+
+    of_mean, of_each = (horizons.size, flat.size), (horizons.size, states.shape[0], flat.size)
+    zeros = tuple(jnp.zeros(shape, flat.dtype) for shape in (of_each, of_each, of_mean))
+    sums, _ = lax.scan(batch, zeros, jax.random.split(own_key, (pairs // batch_size, batch_size)))
+    each, squares, squares_of_mean = (x / pairs for x in sums)
+    error = lambda squares, mean: jnp.sqrt(jnp.maximum(squares - mean**2, 0) / (pairs - 1))
+    return each, error(squares, each), error(squares_of_mean, jnp.mean(each, axis=1))
+
+
+def _signal(estimate: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
+    """The expected cosine between an estimate and its mean, from the part of its squared norm that is not noise."""
+    size, noise = np.sum(estimate**2, axis=-1), np.sum(standard_error**2, axis=-1)
+    return np.sqrt(np.maximum(size - noise, 0) / np.where(size > 0, size, 1))
