@@ -36,10 +36,12 @@ from .methods import (
     Sequential as Sequential,
 )
 from .models import (
+    AbstractAttention as AbstractAttention,
     AbstractBackbone as AbstractBackbone,
     AbstractTrainable as AbstractTrainable,
     AbstractWorldModel as AbstractWorldModel,
     AWM as AWM,
+    CuDNNAttention as CuDNNAttention,
     GRU as GRU,
     HWM as HWM,
     LinearStateSpace as LinearStateSpace,

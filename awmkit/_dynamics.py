@@ -58,6 +58,12 @@ class AbstractDynamics(eqx.Module):
         """Whether `rollout_segment` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
         return False
 
+    @property
+    def resizable(self) -> bool:
+        """Whether the carry's shape depends on the horizon and `resize_carry` extends it, as a key-value cache's does.
+        `False` by default."""
+        return False
+
     @abc.abstractmethod
     def init(self, state: Float[Array, " S"], horizon: int) -> PyTree:
         """The carry before the first step, primed with s_0 and with room for `horizon` steps.

@@ -1,4 +1,4 @@
-"""The actions world model: every state from the initial state and the actions alone."""
+"""The actions world model (AWM)."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -11,34 +11,38 @@ from jaxtyping import PRNGKeyArray
 from .._checks import kind
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
-from ._world_model import AbstractWorldModel, check_parts, decode, head
-from .backbones._backbone import AbstractBackbone
+from ._sequence_parts import sequence_parts
+from ._world_model import AbstractWorldModel
+from .backbones import AbstractBackbone
 
 
 class AWM(AbstractWorldModel):
-    """s'_{t+1} = g(s_0, a_0 ... a_t) (Ma et al., 2024): no prediction is ever fed back.
+    """Actions world model: predicts every state from the initial state and the actions only.
 
-    The gradient from a reward to an action runs through the sequence network and nothing else, and inherits the network's
-    gradient propagation.
+        s'_{t+1} = g(s_0, a_0 ... a_t)          (Ma et al., 2024)
+
+    No prediction is fed back into the model. The gradient of a reward with respect to an action therefore passes through the
+    sequence network only, and is as well behaved as that network's.
+
+    ```python
+    model = AWM(task.state_size, task.action_size, key=k1).normalised(episodes.states)
+    model = fit(model, episodes, key=k2).model
+    ```
 
     **Arguments**
 
-    - `state_size`, `action_size`: S and A.
-    - `backbone`: a sequence network: `Transformer`, `LinearStateSpace`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the
-      following are a_t.
-    - `predict_changes`: predict s_t - s_0 (the default), or s_t itself.
-    - `per_step`: whether `normalised` takes the statistics of what it predicts step by step, not over all steps. What is left to
-      learn is then what the actions change, of one size at every step: better where episodes of one length begin alike, as
-      those of one task do; needed where the actions change little; and a transformer, which averages over tokens, need not
-      learn that effects add up. The loss keeps one unit for all steps.
-    - `key`: for the weights of embeddings and head.
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `backbone`: sequence network that reads s_0 and then a_0, a_1, ...: `Transformer`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` or
+      an `AbstractBackbone` of your own. By default the paper's transformer (2 layers, 3 heads, width 48) with rotary embedding,
+      which needs no horizon.
+    - `predict_changes`: whether the network predicts s_{t+1} - s_0 (the default) or s_{t+1}.
+    - `per_step`: whether `normalised` computes the statistics of the predicted quantity separately for each step. The network then
+      only learns the deviations that the actions cause, which have the same size at every step. Use it if all episodes have
+      the same length and start in similar states, and especially if the actions have a small effect. `False` by default.
+    - `key`: for the initial weights.
 
-    **Raises:** `ValueError` for sizes that are no whole numbers above 0, what is no backbone, and another kind of key.
-
-    ```python
-    model = AWM(task.state_size, task.action_size, Transformer(horizon=100, key=k1), key=k2).normalised(episodes.states)
-    model = fit(model, episodes, key=k3).model
-    ```
+    **Raises:** `ValueError` if a size is not a positive whole number, `backbone` is not an `AbstractBackbone`, or `key` is not one
+    key.
     """
 
     input_norm: Normaliser
@@ -56,35 +60,31 @@ class AWM(AbstractWorldModel):
         self,
         state_size: int,
         action_size: int,
-        backbone: AbstractBackbone,
+        backbone: AbstractBackbone | None = None,
         *,
         predict_changes: bool = True,
         per_step: bool = False,
         key: PRNGKeyArray,
     ):
-        check_parts("AWM", state_size, action_size, backbone, key)
-        state_key, action_key, head_key = jax.random.split(key, 3)
+        parts = sequence_parts("AWM", state_size, action_size, backbone, reads_state=False, key=key)
+        self.backbone, self.embed_state, self.embed_action, self.head = parts
         self.state_size = state_size
         self.action_size = action_size
         self.input_norm = Normaliser(state_size)
         self.output_norm = Normaliser(state_size, per_step=per_step, per_step_scale=per_step)
-        self.embed_state = eqx.nn.Linear(state_size, backbone.width, key=state_key)
-        self.embed_action = eqx.nn.Linear(action_size, backbone.width, key=action_key)
-        self.backbone = backbone
-        self.head = head(backbone.width, state_size, key=head_key)
         self.predict_changes = predict_changes
 
     @staticmethod
     def from_dynamics(dynamics: AbstractDynamics) -> "AWM":
-        """The AWM whose recurrent cell is `dynamics`, its hidden state the state.
+        """Return the AWM whose recurrent cell is `dynamics` and whose hidden state is the state.
 
-        With the true simulator it *is* the simulator: equal values and, where `state_to_model` carries its full gradient,
-        equal gradients. So "backpropagation through a Markov model" is an AWM with a poor sequence network.
+        Its values and gradients are those of `dynamics` under `Paths()`. It shows that backpropagation through a Markov model is
+        an AWM with a poor sequence network, and it lets `Parallel` run any dynamics.
 
-        **Raises:** `ValueError` for what is no dynamics.
+        **Raises:** `ValueError` if `dynamics` is not an `AbstractDynamics`.
         """
         if not isinstance(dynamics, AbstractDynamics):
-            raise ValueError(f"from_dynamics got {kind(dynamics)}; pass an instance of awmkit.AbstractDynamics.")
+            raise ValueError(f"AWM.from_dynamics needs an AbstractDynamics, got {kind(dynamics)}; pass an instance of one.")
         size, actions = dynamics.state_size, dynamics.action_size
         awm = AWM(size, actions, _Cell(dynamics=dynamics, width=size), predict_changes=False, key=jax.random.key(0))
         identity = eqx.nn.Identity()
@@ -94,18 +94,22 @@ class AWM(AbstractWorldModel):
     def parallel(self):
         return self.backbone.parallel
 
+    @property
+    def resizable(self):
+        return self.backbone.resizable
+
     def init(self, state, horizon):
         return self.backbone.init(self.embed_state(self.input_norm(state)), horizon), state
 
     def step(self, carry, state, action, t, *, key=None):
         memory, first = carry
         memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
-        return (memory, first), decode(self, self.head(feature), first, t)
+        return (memory, first), self.decode(self.head(feature), first, t)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
         memory, first = carry
         memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
-        return (memory, first), decode(self, jax.vmap(self.head)(features), first, t + jnp.arange(actions.shape[0]))
+        return (memory, first), self.decode(jax.vmap(self.head)(features), first, t + jnp.arange(actions.shape[0]))
 
     def resize_carry(self, carry, horizon):
         memory, first = carry
@@ -118,12 +122,12 @@ class AWM(AbstractWorldModel):
         return jnp.broadcast_to(states[0], states[1:].shape)
 
     def normalised(self, states):
-        # A cell that is a dynamics works in the units of its states.
+        # A dynamics used as a cell works in the units of its own states.
         return self if isinstance(self.backbone, _Cell) else super().normalised(states)
 
 
 class _Cell(AbstractBackbone):
-    """A dynamics as a recurrent network: tokens are s_0 and the actions, the hidden state and the feature are the state."""
+    """A dynamics as a recurrent network: the tokens are s_0 and the actions, the feature is the state."""
 
     dynamics: AbstractDynamics
     width: int = eqx.field(static=True)

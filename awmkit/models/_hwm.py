@@ -1,4 +1,4 @@
-"""The history world model: the next state from all states and actions so far."""
+"""The history world model (HWM)."""
 
 import equinox as eqx
 import jax
@@ -6,26 +6,32 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from .._normaliser import Normaliser
-from ._world_model import AbstractWorldModel, check_parts, decode, head
-from .backbones._backbone import AbstractBackbone
+from ._sequence_parts import sequence_parts
+from ._world_model import AbstractWorldModel
+from .backbones import AbstractBackbone
 
 
 class HWM(AbstractWorldModel):
-    """s'_{t+1} = h(s'_0 ... s'_t, a_0 ... a_t): the usual sequence world model.
+    """History world model: predicts the next state from all states and actions so far.
 
-    Trained teacher-forced, in one pass over a true episode; unrolled on its own predictions, so that its gradient takes
-    2^(t-k-1) paths from a_k to s_t, most of them through many predicted states.
+        s'_{t+1} = h(s'_0 ... s'_t, a_0 ... a_t)
+
+    This is the usual sequence world model. It is trained teacher-forced, in one pass over a true episode, and unrolled on its own
+    predictions. Its gradient from a_k to s_t sums over 2^(t-k-1) paths, most of which pass through many predicted states; an `AWM`
+    avoids them.
 
     **Arguments**
 
-    - `state_size`, `action_size`: S and A.
-    - `backbone`: a sequence network: `Transformer`, `RNN`, `LSTM` or `GRU`. Its first token is s_0, the following (s_t, a_t).
-    - `predict_changes`: predict s_{t+1} - s_t (the default), or s_{t+1} itself.
-    - `per_step`: whether `normalised` takes the means of what it reads and of what it predicts step by step, not over all steps:
-      needed where actions change little of what time changes.
-    - `key`: for the weights of embedding and head.
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `backbone`: sequence network that reads s_0 and then the pairs (s_t, a_t): `Transformer`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU`
+      or an `AbstractBackbone` of your own. By default the paper's transformer (2 layers, 3 heads, width 48) with rotary embedding.
+    - `predict_changes`: whether the network predicts s_{t+1} - s_t (the default) or s_{t+1}.
+    - `per_step`: whether `normalised` computes the means of states and of predicted quantities separately for each step. Use it if the
+      state changes much with time and little with the actions. `False` by default.
+    - `key`: for the initial weights.
 
-    **Raises:** `ValueError` for sizes that are no whole numbers above 0, what is no backbone, and another kind of key.
+    **Raises:** `ValueError` if a size is not a positive whole number, `backbone` is not an `AbstractBackbone`, or `key` is not one
+    key.
     """
 
     input_norm: Normaliser
@@ -42,22 +48,18 @@ class HWM(AbstractWorldModel):
         self,
         state_size: int,
         action_size: int,
-        backbone: AbstractBackbone,
+        backbone: AbstractBackbone | None = None,
         *,
         predict_changes: bool = True,
         per_step: bool = False,
         key: PRNGKeyArray,
     ):
-        check_parts("HWM", state_size, action_size, backbone, key)
-        first_key, embed_key, head_key = jax.random.split(key, 3)
+        parts = sequence_parts("HWM", state_size, action_size, backbone, reads_state=True, key=key)
+        self.backbone, self.embed_first, self.embed, self.head = parts
         self.state_size = state_size
         self.action_size = action_size
         self.input_norm = Normaliser(state_size, per_step=per_step)
         self.output_norm = Normaliser(state_size, per_step=per_step)
-        self.embed_first = eqx.nn.Linear(state_size, backbone.width, key=first_key)
-        self.embed = eqx.nn.Linear(state_size + action_size, backbone.width, key=embed_key)
-        self.backbone = backbone
-        self.head = head(backbone.width, state_size, key=head_key)
         self.predict_changes = predict_changes
 
     def init(self, state, horizon):
@@ -66,13 +68,13 @@ class HWM(AbstractWorldModel):
     def step(self, carry, state, action, t, *, key=None):
         token = self.embed(jnp.concatenate([self.input_norm.at(t)(state), action]))
         carry, feature = self.backbone.step(carry, token, t, key=key)
-        return carry, decode(self, self.head(feature), state, t)
+        return carry, self.decode(self.head(feature), state, t)
 
     def teacher_forced(self, states, actions):
         steps = jnp.arange(actions.shape[0])
         first = self.embed_first(self.input_norm.at(0)(states[0]))
         tokens = jax.vmap(self.embed)(jnp.concatenate([self.input_norm.at(steps)(states[:-1]), actions], axis=1))
-        return decode(self, jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1], steps)
+        return self.decode(jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1], steps)
 
     def residual_base(self, states):
         return states[:-1]

@@ -1,37 +1,37 @@
-"""A learned reward, for environments that pay by rules of their own.
-
-Apart from the world models because it moves no state: it is what an unroll scores with.
-"""
+"""A learned reward, for environments whose reward function is not known as JAX code."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from .._checks import check_counts, check_key, kind
+from .._checks import check_counts, kind
 from .._normaliser import Normaliser
 from .._trajectory import Trajectory
-from ._markov import ResidualMLP
+from ._residual_mlp import ResidualMLP
 from ._trainable import AbstractTrainable
 
 
 class RewardModel(AbstractTrainable):
-    """r'(s_t, a_t, t, s_{t+1}), a residual MLP; fitted to the rewards of episodes, it goes where a reward goes:
+    """Predicts the reward of a transition, r'(s_t, a_t, t, s_{t+1}), by a residual MLP.
+
+    Fit it to episodes with rewards and pass it wherever a reward goes:
 
     ```python
-    reward = RewardModel(state_size, action_size, key=key).normalised(episodes)
-    reward = fit(reward, episodes, key=key).model
+    reward = RewardModel(state_size, action_size, key=k1).normalised(episodes)
+    reward = fit(reward, episodes, key=k2).model
     value, grads = unroll_grad(model, policy, state, 100, reward=reward)
     ```
 
     **Arguments**
 
-    - `state_size`, `action_size`: S and A.
-    - `width`, `depth`: of the residual blocks.
-    - `horizon`: if given, t / horizon is one more input, for rewards that depend on time.
-    - `key`: for the weights.
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `width`, `depth`: width and number of the residual blocks.
+    - `horizon`: if given, t / horizon is one more input, for rewards that depend on time. `None` by default.
+    - `key`: for the initial weights.
 
-    **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
+    **Raises:** `ValueError` if a size is not a positive whole number, or `key` is not one key.
     """
 
     input_norm: Normaliser
@@ -39,7 +39,6 @@ class RewardModel(AbstractTrainable):
     network: ResidualMLP
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
-    horizon: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -51,43 +50,50 @@ class RewardModel(AbstractTrainable):
         horizon: int | None = None,
         key: PRNGKeyArray,
     ):
-        check_counts("RewardModel", state_size=state_size, action_size=action_size, width=width, horizon=horizon)
-        check_counts("RewardModel", least=0, depth=depth)
-        check_key("RewardModel", key)
+        check_counts("RewardModel", state_size=state_size, action_size=action_size)
         self.state_size = state_size
         self.action_size = action_size
         self.input_norm = Normaliser(state_size)
         self.output_norm = Normaliser(1)
-        self.network = ResidualMLP(2 * state_size + action_size + (horizon is not None), 1, width, depth, key=key)
-        self.horizon = horizon
+        size = 2 * state_size + action_size
+        self.network = ResidualMLP("RewardModel", size, 1, width=width, depth=depth, horizon=horizon, key=key)
 
     def __call__(
         self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike, next_state: Float[Array, " S"]
     ) -> Scalar:
-        change = (next_state - state) / jax.lax.stop_gradient(self.input_norm.scale)
-        time = [] if self.horizon is None else [jnp.asarray(t, state.dtype)[None] / self.horizon]
-        return self.output_norm.inverse(self.network(jnp.concatenate([self.input_norm(state), change, action, *time])))[0]
+        """Return the predicted reward of a transition.
+
+        **Arguments:** `state`, `next_state`: shape (S,). `action`: shape (A,). `t`: index of the step.
+        """
+        change = (next_state - state) / lax.stop_gradient(self.input_norm.scale)
+        return self.output_norm.inverse(self.network(self.input_norm(state), change, action, t=t))[0]
 
     def normalised(self, episodes: Trajectory) -> "RewardModel":
-        """This model with the statistics of episodes' states and rewards. Weights stay: do it once, before the first fit.
+        """Return this model with the mean and standard deviation of the episodes' states and rewards in its normalisers.
 
-        **Raises:** `ValueError` for what is no trajectory, or has no rewards.
+        Weights do not change, so call it once, before the first `fit`.
+
+        **Arguments:** `episodes`: a `Trajectory` with rewards and a leading axis.
+
+        **Raises:** `ValueError` if `episodes` is not a `Trajectory` or has no rewards.
         """
         if not isinstance(episodes, Trajectory):
-            raise ValueError(f"normalised got {kind(episodes)}; give a reward model whole episodes, a Trajectory with rewards.")
+            raise ValueError(
+                f"RewardModel.normalised needs a Trajectory with rewards, got {kind(episodes)}; pass whole episodes."
+            )
         statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(self.target(episodes))
         return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
 
     def loss(self, episode):
-        errors = (self.prediction(episode) - self.target(episode)) / jax.lax.stop_gradient(self.output_norm.scale)
+        errors = (self.prediction(episode) - self.target(episode)) / lax.stop_gradient(self.output_norm.scale)
         return 0.5 * jnp.mean(errors**2)
 
     def target(self, episodes):
         if episodes.rewards is None:
-            raise ValueError("A reward is fitted to rewards, of which these episodes have none; collect them with reward=...")
+            raise ValueError("A RewardModel needs episodes with rewards, got episodes without; collect them with reward=...")
         return episodes.rewards[..., None]
 
     def prediction(self, episode):
         states, steps = episode.states, jnp.arange(episode.actions.shape[0])
-        step = lambda s, a, t, n: self(s, a, t, n)
+        step = lambda s, a, t, n: self(s, a, t, n)  # A bound method under vmap is hashed, which fails inside grad.
         return jax.vmap(step)(states[:-1], episode.actions, steps, states[1:])[:, None]

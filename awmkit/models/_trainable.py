@@ -1,7 +1,4 @@
-"""What `fit` needs of anything that is learned from episodes: a loss to descend, and an error in units that mean something.
-
-Apart from world models because a reward is learned by the same loop.
-"""
+"""The interface of everything that `awmkit.fit` can fit."""
 
 import abc
 
@@ -12,19 +9,54 @@ from .._trajectory import Trajectory
 
 
 class AbstractTrainable(eqx.Module):
-    """A module that `awmkit.fit` can fit to whole episodes."""
+    """A module that `awmkit.fit` can fit to whole episodes: a world model, a reward model, or your own.
+
+    `fit` minimises the mean of `loss` over batches of episodes, and reports the error of `prediction` against `target` on the
+    episodes it holds out. All floating-point arrays are trained, except those in an `awmkit.Normaliser`.
+
+    **Fields** a subclass defines
+
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+
+    **What must hold**
+
+    - `prediction` and `target` have the same shape (H, D) for one episode.
+    - `target` also accepts episodes with leading batch axes, because its standard deviation is the unit of the reported error.
+
+    ```python
+    class Speedometer(AbstractTrainable):
+        "Predicts the distance between successive states."
+
+        network: eqx.nn.MLP
+        state_size: int = eqx.field(static=True)
+        action_size: int = eqx.field(static=True)
+
+        def loss(self, episode):
+            return jnp.mean((self.prediction(episode) - self.target(episode)) ** 2)
+
+        def target(self, episodes):
+            change = episodes.states[..., 1:, :] - episodes.states[..., :-1, :]
+            return jnp.linalg.norm(change, axis=-1, keepdims=True)
+
+        def prediction(self, episode):
+            return jax.vmap(self.network)(episode.actions)
+    ```
+    """
 
     state_size: eqx.AbstractVar[int]
     action_size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def loss(self, episode: Trajectory) -> Scalar:
-        """What is descended, of one episode: 0.5 times the mean square error, in units of the model's targets."""
+        """Return the training loss of one episode.
+
+        awmkit's own models return 0.5 times the mean square error, with the targets in units of their standard deviation.
+        """
 
     @abc.abstractmethod
     def target(self, episodes: Trajectory) -> Float[Array, "*batch H D"]:
-        """What of the episodes is predicted."""
+        """Return the part of the episodes that is predicted, such as s_1 ... s_H, shape (..., H, D)."""
 
     @abc.abstractmethod
     def prediction(self, episode: Trajectory) -> Float[Array, "H D"]:
-        """What is predicted of one episode, as the model will be used, open loop."""
+        """Return the prediction for one episode as it is made after training, shape (H, D). A world model runs open loop."""

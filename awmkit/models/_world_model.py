@@ -1,7 +1,4 @@
-"""What every learned model has beyond a dynamics: what it predicts from data, and the statistics it predicts with.
-
-Apart from the models so that `fit` serves any of them, and a user's own.
-"""
+"""The interface of a learned dynamics, with normalisation and residual prediction."""
 
 import abc
 from typing import TypeVar
@@ -12,23 +9,58 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import check_counts, check_key, describe, kind
+from .._checks import describe
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
 from ._trainable import AbstractTrainable
-from .backbones._backbone import AbstractBackbone
 
 W = TypeVar("W", bound="AbstractWorldModel")
 
 
 class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
-    """A dynamics that is fitted to episodes.
+    """A dynamics that is fitted to episodes. Subclass it to write your own world model.
 
-    **Fields** a subclass provides
+    Its network reads normalised states and returns normalised outputs. `decode` turns the outputs into states, either directly
+    or as changes from a known state.
 
-    - `input_norm`: normalises the states that it reads.
-    - `output_norm`: normalises what its network puts out.
-    - `predict_changes`: whether that is a change from `residual_base`, or the state itself.
+    **Fields** a subclass defines
+
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `input_norm`: `Normaliser` for the states the network reads.
+    - `output_norm`: `Normaliser` for the network's outputs.
+    - `predict_changes`: whether the outputs are changes from `residual_base`, or the states themselves.
+
+    **What must hold**
+
+    - `init` and `step`, as in every `awmkit.AbstractDynamics`, give s_{t+1}; `teacher_forced` gives the same predictions when
+      each `step` is given the true state, to rounding.
+    - If `rollout_segment` is overridden by a parallel pass, it gives the values and gradients of repeated `step`.
+
+    ```python
+    class Linear(AbstractWorldModel):
+        weight: jax.Array
+        input_norm: Normaliser
+        output_norm: Normaliser
+        predict_changes: bool = eqx.field(static=True)
+        state_size: int = eqx.field(static=True)
+        action_size: int = eqx.field(static=True)
+
+        def init(self, state, horizon):
+            return None
+
+        def step(self, carry, state, action, t, *, key=None):
+            outputs = self.weight @ jnp.concatenate([self.input_norm(state), action])
+            return carry, self.decode(outputs, state, t)
+
+        def teacher_forced(self, states, actions):
+            return jax.vmap(lambda s, a: self.step(None, s, a, 0)[1])(states[:-1], actions)
+
+        def residual_base(self, states):
+            return states[:-1]
+
+    model = Linear(jnp.zeros((3, 5)), Normaliser(3), Normaliser(3), True, 3, 2).normalised(episodes.states)
+    model = fit(model, episodes, key=key).model
+    ```
     """
 
     input_norm: eqx.AbstractVar[Normaliser]
@@ -37,20 +69,35 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
 
     @abc.abstractmethod
     def teacher_forced(self, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
-        """s_1 ... s_H as the model is trained to predict them from an episode, in one pass.
+        """Return the predictions of s_1 ... s_H that the loss compares with an episode, in one pass.
 
-        Markov: each from the true state before. HWM: each from the true history. AWM: all from s_0 and the actions.
+        A Markov model predicts each state from the true state before it, an HWM from the true history, and an AWM predicts all of
+        them from s_0 and the actions.
+
+        **Arguments:** `states`: s_0 ... s_H, shape (H+1, S). `actions`: a_0 ... a_{H-1}, shape (H, A).
+
+        **Returns:** shape (H, S).
         """
 
     @abc.abstractmethod
     def residual_base(self, states: Float[Array, "T S"]) -> Float[Array, "H S"]:
-        """What s_1 ... s_H are changes from."""
+        """Return the states to which predicted changes are added, for each of s_1 ... s_H.
+
+        A model that predicts s_{t+1} - s_t returns s_0 ... s_{H-1}; an AWM, which predicts s_{t+1} - s_0, repeats s_0.
+
+        **Arguments:** `states`: s_0 ... s_H, shape (H+1, S).
+
+        **Returns:** shape (H, S).
+        """
+
+    def decode(self, outputs: Float[Array, "*steps S"], base: Float[Array, "*_ S"], t: ArrayLike) -> Float[Array, "*steps S"]:
+        """Return the states that the network's `outputs` at step or steps `t` stand for; `base` is their residual base."""
+        states = self.output_norm.at(t).inverse(outputs)
+        return base + states if self.predict_changes else states
 
     def loss(self, episode):
-        errors = (self.teacher_forced(episode.states, episode.actions) - episode.states[1:]) / lax.stop_gradient(
-            self.output_norm.overall
-        )
-        return 0.5 * jnp.mean(errors**2)
+        errors = self.teacher_forced(episode.states, episode.actions) - episode.states[1:]
+        return 0.5 * jnp.mean((errors / lax.stop_gradient(self.output_norm.overall)) ** 2)
 
     def target(self, episodes):
         return episodes.states[..., 1:, :]
@@ -59,13 +106,17 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         return self.open_loop(episode.states[0], episode.actions)
 
     def normalised(self: W, states: Float[Array, "N T S"]) -> W:
-        """This model with the statistics of episodes' `states`, (N, H+1, S). Weights stay: do it once, before the first fit.
+        """Return this model with the mean and standard deviation of the data in its normalisers.
 
-        **Raises:** `ValueError` for states of another shape.
+        Weights do not change, so call it once, before the first `fit`.
+
+        **Arguments:** `states`: of N whole episodes, shape (N, H+1, S).
+
+        **Raises:** `ValueError` if `states` has another shape.
         """
         if len(shape := getattr(states, "shape", ())) != 3 or shape[2] != self.state_size:
             raise ValueError(
-                f"normalised got states {describe(states)}; give those of whole episodes, (N, H+1, {self.state_size}), such as "
+                f"normalised needs the states of whole episodes, shape (N, H+1, {self.state_size}), got {describe(states)}; pass "
                 "episodes.states."
             )
         targets = states[:, 1:]
@@ -73,24 +124,3 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
             targets = targets - jax.vmap(self.residual_base)(states)
         statistics = self.input_norm.fitted(states), self.output_norm.fitted(targets)
         return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
-
-
-def decode(model: AbstractWorldModel, outputs: Array, origin: Array, t: ArrayLike = 0) -> Array:
-    """States from what a network put out at step `t`, or at several."""
-    states = model.output_norm.at(t).inverse(outputs)
-    return origin + states if model.predict_changes else states
-
-
-def check_parts(who: str, state_size: int, action_size: int, backbone: AbstractBackbone, key) -> None:
-    """Raise for what no sequence model can be built of."""
-    check_counts(who, state_size=state_size, action_size=action_size)
-    if not isinstance(backbone, AbstractBackbone):
-        raise ValueError(
-            f"The backbone is {kind(backbone)}; give {who} a network, such as Transformer(key=key) or LSTM(key=key)."
-        )
-    check_key(who, key)
-
-
-def head(width: int, state_size: int, *, key) -> eqx.nn.MLP:
-    """From a backbone's feature to what the model puts out."""
-    return eqx.nn.MLP(width, state_size, width, 1, jax.nn.swish, key=key)

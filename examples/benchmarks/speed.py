@@ -45,6 +45,7 @@ from awmkit import (
     AbstractDynamics,
     AWM,
     BPO,
+    CuDNNAttention,
     GRU,
     HWM,
     LinearStateSpace,
@@ -75,7 +76,7 @@ def awm(backbone: Callable[[int, PRNGKeyArray], Any]) -> Build:
 
 SYSTEMS: dict[str, Build] = {
     "AWM transformer": awm(lambda n, key: Transformer(WIDTH, horizon=n, key=key)),
-    "AWM transformer, bfloat16": awm(lambda n, key: Transformer(WIDTH, horizon=n, products=jnp.bfloat16, key=key)),
+    "AWM transformer, bfloat16": awm(lambda n, key: Transformer(WIDTH, horizon=n, matmul_dtype=jnp.bfloat16, key=key)),
     "AWM state space": awm(lambda n, key: LinearStateSpace(WIDTH, key=key)),
     "AWM GRU": awm(lambda n, key: GRU(WIDTH, key=key)),
     "AWM LSTM": awm(lambda n, key: LSTM(WIDTH, key=key)),
@@ -87,7 +88,7 @@ SYSTEMS: dict[str, Build] = {
 }
 if jax.default_backend() == "gpu":
     SYSTEMS["AWM transformer, cuDNN"] = awm(
-        lambda n, key: Transformer(WIDTH, horizon=n, products=jnp.bfloat16, fused=True, key=key)
+        lambda n, key: Transformer(WIDTH, horizon=n, matmul_dtype=jnp.bfloat16, attention=CuDNNAttention(), key=key)
     )
 LEARNED = [name for name in SYSTEMS if "AWM" in name or name in ("HWM transformer", "Markov")]
 # Horizons of what tells little more at others, or takes minutes to compile.

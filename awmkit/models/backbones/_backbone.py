@@ -1,7 +1,4 @@
-"""The interface of a causal sequence network: what an AWM or an HWM predicts with.
-
-Apart so that world models and networks know each other only through it.
-"""
+"""The interface of a causal sequence network, the part of an AWM or HWM that remembers."""
 
 import abc
 from typing import ClassVar
@@ -15,48 +12,89 @@ from ..._dynamics import step_keys
 
 
 class AbstractBackbone(eqx.Module):
-    """A causal sequence network, primed with a first token and then fed one token a step.
+    """A causal sequence network: it reads a first token, then one token per step, and returns one feature per step.
 
-    It can be run step by step (`init`, `step`) or over many tokens at once (`append`, `__call__`); values and gradients are
-    equal.
+    `AWM` and `HWM` embed states and actions as tokens of size W and decode features into states. Subclass it to use your own
+    network. Only `init` and `step` are required.
 
-    **Fields** a subclass provides
+    **Fields** a subclass defines
 
-    - `width`: the size W of tokens and of features.
-    - `parallel`: class attribute, `True` where `__call__` handles all tokens at once. The default is `False`.
+    - `width`: size W of tokens and features.
+    - `parallel`: class attribute; `True` if `append` processes all tokens at once instead of scanning over them. `False` by
+      default. The unroll then uses the method `Parallel`.
+    - `resizable`: class attribute; `True` if the memory's shape depends on the horizon, as a key-value cache's does, and `resize`
+      extends it. `False` by default.
+
+    **What must hold**
+
+    - The feature of step t depends on the first token and on the tokens of steps 0 to t only.
+    - `append` gives the values and gradients of repeated `step`, to rounding.
+    - `step` returns a memory with the structure, shapes and dtypes of the one it was given.
+    - `init(first, n)` followed by `resize(memory, m)` has the shapes of `init(first, m)`.
+
+    ```python
+    class Leaky(AbstractBackbone):
+        decay: jax.Array
+        width: int = eqx.field(static=True)
+
+        def init(self, first, horizon):
+            return first
+
+        def step(self, memory, token, t, *, key=None):
+            memory = jax.nn.sigmoid(self.decay) * memory + token
+            return memory, memory
+
+    model = AWM(state_size, action_size, Leaky(jnp.zeros(16), 16), key=key)
+    ```
     """
 
     width: eqx.AbstractVar[int]
     parallel: ClassVar[bool] = False
+    resizable: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, first: Float[Array, " S"], horizon: int) -> PyTree:
-        """The memory after the first token, with room for `horizon` more.
+        """Return the memory after the first token, with space for `horizon` further tokens.
 
-        **Raises:** `ValueError` for a `horizon` beyond the one the network was built for.
+        **Raises:** `ValueError` if the network supports fewer than `horizon` steps.
         """
 
     @abc.abstractmethod
     def step(
         self, memory: PyTree, token: Float[Array, " W"], t: ScalarLike, *, key: PRNGKeyArray | None = None
     ) -> tuple[PyTree, Float[Array, " F"]]:
-        """The memory after, and the feature at, the token of step `t`, which follows the first token and t others."""
+        """Process one token.
+
+        **Arguments:** `memory`: from `init` or the previous call. `token`: shape (W,). `t`: index of the step, 0 for the token
+        after the first one; may be traced. `key`: for a stochastic network.
+
+        **Returns:** the new memory and the feature, shape (W,).
+        """
 
     def append(
         self, memory: PyTree, tokens: Float[Array, "B W"], t: int, *, keys: Key[Array, " B"] | None = None
     ) -> tuple[PyTree, Float[Array, "B F"]]:
-        """The memory after, and the features at, the tokens of step `t` and those that follow. By default a scan of `step`."""
+        """Process the tokens of steps t to t + B - 1. By default a scan of `step`.
+
+        Override it, with `parallel = True`, if the network can process all tokens at once. The `memory` may have space for later
+        steps; the one that is returned need not.
+
+        **Arguments:** `memory`: after step t - 1. `tokens`: shape (B, W). `t`: index of their first step, a Python integer.
+        `keys`: one per step.
+
+        **Returns:** the memory after the last token, and the features, shape (B, W).
+        """
         steps = (tokens, t + jnp.arange(tokens.shape[0]), keys)
         return lax.scan(lambda memory, x: self.step(memory, x[0], x[1], key=x[2]), memory, steps)
 
     def resize(self, memory: PyTree, horizon: int) -> PyTree:
-        """`memory` with room for `horizon` tokens after the first; by default as it is, for one that needs no room."""
+        """Return `memory` with space for `horizon` tokens after the first. By default `memory` itself."""
         del horizon
         return memory
 
     def __call__(
         self, first: Float[Array, " S"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "H F"]:
-        """The features at all `tokens`."""
+        """Return the features at all `tokens`, shape (H, W)."""
         horizon = tokens.shape[0]
         return self.append(self.init(first, horizon), tokens, 0, keys=step_keys(key, horizon))[1]

@@ -1,7 +1,6 @@
-"""Recurrent backbones: RNN, LSTM, GRU.
+"""Recurrent backbones: RNN, LSTM and GRU.
 
-Apart from the transformer because they share their one idea: the part of a cell that does not wait for the hidden state is
-computed for all steps at once, and only the rest is scanned.
+The part of a cell that does not depend on the hidden state is computed for all steps at once; only the rest is scanned.
 """
 
 import abc
@@ -17,21 +16,21 @@ from ._backbone import AbstractBackbone
 
 
 class AbstractRecurrent(AbstractBackbone):
-    """A cell whose memory is its hidden state, a tuple whose first entry is also the feature."""
+    """A recurrent cell. Its memory is the hidden state, a tuple whose first entry is also the feature."""
 
     drive: eqx.AbstractVar[eqx.nn.Linear]
 
     @abc.abstractmethod
     def update(self, memory: PyTree, drive: Float[Array, " G"]) -> PyTree:
-        """The next hidden state, from the last and from the token's contribution `drive(token)`."""
+        """Return the next hidden state from the last one and from `drive(token)`."""
 
     @abc.abstractmethod
-    def blank(self) -> PyTree:
-        """The hidden state before the first token."""
+    def initial(self) -> PyTree:
+        """Return the hidden state before the first token."""
 
     def init(self, first, horizon):
         del horizon
-        return self.update(self.blank(), self.drive(first))
+        return self.update(self.initial(), self.drive(first))
 
     def step(self, memory, token, t, *, key=None):
         del t, key
@@ -49,11 +48,11 @@ class AbstractRecurrent(AbstractBackbone):
 
 
 class RNN(AbstractRecurrent):
-    """h_t = tanh(W x_t + U h_{t-1} + b), with U orthogonal at the start (Elman, 1990; Saxe et al., 2014).
+    """Elman's recurrent network: h_t = tanh(W x_t + U h_{t-1} + b) (Elman, 1990), with U initially orthogonal (Saxe et al., 2014).
 
     |ds_t/da_k| grows at most like the largest singular value of U to the power t-k.
 
-    **Arguments:** `width`: of tokens and hidden state. `key`: for the weights.
+    **Arguments:** `width`: size of tokens and hidden state. `key`: for the initial weights.
     """
 
     drive: eqx.nn.Linear
@@ -64,7 +63,7 @@ class RNN(AbstractRecurrent):
         self.width = width
         self.drive, self.recurrent = _gates("RNN", 1, width, key)
 
-    def blank(self):
+    def initial(self):
         return (jnp.zeros_like(self.recurrent[0]),)
 
     def update(self, memory, drive):
@@ -72,9 +71,9 @@ class RNN(AbstractRecurrent):
 
 
 class LSTM(AbstractRecurrent):
-    """Long short-term memory (Hochreiter & Schmidhuber, 1997), whose forget gate starts open (Gers et al., 2000).
+    """Long short-term memory (Hochreiter & Schmidhuber, 1997), with the bias of the forget gate initially 1 (Gers et al., 2000).
 
-    **Arguments:** `width`: of tokens, hidden state and cell. `key`: for the weights.
+    **Arguments:** `width`: size of tokens, hidden state and cell. `key`: for the initial weights.
     """
 
     drive: eqx.nn.Linear
@@ -86,7 +85,7 @@ class LSTM(AbstractRecurrent):
         drive, self.recurrent = _gates("LSTM", 4, width, key)
         self.drive = eqx.tree_at(lambda d: d.bias, drive, jnp.zeros(4 * width).at[width : 2 * width].set(1.0))
 
-    def blank(self):
+    def initial(self):
         zeros = jnp.zeros_like(self.recurrent[0])
         return zeros, zeros
 
@@ -98,9 +97,9 @@ class LSTM(AbstractRecurrent):
 
 
 class GRU(AbstractRecurrent):
-    """Gated recurrent unit (Cho et al., 2014), with the reset gate after the recurrent product.
+    """Gated recurrent unit (Cho et al., 2014), with the reset gate applied after the recurrent product.
 
-    **Arguments:** `width`: of tokens and hidden state. `key`: for the weights.
+    **Arguments:** `width`: size of tokens and hidden state. `key`: for the initial weights.
     """
 
     drive: eqx.nn.Linear
@@ -111,7 +110,7 @@ class GRU(AbstractRecurrent):
         self.width = width
         self.drive, self.recurrent = _gates("GRU", 3, width, key)
 
-    def blank(self):
+    def initial(self):
         return (jnp.zeros_like(self.recurrent[0]),)
 
     def update(self, memory, drive):
@@ -123,7 +122,7 @@ class GRU(AbstractRecurrent):
 
 
 def _gates(who: str, gates: int, width: int, key: PRNGKeyArray) -> tuple[eqx.nn.Linear, Array]:
-    """The token's projection onto all gates, and for each gate an orthogonal recurrent matrix."""
+    """Return the projection of a token onto all gates, and the recurrent weights, one orthogonal matrix per gate."""
     check_counts(who, width=width)
     check_key(who, key)
     drive_key, *recurrent_keys = jax.random.split(key, gates + 1)

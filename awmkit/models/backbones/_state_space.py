@@ -1,7 +1,4 @@
-"""The linear state-space backbone: a recurrence without a nonlinearity in it, so that all steps can be had at once.
-
-Apart from the recurrent cells because its hidden state needs no scan in order of time: composition is associative.
-"""
+"""The linear state-space backbone, whose recurrence runs as an associative scan."""
 
 import math
 from typing import ClassVar
@@ -15,22 +12,28 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..._checks import check_counts, check_key
 from ._backbone import AbstractBackbone
 
-Complex = tuple[Float[Array, "..."], Float[Array, "..."]]  # Real and imaginary part: optimisers and strict dtypes know both.
+Complex = tuple[Float[Array, "..."], Float[Array, "..."]]  # Real and imaginary part, as real arrays for optimisers.
 
 
 class LinearStateSpace(AbstractBackbone):
-    """Blocks of x_t = lambda x_{t-1} + B u_t, y_t = Re(C x_t) + D u_t, with lambda diagonal and complex, and a gate on top.
+    """Layers of a linear recurrence with a complex diagonal matrix lambda, each followed by a gated linear unit.
 
-    S5 (Smith et al., 2023) with the stable parameters of the linear recurrent unit (Orvieto et al., 2023): |lambda| < 1
-    whatever the weights, so that no gradient through the recurrence grows with the horizon. Of the steps that are taken at
-    once, the number of dependent operations grows like the logarithm, and the work like their number.
+        x_t = lambda x_{t-1} + B u_t,    y_t = Re(C x_t) + D u_t
+
+    This is S5 (Smith et al., 2023) with the parametrisation of the linear recurrent unit (Orvieto et al., 2023), which keeps
+    |lambda| < 1 for all weights. Gradients through the recurrence therefore never grow with the horizon. Over H steps the
+    associative scan takes O(H) work and O(log H) dependent operations. Use it for very long horizons.
 
     **Arguments**
 
-    - `width`: of tokens. `depth`: blocks. `modes`: entries of lambda in each block.
-    - `chunk_size`: the most steps taken at once, more one such span after another. So many should fit a processor's cache; where
-      there are thousands of cores, give the horizon.
-    - `key`: for the weights; |lambda| starts between 0.8 and 0.999, at phases up to pi/4 a step.
+    - `width`: size of the tokens.
+    - `depth`: number of layers.
+    - `modes`: number of entries of lambda in each layer.
+    - `chunk_size`: steps per associative scan. Longer sequences run in chunks of this size. Choose one that fits in the CPU cache
+      (the default, 256, does), or the horizon on a GPU.
+    - `key`: for the initial weights. |lambda| starts between 0.8 and 0.999, with phases of 0 to pi/4 per step.
+
+    **Raises:** `ValueError` if a size is not a positive whole number, or `key` is not one key.
     """
 
     blocks: list["Block"]
@@ -49,7 +52,7 @@ class LinearStateSpace(AbstractBackbone):
 
     def init(self, first, horizon):
         del horizon
-        return self.step([block.blank() for block in self.blocks], first, 0)[0]
+        return self.step([block.initial() for block in self.blocks], first, 0)[0]
 
     def step(self, memory, token, t, *, key=None):
         del t, key
@@ -62,18 +65,19 @@ class LinearStateSpace(AbstractBackbone):
     def append(self, memory, tokens, t, *, keys=None):
         del t, keys
         if tokens.shape[0] <= self.chunk_size:
-            return self._span(memory, tokens)
-        spans = tokens.shape[0] // self.chunk_size
-        end = spans * self.chunk_size
-        memory, done = lax.scan(lambda x, span: self._span(x, span), memory, tokens[:end].reshape(spans, self.chunk_size, -1))
-        done = done.reshape(end, -1)
+            return self._append_chunk(memory, tokens)
+        count = tokens.shape[0] // self.chunk_size
+        end = count * self.chunk_size
+        chunks = tokens[:end].reshape(count, self.chunk_size, -1)
+        memory, features = lax.scan(lambda x, chunk: self._append_chunk(x, chunk), memory, chunks)
+        features = features.reshape(end, -1)
         if end == tokens.shape[0]:
-            return memory, done
-        memory, rest = self._span(memory, tokens[end:])
-        return memory, jnp.concatenate([done, rest])
+            return memory, features
+        memory, rest = self._append_chunk(memory, tokens[end:])
+        return memory, jnp.concatenate([features, rest])
 
-    def _span(self, memory, tokens):
-        """As `append`, with all tokens at once."""
+    def _append_chunk(self, memory, tokens):
+        """Return what `append` does, by one associative scan per layer."""
         after = []
         for block, x in zip(self.blocks, memory, strict=True):
             x, tokens = block(x, tokens)
@@ -82,7 +86,7 @@ class LinearStateSpace(AbstractBackbone):
 
 
 class Block(eqx.Module):
-    """A residual block: normalise, the recurrence, then a gated linear unit."""
+    """One residual layer: layer norm, the linear recurrence, a gated linear unit."""
 
     norm: eqx.nn.LayerNorm
     decay: Float[Array, " N"]
@@ -103,12 +107,12 @@ class Block(eqx.Module):
         self.D = jnp.ones(width)
         self.gate = eqx.nn.Linear(width, width, key=keys[4])
 
-    def blank(self) -> Complex:
-        """x before the first token."""
+    def initial(self) -> Complex:
+        """Return x before the first token."""
         return jnp.zeros_like(self.decay), jnp.zeros_like(self.decay)
 
     def step(self, x: Complex, token: Float[Array, " W"]) -> tuple[Complex, Float[Array, " W"]]:
-        """x and the token after one step."""
+        """Return the next x and the output at `token`."""
         u = self.norm(token)
         turned = _times(self._eigenvalues(), x)
         driven = self._drive(u)
@@ -116,7 +120,7 @@ class Block(eqx.Module):
         return x, self._leave(x, u, token)
 
     def __call__(self, x: Complex, tokens: Float[Array, "T W"]) -> tuple[Complex, Float[Array, "T W"]]:
-        """As `step`, for all tokens at once."""
+        """Return x after the last token and the outputs at all tokens, by an associative scan."""
         u = jax.vmap(self.norm)(tokens)
         driven = jax.vmap(self._drive)(u)
         eigenvalues = jax.tree.map(lambda x: jnp.broadcast_to(x, driven[0].shape), self._eigenvalues())
@@ -130,7 +134,7 @@ class Block(eqx.Module):
         return radius * jnp.cos(self.phase), radius * jnp.sin(self.phase)
 
     def _drive(self, u):
-        """B u, scaled so that x is of the size of u however slowly it decays."""
+        """Return B u, scaled so that x has the size of u for any rate of decay."""
         scale = jnp.sqrt(-jnp.expm1(-2 * jnp.exp(self.decay)))
         return scale * (self.B[0] @ u), scale * (self.B[1] @ u)
 
@@ -144,7 +148,7 @@ def _times(a: Complex, b: Complex) -> Complex:
 
 
 def _compose(first: tuple[Complex, Complex], then: tuple[Complex, Complex]) -> tuple[Complex, Complex]:
-    """Two maps x -> a x + b as one."""
+    """Compose two maps x -> a x + b."""
     (a, b), (c, d) = first, then
     turned = _times(c, b)
     return _times(c, a), (turned[0] + d[0], turned[1] + d[1])
