@@ -1,4 +1,4 @@
-"""Scores at known returns, and aggregates against their definitions and scipy's."""
+"""Scores at known returns; aggregates compared with their definitions and with scipy."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from awmkit.tasks import (
 
 CONTROLS = np.load(Path(__file__).parent / "reference" / "controls.npz")
 HORIZONS = (20, 50, 100, 200, 500)
-tenths = st.integers(-50, 50).map(lambda n: n / 10)  # Ties are likely, sums are all but exact.
+tenths = st.integers(-50, 50).map(lambda n: n / 10)  # Makes ties likely and sums nearly exact.
 
 
 def scores(seeds=st.integers(1, 6), tasks=st.integers(1, 5)):
@@ -37,12 +37,12 @@ def scores(seeds=st.integers(1, 6), tasks=st.integers(1, 5)):
 
 
 def pairs():
-    """Two methods, each with seeds of its own, on the same tasks."""
+    """Scores of two methods on the same tasks; their numbers of seeds may differ."""
     return st.integers(1, 4).flatmap(lambda tasks: st.tuples(*[scores(tasks=st.just(tasks))] * 2))
 
 
 @pytest.mark.parametrize("problem", MYRIAD)
-def test_the_optimum_scores_1_the_best_constant_0_and_a_constant_where_it_is_optimal_has_no_gap(problem):
+def test_the_optimum_scores_1_and_the_best_constant_action_0(problem):
     for horizon in HORIZONS:
         task, known = Discretised(problem(), horizon), reference(problem, horizon)
         assert known == reference(problem(), horizon) == reference(task)
@@ -52,10 +52,10 @@ def test_the_optimum_scores_1_the_best_constant_0_and_a_constant_where_it_is_opt
             returns = np.array([[known.optimal], [known.best_constant]])
             np.testing.assert_allclose(gap_closed(task, returns), [[1], [0]])
         else:
-            says(lambda task=task: gap_closed(task, 0.0), f"{problem.__name__} has no gap to close: its best constant")
+            says(lambda task=task: gap_closed(task, 0.0), f"{problem.__name__} has no gap to close, because its best constant")
 
 
-def test_nine_problems_tell():
+def test_nine_problems_count_in_aggregates():
     assert len(TELLING) == 9 and {*MYRIAD} - {*TELLING} == {Bioreactor, PredatorPrey, Epidemic}
 
 
@@ -68,7 +68,7 @@ def test_the_optimal_controls_close_the_gap(name, problem):
 
 
 @given(x=arrays(float, array_shapes(max_dims=3, max_side=6), elements=tenths), random=st.randoms(use_true_random=False))
-def test_the_interquartile_mean_is_that_of_the_middle_whatever_the_order(x, random):
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half_in_any_order(x, random):
     shuffled = x.flatten().tolist()
     random.shuffle(shuffled)
     assert iqm(shuffled) == iqm(x)
@@ -79,7 +79,7 @@ def test_the_interquartile_mean_is_that_of_the_middle_whatever_the_order(x, rand
 
 
 @given(x=scores(), outlier=st.floats(1e3, 1e300), sign=st.sampled_from([-1, 1]))
-def test_one_outlier_does_not_move_the_interquartile_mean_beyond_the_others(x, outlier, sign):
+def test_an_outlier_cannot_move_the_interquartile_mean_out_of_the_range_of_the_other_scores(x, outlier, sign):
     assume(x.size >= 4)
     spoilt = x.copy()
     spoilt[0, 0] = sign * outlier
@@ -87,7 +87,7 @@ def test_one_outlier_does_not_move_the_interquartile_mean_beyond_the_others(x, o
 
 
 @given(xy=pairs())
-def test_the_probability_of_improvement_is_mann_whitneys_u_and_what_one_gains_the_other_loses(xy):
+def test_the_probability_of_improvement_is_the_mann_whitney_statistic_and_both_directions_sum_to_1(xy):
     x, y = xy
     np.testing.assert_allclose(probability_of_improvement(x, y) + probability_of_improvement(y, x), 1)
     u = [scipy.stats.mannwhitneyu(a, b, method="asymptotic").statistic for a, b in zip(x.T, y.T, strict=True)]
@@ -95,7 +95,7 @@ def test_the_probability_of_improvement_is_mann_whitneys_u_and_what_one_gains_th
 
 
 @given(xy=pairs(), seed=st.integers(0, 2**32))
-def test_an_interval_is_that_of_its_seed_and_of_resampled_seeds_of_each_task(xy, seed):
+def test_an_interval_resamples_seeds_within_each_task_and_is_reproducible(xy, seed):
     x, y = xy
     assume(min(len(x), len(y)) > 1)
 
@@ -110,15 +110,15 @@ def test_an_interval_is_that_of_its_seed_and_of_resampled_seeds_of_each_task(xy,
     assert (one.low, one.high) == (again.low, again.high)
 
 
-def test_an_interval_covers_the_truth_as_often_as_it_says():
-    """The mean of 20 normal scores of each of 4 tasks is 0."""
+def test_an_80_percent_interval_contains_the_truth_in_80_percent_of_cases():
+    """The scores are normal with mean 0: 20 seeds on each of 4 tasks."""
     rng = np.random.default_rng(0)
     found = [interval(np.mean, rng.normal(size=(20, 4)), level=0.8, resamples=200, seed=k) for k in range(300)]
     assert abs(np.mean([i.low <= 0 <= i.high for i in found]) - 0.8) < 0.07  # three standard deviations
 
 
-def test_seeds_are_resampled_within_each_task_and_by_themselves():
-    """Scores equal within each task cannot spread; nine tasks of equal scores spread a third as much as one."""
+def test_each_task_is_resampled_separately():
+    """Constant scores within each task have no spread; nine tasks with the same scores have a third of the spread of one."""
     found = interval(iqm, np.tile([0.0, 1.0, 2.0, 4.0], (5, 1)))
     assert found.low == found.value == found.high == 1.5
     column = np.random.default_rng(0).normal(size=(20, 1))
@@ -134,7 +134,7 @@ def returns_of(score, seeds=3, problems=MYRIAD):
     }
 
 
-def test_the_table_shows_scores_aggregates_and_what_is_missing():
+def test_the_table_shows_scores_aggregates_and_missing_runs():
     partial = returns_of(0.7)
     del partial["Harvest"]
     partial["Glucose"][1:] = [None, float("nan")]
@@ -151,7 +151,7 @@ def test_the_table_shows_scores_aggregates_and_what_is_missing():
     assert lines.keys() >= {p.__name__ for p in TELLING} | {"Bioreactor *", "PredatorPrey *"}
 
 
-def test_the_table_of_one_seed_has_no_intervals_and_of_no_run_no_aggregates():
+def test_a_table_of_one_seed_has_no_intervals_and_a_table_of_no_runs_no_aggregates():
     text = table(
         {"AWM": returns_of(0.9, seeds=1, problems=TELLING), "SAC": returns_of(0.5, seeds=1, problems=TELLING)}, 100, of="SAC"
     )
@@ -160,26 +160,26 @@ def test_the_table_of_one_seed_has_no_intervals_and_of_no_run_no_aggregates():
 
 
 MISUSES = {
-    "another task": (lambda: reference(OneBounce(20)), "no reference numbers for OneBounce.*Discretised"),
-    "a class of something else": (lambda: reference(OneBounce, 20), "no reference numbers for OneBounce with horizon=20"),
+    "another task": (lambda: reference(OneBounce(20)), "No reference returns.*OneBounce.*Discretised"),
+    "another class": (lambda: reference(OneBounce, 20), "No reference returns are known for OneBounce with horizon=20"),
     "a problem without a horizon": (lambda: reference(Glucose), "for Glucose with horizon=None; pass"),
-    "another horizon": (lambda: reference(Glucose, 30), "for Glucose at 30 steps, but for Glucose at 20, 50, 100, 200, 500"),
+    "an unknown horizon": (lambda: reference(Glucose, 30), "Glucose at 30 steps; known are Glucose at 20, 50, 100, 200, 500"),
     "two horizons": (lambda: reference(Discretised(Glucose(), 50), 100), "horizon=100"),
-    "changed parameters": (lambda: reference(Harvest(m=0.1), 50), r"numbers for Harvest\(m=0.1\) at 50 steps, but for Harvest"),
-    "a changed array": (lambda: reference(Bacteria(A=jnp.asarray(2.0)), 50), r"numbers for Bacteria\(A=2.0\) at 50 steps"),
-    "distractors": (lambda: gap_closed(Discretised(Glucose(), distractors=2), 0.0), "nothing random, not of .*distractors=2"),
-    "noise": (lambda: normalised(Discretised(Bacteria(), noise=0.1), 0.0), r"noise=\(0.1,\); leave these out"),
-    "no scores": (lambda: iqm([]), "0 scores.*at least one"),
-    "a word for a score": (lambda: iqm(["good"]), "scores are no numbers"),
-    "a name for a task": (lambda: reference("CancerTreatment", 100), "no reference numbers for str.*awmkit.tasks.MYRIAD"),
-    "a failed run": (lambda: iqm([1.0, np.nan]), "2 scores, of which 1 are not finite"),
-    "scores of no task": (lambda: interval(iqm, [1.0, 2.0]), r"shape \(2,\); give \(seeds, tasks\)"),
-    "one seed": (lambda: interval(iqm, [[1.0, 2.0]]), "1 seed, which has no spread"),
-    "other tasks": (lambda: probability_of_improvement([[1.0, 2.0]], [[1.0]]), "of 2 and 1 tasks"),
-    "an unknown problem": (lambda: table({"AWM": {"CartPole": [1.0]}}, 100), "The table got CartPole"),
-    "an unknown method": (lambda: table({"AWM": {"Harvest": [1.0]}}, 100, of="SAC"), "The table got SAC"),
-    "a table of nothing": (lambda: table({}, 100), "The table got no method"),
-    "a table of no task": (lambda: table({"AWM": {}}, 100), "The table got no task"),
+    "changed parameters": (lambda: reference(Harvest(m=0.1), 50), r"for Harvest\(m=0.1\) at 50 steps; known are Harvest"),
+    "a changed array": (lambda: reference(Bacteria(A=jnp.asarray(2.0)), 50), r"for Bacteria\(A=2.0\) at 50 steps"),
+    "distractors": (lambda: gap_closed(Discretised(Glucose(), distractors=2), 0.0), "without distractors.*got .*distractors=2"),
+    "noise": (lambda: normalised(Discretised(Bacteria(), noise=0.1), 0.0), r"or noise, got .*noise=\(0.1,\); use Discretised"),
+    "no scores": (lambda: iqm([]), "at least one number.*got 0 scores"),
+    "a word for a score": (lambda: iqm(["good"]), "scores must hold numbers"),
+    "a name for a task": (lambda: reference("CancerTreatment", 100), "No reference returns.*str.*awmkit.tasks.MYRIAD"),
+    "a failed run": (lambda: iqm([1.0, np.nan]), "got 2 scores, 1 of them not finite"),
+    "scores without an axis of tasks": (lambda: interval(iqm, [1.0, 2.0]), r"shape \(seeds, tasks\), got \(2,\)"),
+    "one seed": (lambda: interval(iqm, [[1.0, 2.0]]), "at least 2 seeds, got 1"),
+    "different tasks": (lambda: probability_of_improvement([[1.0, 2.0]], [[1.0]]), "same tasks, got 2 and 1 tasks"),
+    "an unknown problem": (lambda: table({"AWM": {"CartPole": [1.0]}}, 100), "got CartPole"),
+    "an unknown method": (lambda: table({"AWM": {"Harvest": [1.0]}}, 100, of="SAC"), "got SAC"),
+    "a table of nothing": (lambda: table({}, 100), "got no method"),
+    "a table of no task": (lambda: table({"AWM": {}}, 100), "got no task"),
 }
 
 
@@ -188,6 +188,6 @@ def test_misuse_is_one_clear_sentence(name):
     says(*MISUSES[name])
 
 
-def test_a_cancer_treatment_is_judged_as_the_paper_has_it():
+def test_the_reference_returns_of_cancer_treatment_are_known():
     known = reference(CancerTreatment, 100)
     assert (round(known.optimal, 4), round(known.best_constant, 2), round(known.random, 1)) == (-20.5253, -21.79, -33.8)
