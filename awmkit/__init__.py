@@ -4,7 +4,12 @@ from ._dynamics import AbstractDynamics as AbstractDynamics, AbstractTask as Abs
 from ._normaliser import Normaliser as Normaliser
 from ._paths import BPO as BPO, Paths as Paths
 from ._policies import AbstractPolicy as AbstractPolicy, GaussianPolicy as GaussianPolicy, MLPPolicy as MLPPolicy
-from ._progress import Progress as Progress
+from ._progress import (
+    AbstractMeter as AbstractMeter,
+    AbstractProgress as AbstractProgress,
+    NoProgress as NoProgress,
+    TqdmProgress as TqdmProgress,
+)
 from ._trajectory import Trajectory as Trajectory
 from ._unroll import unroll as unroll, unroll_grad as unroll_grad
 from .learning import (

@@ -33,7 +33,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
 
-from awmkit import AbstractDynamics, AWM, BPO, fit, FitResult, LSTM, MLPPolicy, Progress, unroll, unroll_grad
+from awmkit import AbstractDynamics, AWM, BPO, fit, FitResult, LSTM, MLPPolicy, TqdmProgress, unroll, unroll_grad
 from awmkit.mjx import cartpole, double_pendulum, MJXTask, pendulum
 
 TASKS = {"pendulum": pendulum, "cartpole": cartpole, "double_pendulum": double_pendulum}
@@ -77,7 +77,7 @@ def compare(task: MJXTask, model: AbstractDynamics, horizons: list[int]) -> dict
     result: dict = {"horizons": horizons, "cosine": [], "cosine_of_each": []}
     names = {"simulator": task, "model": model}
     result |= {name: {"norm": [], "compile_s": [], "ms": []} for name in names}
-    with Progress("differentiate", len(horizons)) as bar:
+    with TqdmProgress().start("differentiate", len(horizons)) as bar:
         for i, horizon in enumerate(horizons):
             bar.update(i, f"compile H = {horizon}")
             programs = {name: compile_gradient(dynamics, task, policy, horizon) for name, dynamics in names.items()}

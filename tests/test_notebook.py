@@ -14,11 +14,11 @@ SHOWN = """
 ## And see it
 
 ```python
-from awmkit import plot
+from awmkit import NoProgress, plot
 from awmkit.analysis import report
 
 starts, actions = 0.1 * jax.random.normal(keys[2], (2, 2)), jnp.zeros((2, 8, 1))
-found = report(boat, starts, actions, reward=boat.reward, key=keys[3], progress=False)
+found = report(boat, starts, actions, reward=boat.reward, key=keys[3], progress=NoProgress())
 found
 ```
 

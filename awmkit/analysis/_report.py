@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
-from .._progress import Progress
+from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._reward import check_reward, Reward
 from ._arguments import check_batch, check_horizons, Horizons
 from ._fidelity import Fidelity, fidelity
@@ -116,7 +116,7 @@ def report(
     sigma: float = 0.1,
     pairs: int = 1024,
     span: float = 1.0,
-    progress: bool = True,
+    progress: AbstractProgress = TqdmProgress(),
 ) -> Report:
     """Run all analyses on one dynamics or several: how gradients grow, why, and whether they point the right way.
 
@@ -148,7 +148,7 @@ def report(
     - `sigma`: standard deviation of the perturbations of actions that smooth the true return, see `true_gradient`.
     - `pairs`: number of pairs of perturbations; more make the reference less noisy.
     - `span`: the largest step along the landscape's direction.
-    - `progress`: whether to show a progress bar on stderr.
+    - `progress`: `TqdmProgress()` shows a bar on stderr, `NoProgress()` nothing.
 
     **Returns:** a `Report`.
 
@@ -158,21 +158,22 @@ def report(
     if not named:
         raise ValueError("report needs at least one dynamics, got an empty dict.")
     check_reward(reward)
+    check_progress(progress)
     for one in named.values():
         states, actions = check_batch(one, states, actions, key=key)
     chosen = check_horizons(horizons, actions.shape[1])
     judged = chosen[-1:-8:-2][::-1] if fidelity_horizons is None else np.asarray(fidelity_horizons)
     reference_key, run_key, cut_key = jax.random.split(key, 3)
     reference, entries, smoothing = None, {}, {"sigma": sigma, "pairs": pairs}
-    with Progress("report", len(named) + (truth is not None), enabled=progress) as bar:
+    with progress.start("report", len(named) + (truth is not None)) as meter:
         if truth is not None:
-            bar.update(0, "the true gradient")
+            meter.update(0, phase="true gradient")
             given = {"reward": reward, "horizons": judged, "key": reference_key}
             reference = true_gradient(truth, actions[0], states, **given, **smoothing)
         for name, one in named.items():
-            bar.update(len(entries) + (truth is not None), name)
+            meter.update(len(entries) + (truth is not None), phase=name)
             entries[name] = _entry(one, states, actions, reward, run_key, cut_key, reference, chosen, span)
-        bar.update(len(named) + (truth is not None))
+        meter.update(len(named) + (truth is not None))
     setting = {"starts": len(states), "horizon": actions.shape[1], "horizons": chosen, "fidelity_horizons": judged}
     return Report(entries, reference, {**setting, **smoothing, "span": span})
 

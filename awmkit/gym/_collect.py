@@ -18,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._checks import check_call, check_counts, check_key
 from .._dynamics import AbstractTask
-from .._progress import Progress
+from .._progress import AbstractProgress, check_progress, NoProgress, TqdmProgress
 from .._reward import Reward, with_next_state
 from .._trajectory import Trajectory
 from ..methods import Policy
@@ -33,7 +33,7 @@ def collect(
     horizon: int | None = None,
     key: PRNGKeyArray | None = None,
     absorb: bool = False,
-    progress: bool = False,
+    progress: AbstractProgress = TqdmProgress(),
 ) -> Trajectory:
     """Whole episodes of a policy in any Gymnasium environment with Box spaces, by `env.reset` and `env.step`.
 
@@ -54,7 +54,7 @@ def collect(
     - `key`: seeds the environment's first reset and the policy; without one, the environment's generator goes on and a
       Gaussian policy takes its mode.
     - `absorb`: whether an episode that ends before H holds its last state, with reward 0, while the policy acts on.
-    - `progress`: whether to show a progress bar on stderr.
+    - `progress`: `TqdmProgress()` shows a bar on stderr, `NoProgress()` nothing.
 
     **Returns:** a `awmkit.Trajectory` of states (N, H+1, S), actions (N, H, A) and rewards (N, H), in JAX's default float.
 
@@ -64,6 +64,7 @@ def collect(
     _, actions = _spaces(env)
     horizon = _horizon(env, horizon)
     check_counts("collect", episodes=episodes)
+    check_progress(progress)
     if key is not None:
         check_key("collect", key)
     act = _policy(policy, (horizon, *actions.shape))
@@ -72,10 +73,11 @@ def collect(
         seed_key, policy_key = jax.random.split(key)
         seed, keys = _seed(seed_key), jax.random.split(policy_key, episodes)
     rows = []
-    with Progress("collect", episodes, enabled=progress) as bar:
+    with progress.start("collect", episodes) as meter:
+        meter.update(0, phase="compiling")
         for n in range(episodes):
             rows.append(_episode(env, act, horizon, key=keys[n], seed=None if n else seed, absorb=absorb))
-            bar.update(n + 1)
+            meter.update(n + 1, phase="collecting")
     return Trajectory(*(jnp.asarray(np.stack(row)) for row in zip(*rows, strict=True)))
 
 
@@ -133,7 +135,7 @@ class GymnasiumTask(AbstractTask):
         *,
         key: PRNGKeyArray | None = None,
         absorb: bool = False,
-        progress: bool = False,
+        progress: AbstractProgress = NoProgress(),
     ) -> Trajectory:
         """Episodes of H steps in the environment; see `awmkit.gym.collect`."""
         return collect(self.env, policy, episodes, horizon=self.horizon, key=key, absorb=absorb, progress=progress)

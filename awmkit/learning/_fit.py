@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_counts, check_key, check_optimiser, kind
 from .._normaliser import Normaliser, trainable
-from .._progress import Progress
+from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import Trajectory
 from ..models import AbstractTrainable
 from ._minibatch import check_microbatch_size, loss_and_gradient
@@ -62,7 +62,7 @@ def fit(
     optimiser: optax.GradientTransformation | None = None,
     holdout: float = 0.1,
     mesh: Mesh | None = None,
-    progress: bool = True,
+    progress: AbstractProgress = TqdmProgress(),
 ) -> FitResult[M]:
     """Fit a world model, or a reward model, to whole episodes by minibatch gradient descent.
 
@@ -87,7 +87,7 @@ def fit(
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
     - `holdout`: share of the episodes kept to measure `FitResult.held_out`, in [0, 1).
     - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update; each has all the data.
-    - `progress`: whether to show a progress bar on stderr.
+    - `progress`: `TqdmProgress()` shows a bar on stderr, `NoProgress()` nothing.
 
     **Returns:** a `FitResult`.
 
@@ -96,6 +96,7 @@ def fit(
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh)
+    check_progress(progress)
     split_key, batch_key = jax.random.split(key)
     episodes = jtu.tree_map(jnp.asarray, Trajectory(episodes.states, episodes.actions, episodes.rewards))
     order = jax.random.permutation(split_key, episodes.states.shape[0])
@@ -107,7 +108,8 @@ def fit(
     loop, rest, kept, unseen, episodes, batch_key = place((loop, rest, kept, unseen, episodes, batch_key), mesh)
     start, done, chunk = time.monotonic(), 0, 1
     parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
-    with Progress(" ".join(["fit", *parts]), updates, enabled=progress) as bar:
+    with progress.start(" ".join(["fit", *parts]), updates) as meter:
+        meter.update(0, phase="compiling")
         while done < updates:
             began, stop = time.monotonic(), min(done + chunk, updates)
             span = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
@@ -119,7 +121,7 @@ def fit(
             elif done > 0:  # The first chunk compiles; the others last about half a second.
                 chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - began)))
             done = stop
-            bar.update(done, f"loss {loss:.3g}")
+            meter.update(done, f"loss {loss:.3g}", phase="fitting")
     model = eqx.combine(loop[0], rest)
     held_out = _held_out_error(model, unseen, episodes) if held else None
     return FitResult(model, loop[2], held_out, time.monotonic() - start)

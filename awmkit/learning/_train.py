@@ -24,7 +24,7 @@ from jaxtyping import Array, Key
 
 from .._checks import check_call, check_counts, kind
 from .._dynamics import AbstractDynamics, AbstractTask
-from .._progress import Progress
+from .._progress import AbstractProgress, check_progress, NoProgress, TqdmProgress
 from .._reward import Reward
 from .._trajectory import Trajectory
 from ..models import AWM, HWM
@@ -84,7 +84,7 @@ def train(
     callbacks: Sequence[Callable[[Metrics], object]] = (),
     checkpoint: str | Path | None = None,
     mesh: Mesh | None = None,
-    progress: bool = True,
+    progress: AbstractProgress = TqdmProgress(),
 ) -> TrainResult:
     """Learn a policy by the gradient of the return that a model predicts (Ma et al., 2024; the schedule is theirs).
 
@@ -127,7 +127,7 @@ def train(
     - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update, and of each iteration
       where `environments` can be split evenly. Of several processes, each of which makes this call, the first alone shows
       progress, writes the checkpoint and calls back.
-    - `progress`: whether to show steps, true return, model error, gradient norm and time left on stderr.
+    - `progress`: `TqdmProgress()` shows steps, return, model error, gradient norm and time left on stderr, `NoProgress()` nothing.
 
     **Returns:** a `awmkit.TrainResult`.
 
@@ -136,6 +136,7 @@ def train(
     `Metrics.policy_update.skipped`; where an epoch has no other, a warning says so.
     """
     started = time.monotonic()
+    check_progress(progress)
     _check_kinds(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh)
     _check(task, model, policy, reward, key, steps, environments, noise, ascent, evaluate_every, evaluations)
     per_iteration = task.horizon * environments
@@ -154,13 +155,16 @@ def train(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "epoch": max(1, round(evaluate_every / loop.per_iteration)),
     }
-    learner, rows = (
-        (start.run(), []) if checkpoint is None or not Path(checkpoint).exists() else _resume(checkpoint, config, start)
-    )
+    learner, rows = (None, []) if checkpoint is None or not Path(checkpoint).exists() else _resume(checkpoint, config, start)
     done = (int(np.max(rows[-1].steps)) - before) // loop.per_iteration if rows else 0
-    lived = before + iterations * loop.per_iteration
+    total = before + iterations * loop.per_iteration
     first = jax.process_index() == 0
-    with _resumable(checkpoint, rows), Progress(f"train, {type(model).__name__}", lived, enabled=progress and first) as bar:
+    shown = progress if first else NoProgress()
+    with _resumable(checkpoint, rows), shown.start(f"train {type(model).__name__}", total) as meter:
+        if learner is None:
+            meter.update(0, phase="warm-up")
+            learner = start.run()
+        meter.update(before + done * loop.per_iteration, phase="compiling")
         for begin in range(done, iterations, config["epoch"]):
             end = min(begin + config["epoch"], iterations)
             learner, row = _epoch(loop, learner, begin, end, before, key)
@@ -171,7 +175,7 @@ def train(
                 callback(row)
             if checkpoint is not None and first:
                 save(checkpoint, (learner, _stack(rows)), config={**config, "epochs": len(rows)})
-            bar.update(before + end * loop.per_iteration, _line(row))
+            meter.update(before + end * loop.per_iteration, _line(row), phase="learning")
     return TrainResult(learner.model, learner.policy, learner.reward, _stack(rows), time.monotonic() - started, learner)
 
 

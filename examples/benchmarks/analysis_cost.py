@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from awmkit import AbstractDynamics, AWM, HWM, LSTM, Markov, MLPPolicy, Progress, Transformer
+from awmkit import AbstractDynamics, AWM, HWM, LSTM, Markov, MLPPolicy, TqdmProgress, Transformer
 from awmkit.analysis import (
     action_jacobian,
     fidelity,
@@ -96,7 +96,7 @@ def main() -> None:
     names = list(analyses(TASK))
     results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
     pairs = [(d, a) for d in arguments.dynamics for a in names]
-    with Progress("analyses", len(pairs)) as bar:
+    with TqdmProgress().start("analyses", len(pairs)) as bar:
         for i, (dynamics, analysis) in enumerate(pairs):
             command = [sys.executable, __file__, "--one", dynamics, analysis]
             output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

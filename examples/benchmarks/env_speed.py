@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 import awmkit.gym  # noqa: F401  (registers the environments)
-from awmkit import Progress
+from awmkit import TqdmProgress
 
 YARDSTICK = "Pendulum-v1"
 IDS = sorted(id for id in gymnasium.registry if id.startswith("awmkit/") and "MJX" not in id)
@@ -58,7 +58,7 @@ def measure(ids: list[str], copies: int, rounds: int) -> dict[str, dict[str, Any
     ones = {id: gymnasium.make(id) for id in names}
     many = {id: gymnasium.make_vec(id, copies, vectorization_mode="sync" if id == YARDSTICK else None) for id in names}
     rates: dict[str, dict[str, Any]] = {id: {"alone": [], "together": []} for id in names}
-    with Progress("compile", len(names)) as bar:
+    with TqdmProgress().start("compile", len(names)) as bar:
         for i, id in enumerate(names):
             ones[id].reset(seed=0)
             many[id].reset(seed=0)
@@ -66,7 +66,7 @@ def measure(ids: list[str], copies: int, rounds: int) -> dict[str, dict[str, Any
             alone(ones[id], horizon + 1)
             together(many[id], 2 if id == YARDSTICK else horizon + 2)
             bar.update(i + 1, id)
-    with Progress("measure", rounds) as bar:
+    with TqdmProgress().start("measure", rounds) as bar:
         for i in range(rounds):
             for id in names:
                 rates[id]["alone"].append(alone(ones[id], 1000))

@@ -42,7 +42,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.lines import Line2D
 from study import command, resumable
 
-from awmkit import AbstractDynamics, AWM, fit, HWM, LSTM, Markov, Progress, Trajectory, Transformer, unroll, unroll_grad
+from awmkit import AbstractDynamics, AWM, fit, HWM, LSTM, Markov, TqdmProgress, Trajectory, Transformer, unroll, unroll_grad
 from awmkit.analysis import fit_growth, lyapunov
 from awmkit.tasks import Circles, DoublePendulum, PassiveDoublePendulum
 
@@ -217,7 +217,7 @@ def run_seed(setting: Setting, seed: int) -> dict:
         task = task_of(horizon)
         found = {"start": {"angles": starts, "true": returns(task, task, starts)}}
         for name, dynamics in everything.items():
-            with Progress(f"ascend {name}, H={horizon}", setting.ascents) as bar:
+            with TqdmProgress().start(f"ascend {name}, H={horizon}", setting.ascents) as bar:
                 angles = ascend(task if name == "simulator" else dynamics, task, setting, starts, bar.update)
             found[name] = {"angles": angles, "true": returns(task, task, jnp.asarray(angles))}
         out["ascent"][str(horizon)] = found

@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from methods import COLOURS, learn, MODELS, record
 from study import arguments, Study
 
-from awmkit import AbstractDynamics, fit, Progress, uniform_actions, unroll, unroll_grad
+from awmkit import AbstractDynamics, fit, TqdmProgress, uniform_actions, unroll, unroll_grad
 from awmkit.tasks import OneBounce
 
 METHODS = ("AWM transformer", "AWM LSTM", "HWM transformer", "HWM LSTM", "Markov", "simulator")
@@ -110,7 +110,7 @@ def ascend(dynamics: AbstractDynamics, task: OneBounce, setting: Setting, label:
 
     actions = plans(task, even(setting.starts))
     memory = jax.vmap(optimiser.init)(actions)
-    with Progress(f"ascend {label}", setting.ascents) as bar:
+    with TqdmProgress().start(f"ascend {label}", setting.ascents) as bar:
         for i in range(setting.ascents):
             actions, memory = jax.block_until_ready(climb(actions, memory))
             bar.update(i + 1)

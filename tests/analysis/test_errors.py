@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from misuse import says
 
-from awmkit import MLPPolicy
+from awmkit import MLPPolicy, NoProgress
 from awmkit.analysis import (
     action_jacobian,
     fidelity,
@@ -43,7 +43,7 @@ def run_growth(states=STATES, actions=ACTIONS, **options):
 
 
 def run_report(dynamics=SYSTEM, **options):
-    return report(dynamics, STATES, ACTIONS, **{"reward": reward, "key": KEY, "progress": False, **options})
+    return report(dynamics, STATES, ACTIONS, **{"reward": reward, "key": KEY, "progress": NoProgress(), **options})
 
 
 MISUSES = {

@@ -6,7 +6,7 @@ import optax
 from hypothesis import given, strategies as st
 from mixed import Mixed
 
-from awmkit import AWM, fit, Markov, RNN, unroll
+from awmkit import AWM, fit, Markov, NoProgress, RNN, unroll
 from awmkit.analysis import lyapunov
 from awmkit.tasks import DoublePendulum, Henon, LinearQuadratic, Lorenz, spiral
 
@@ -68,7 +68,7 @@ def test_a_model_that_has_learned_a_system_shares_its_exponents():
         episodes = jax.vmap(lambda s, a: unroll(henon, a, s, 30))(starts, actions)
         model = Markov(2, 1, width=32, depth=1, key=keys[2]).normalised(episodes.states)
         optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, 1500))
-        options = {"updates": 1500, "batch_size": 16, "optimiser": optimiser, "progress": False}
+        options = {"updates": 1500, "batch_size": 16, "optimiser": optimiser, "progress": NoProgress()}
         model = fit(model, episodes, key=keys[3], **options).model
     # Free of noise, an almost perfect model may still settle on a periodic orbit, of which the Henon map has many near by.
     noise = jax.random.uniform(keys[1], (1500, 1), minval=-1.0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from mixed import Mixed
 
-from awmkit import AbstractDynamics, analysis, AWM, LSTM, MLPPolicy
+from awmkit import AbstractDynamics, analysis, AWM, LSTM, MLPPolicy, NoProgress
 from awmkit.analysis import (
     action_jacobian,
     fidelity,
@@ -34,7 +34,7 @@ def reward(state, action, t):
 @pytest.fixture(scope="module")
 def result():
     dynamics = {"mixed": MIXED, "LSTM": AWM(1, 1, LSTM(4, key=KEY), key=KEY)}
-    return report(dynamics, STATES, ACTIONS, reward=reward, truth=MIXED, key=KEY, pairs=64, progress=False)
+    return report(dynamics, STATES, ACTIONS, reward=reward, truth=MIXED, key=KEY, pairs=64, progress=NoProgress())
 
 
 def test_a_report_says_where_each_gradient_goes(result):
@@ -66,9 +66,9 @@ def test_every_result_can_be_looked_at(result):
 
     figure = plot.report(result)
     assert len(figure.axes) == 6 and all(axes.lines or axes.containers for axes in figure.axes)
-    alone = report(MIXED, STATES, ACTIONS, reward=reward, key=KEY, progress=False)
+    alone = report(MIXED, STATES, ACTIONS, reward=reward, key=KEY, progress=NoProgress())
     assert "Mixed" in str(alone) and alone.truth is None and plot.report(alone)
-    runaway = report({"runaway": Mixed(1e40, 0.0)}, STATES, ACTIONS, reward=reward, key=KEY, progress=False)
+    runaway = report({"runaway": Mixed(1e40, 0.0)}, STATES, ACTIONS, reward=reward, key=KEY, progress=NoProgress())
     assert "not finite" in str(runaway) and plot.report(runaway) and runaway.json()
     labels = lambda axes: axes.get_legend_handles_labels()[1]
     assert "exp(0.182 H)" in labels(plot.growth(alone.entries["Mixed"].state_growth))[0]

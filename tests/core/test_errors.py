@@ -26,15 +26,16 @@ from awmkit import (
     LSTM,
     Markov,
     MLPPolicy,
+    NoProgress,
     Normaliser,
     Parallel,
     Paths,
     Picard,
-    Progress,
     Replay,
     RewardModel,
     save,
     Sequential,
+    TqdmProgress,
     Trajectory,
     Transformer,
     unroll,
@@ -103,7 +104,7 @@ def _grad(**options):
 
 
 def _fit(**options):
-    return fit(AWM_20, EPISODES, **{"key": KEY, "progress": False, **options})
+    return fit(AWM_20, EPISODES, **{"key": KEY, "progress": NoProgress(), **options})
 
 
 def _replay():
@@ -284,7 +285,8 @@ MISUSES = {
     "a state space that takes no steps": (lambda: LinearStateSpace(chunk_size=0, key=KEY), "LinearStateSpace got chunk_size=0"),
     "a state space without modes": (lambda: LinearStateSpace(modes=0, key=KEY), "LinearStateSpace got modes=0"),
     "a user's dynamics of no action": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),
-    "a bar for no work": (lambda: Progress("fit", 0), "Progress got total=0"),
+    "progress as a bool": (lambda: _fit(progress=False), r"progress is a bool; pass.*NoProgress\(\)"),
+    "a bar for no work": (lambda: TqdmProgress().start("fit", 0), "TqdmProgress got total=0"),
     # Files and replay.
     "a log in a lost folder": (lambda: JSONLines("/no/such/folder/log"), "folder that does not exist"),
     "a save to a lost folder": (lambda: save("/no/such/folder/run", STATE), "folder that does not exist"),
@@ -323,7 +325,14 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(module
 def test_a_loss_that_diverges_says_what_to_do():
     episodes = Trajectory(jax.random.normal(KEY, (8, 6, 2)), ACTIONS[:1].repeat(8, 0))
     with jax.numpy_dtype_promotion("standard"), pytest.raises(RuntimeError, match="lower the learning rate"):
-        fit(AWM(2, 1, LSTM(4, key=KEY), key=KEY), episodes, key=KEY, updates=50, optimiser=optax.sgd(1e300), progress=False)
+        fit(
+            AWM(2, 1, LSTM(4, key=KEY), key=KEY),
+            episodes,
+            key=KEY,
+            updates=50,
+            optimiser=optax.sgd(1e300),
+            progress=NoProgress(),
+        )
 
 
 def fragile(x, breaks):

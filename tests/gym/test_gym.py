@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import FlattenObservation, TransformAction
 from misuse import says
 
-from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, RewardModel, unroll, unroll_grad
+from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, NoProgress, RewardModel, unroll, unroll_grad
 from awmkit.gym import collect, GymnasiumTask, TaskEnv, TaskVectorEnv
 from awmkit.tasks import (
     CancerTreatment,
@@ -281,7 +281,7 @@ def test_a_gradient_can_be_had_of_an_environment_by_models_of_its_states_and_rew
     policy, keys = policy_of(task.env), jax.random.split(KEY, 4)
     episodes = task.collect(policy, 4, key=KEY)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which only tests forbid.
-        learn = lambda model: fit(model, episodes, key=KEY, updates=3, progress=False).model
+        learn = lambda model: fit(model, episodes, key=KEY, updates=3, progress=NoProgress()).model
         reward = learn(RewardModel(3, 1, width=8, key=keys[0]).normalised(episodes))
         world = learn(AWM(3, 1, LSTM(8, key=keys[1]), key=keys[2]).normalised(episodes.states))
     start = task.reset(keys[3])

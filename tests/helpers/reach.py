@@ -11,6 +11,7 @@ from awmkit import (
     GaussianPolicy,
     Markov,
     ModelUpdates,
+    NoProgress,
     RewardModel,
     ShortHorizon,
     TargetEntropy,
@@ -68,6 +69,6 @@ def make(key):
 def run(key, task=Reach(), **options):
     """BPO with two environments and a replay that is soon full; 12 steps an epoch, of which the first are the warm-up's."""
     defaults = {"steps": 72, "environments": 2, "warmup": Warmup(12), "capacity": 8, "evaluate_every": 12, "noise": 0.15}
-    options = {**defaults, "fitting": FITTING, "ascent": ASCENT, "progress": False, **options}
+    options = {**defaults, "fitting": FITTING, "ascent": ASCENT, "progress": NoProgress(), **options}
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which only tests forbid.
         return train(task, key=key, **{**make(key), **options})

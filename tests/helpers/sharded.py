@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from awmkit import AWM, fit, FullHorizon, GaussianPolicy, GRU, ModelUpdates, train, unroll, Warmup
+from awmkit import AWM, fit, FullHorizon, GaussianPolicy, GRU, ModelUpdates, NoProgress, train, unroll, Warmup
 from awmkit.tasks import CancerTreatment, Discretised
 
 
@@ -22,7 +22,7 @@ def learn() -> dict:
     model = AWM(task.state_size, 1, GRU(8, key=keys[0]), key=keys[1])
     plans = jax.random.uniform(keys[2], (30, 10, 1), minval=-1.0)
     episodes = jax.vmap(lambda plan: unroll(task, plan, task.reset(keys[0]), 10))(plans)
-    fitted = fit(model, episodes, key=keys[3], updates=20, batch_size=16, microbatch_size=8, mesh=mesh, progress=False)
+    fitted = fit(model, episodes, key=keys[3], updates=20, batch_size=16, microbatch_size=8, mesh=mesh, progress=NoProgress())
     result = train(
         task,
         model,
@@ -35,7 +35,7 @@ def learn() -> dict:
         ascent=FullHorizon(steps_per_update=20.0, batch_size=16),
         evaluate_every=80,
         mesh=mesh,
-        progress=False,
+        progress=NoProgress(),
     )
     numbers = {"losses": fitted.losses, "held_out": fitted.held_out, "policy": result.policy, "metrics": result.metrics}
     sample = jax.jit(lambda: result.learner.replay.sample(keys[0], 16).states)()

@@ -24,6 +24,7 @@ from awmkit import (
     load,
     Markov,
     ModelUpdates,
+    NoProgress,
     Paths,
     save,
     Sequential,
@@ -66,7 +67,7 @@ def main(folder: Path, horizon: int = 5) -> tuple[float, float]:
     task = LinearQuadratic(0.9 * jnp.eye(2), jnp.eye(2), horizon=horizon)
     episodes = lived(task, horizon, keys[0])
     model = AWM(2, 2, GRU(8, key=keys[1]), key=keys[2]).normalised(episodes.states)
-    fitted: FitResult[AWM] = fit(model, episodes, key=keys[3], updates=3, batch_size=4, progress=False)
+    fitted: FitResult[AWM] = fit(model, episodes, key=keys[3], updates=3, batch_size=4, progress=NoProgress())
     save(folder / "model", fitted.model)
     kept: AWM = load(folder / "model", model)
 
@@ -85,7 +86,7 @@ def main(folder: Path, horizon: int = 5) -> tuple[float, float]:
         model_updates=ModelUpdates(batch_size=2),
         ascent=FullHorizon(batch_size=2, optimiser=optax.adam(1e-3)),
         evaluate_every=horizon,
-        progress=False,
+        progress=NoProgress(),
     )
     for found in (fitted, growth, result, episode):
         print(repr(found))

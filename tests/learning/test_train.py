@@ -27,6 +27,7 @@ from awmkit import (
     Markov,
     MLPPolicy,
     ModelUpdates,
+    NoProgress,
     Replay,
     RewardModel,
     ShortHorizon,
@@ -293,7 +294,7 @@ PENDULUM = GymnasiumTask(gymnasium.make("Pendulum-v1"), horizon=5)
 
 
 def _bpo(task=TASK, key=KEY, **options):
-    return train(task, key=key, **{**MADE, "progress": False, "steps": 24, "warmup": Warmup(6), **options})
+    return train(task, key=key, **{**MADE, "progress": NoProgress(), "steps": 24, "warmup": Warmup(6), **options})
 
 
 MISUSES = {

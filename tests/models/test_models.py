@@ -18,8 +18,8 @@ from awmkit import (
     LinearStateSpace,
     LSTM,
     Markov,
+    NoProgress,
     Normaliser,
-    Progress,
     RewardModel,
     Trajectory,
     Transformer,
@@ -145,13 +145,13 @@ def optax_promotes():
 def test_fit_learns_a_system_of_mixed_units_and_moves_no_statistics(model):
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
     model = model.normalised(episodes.states)
-    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
+    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=NoProgress())
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
     assert result.losses[-10:].mean() < 0.2 * result.losses[:10].mean()
     assert (result.model.output_norm.scale == model.output_norm.scale).all() and (
         result.model.input_norm.shift == model.input_norm.shift
     ).all()
-    repeated = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
+    repeated = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=NoProgress())
     assert (repeated.losses == result.losses).all(), "chunks of another length must not change the batches"
 
 
@@ -173,7 +173,7 @@ def test_a_reward_model_learns_what_transitions_pay_and_goes_where_a_reward_goes
     rewards = jax.vmap(lambda states, actions: score(pay, states, actions))(episodes.states, episodes.actions)
     episodes = Trajectory(episodes.states, episodes.actions, rewards)
     model = RewardModel(3, 2, width=32, key=jax.random.key(0)).normalised(episodes)
-    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=False)
+    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=NoProgress())
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
     values = [score(fn, episodes.states[0], episodes.actions[0]) for fn in (result.model, pay)]
     np.testing.assert_allclose(*values, atol=0.5 * float(jnp.std(rewards)))
@@ -209,13 +209,3 @@ def test_an_awm_from_a_dynamics_is_that_dynamics():
     assert (awm.open_loop(jnp.ones(2), jnp.asarray(actions)) == lived).all()
     # Whatever it is fitted to: its states have units already.
     assert (awm.normalised(800 * lived[None]).open_loop(jnp.ones(2), jnp.asarray(actions)) == lived).all()
-
-
-def test_the_time_left_is_reckoned_from_what_this_run_did(monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr("time.monotonic", iter([0.0, 500.0, 520.0]).__next__)
-        bar = Progress("go on", 100)
-        bar.update(50)  # What an earlier run did, and 500 seconds to compile.
-        bar.update(75)
-    said = capsys.readouterr().err
-    assert "50/100  500 s so far" in said and "75/100  20 s left" in said
