@@ -1,44 +1,47 @@
-"""A picture of rods and joints, drawn with plain numpy.
+"""Pictures of pendulums, by matplotlib."""
 
-Apart from the environments because what a pendulum looks like is none of their concern, and no plotting library is needed.
-"""
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-BACKGROUND, ROD, JOINT, HINGE = (np.array(rgb, float) for rgb in ((250, 250, 247), (61, 90, 128), (238, 108, 77), (41, 50, 65)))
+from .._dynamics import AbstractTask
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError(f'render_mode="rgb_array" needs matplotlib ({error}); run pip install "awmkit[plot]".') from error
+
+SIZE = 256  # pixels of either side
+BACKGROUND, ROD, JOINT, HINGE = "#fafaf7", "#3d5a80", "#ee6c4d", "#293241"
 
 
-def draw(joints: np.ndarray, *, size: int = 256) -> np.ndarray:
-    """Rods between joints, anti-aliased, the origin in the middle.
+class RodRenderer:
+    """Draw the rods of a task that has a method `rods(state) -> joints (n+1, 2)`, in metres, with the hinge first.
 
-    The picture is wide enough for the stretched chain about the origin, and widens where the chain has gone farther.
-
-    **Arguments:** `joints`: positions in metres, x to the right and y upwards, the hinge first, shape (n+1, 2). `size`: pixels
-    of either side.
-
-    **Returns:** uint8, shape (size, size, 3).
+    The origin is in the middle. The picture is wide enough for the stretched chain about the origin, and wider where the chain
+    has moved away.
     """
-    reach = np.linalg.norm(np.diff(joints, axis=0), axis=1).sum()
-    half = max(1.2 * reach, 1.1 * np.abs(joints).max())  # metres from the middle to an edge
-    pixel = 2 * half / size
-    middles = (np.arange(size) + 0.5) * pixel - half
-    points = np.stack(np.meshgrid(middles, -middles), axis=-1)
-    image = np.broadcast_to(BACKGROUND, (size, size, 3))
 
-    def paint(start, end, radius, colour):
-        share = np.clip(0.5 + (radius - _distance(points, start, end)) / pixel, 0, 1)[..., None]
-        return (1 - share) * image + share * colour
+    def __init__(self, task: AbstractTask):
+        self._task: Any = task
+        figure = Figure(figsize=(SIZE / 72, SIZE / 72), dpi=72, facecolor=BACKGROUND)  # One point is one pixel.
+        self._canvas = FigureCanvasAgg(figure)
+        self._axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
+        (self._rods,) = self._axes.plot([], [], color=ROD, lw=0.025 * SIZE, solid_capstyle="round", snap=False)
+        dots = {"ls": "", "marker": "o", "mew": 0, "snap": False}
+        (self._joints,) = self._axes.plot([], [], color=JOINT, ms=0.06 * SIZE, **dots)
+        (self._hinge,) = self._axes.plot([], [], color=HINGE, ms=0.04 * SIZE, **dots)
 
-    for start, end in zip(joints[:-1], joints[1:], strict=True):
-        image = paint(start, end, 0.025 * half, ROD)
-    for joint in joints[1:]:
-        image = paint(joint, joint, 0.06 * half, JOINT)
-    image = paint(joints[0], joints[0], 0.04 * half, HINGE)
-    return np.rint(image).astype(np.uint8)
-
-
-def _distance(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """From each point, shape (..., 2), to the segment between `start` and `end`."""
-    along = end - start
-    share = np.clip((points - start) @ along / max(along @ along, 1e-12), 0, 1)
-    return np.linalg.norm(points - start - share[..., None] * along, axis=-1)
+    def __call__(self, state: np.ndarray) -> np.ndarray:
+        """The picture at `state`, shape (S,): uint8, shape (256, 256, 3)."""
+        joints = np.asarray(self._task.rods(jnp.asarray(state)), float)
+        reach = np.linalg.norm(np.diff(joints, axis=0), axis=1).sum()
+        half = max(1.2 * reach, 1.1 * np.abs(joints).max())  # metres from the middle to an edge
+        self._axes.set(xlim=(-half, half), ylim=(-half, half))
+        self._rods.set_data(*joints.T)
+        self._joints.set_data(*joints[1:].T)
+        self._hinge.set_data(*joints[:1].T)
+        self._canvas.draw()
+        return np.array(self._canvas.buffer_rgba())[..., :3].copy()

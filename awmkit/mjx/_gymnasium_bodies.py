@@ -1,6 +1,6 @@
-"""Gymnasium's MuJoCo environments in JAX: which file, how many frames a step, the rewards and the initial states.
+"""Gymnasium's MuJoCo environments in JAX: files, frame skips, rewards and initial states.
 
-Apart from `awmkit.mjx` because all of it is Gymnasium's choice (envs/mujoco/*_v5.py, with default arguments), not ours.
+They follow gymnasium/envs/mujoco/*_v5.py with default arguments.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .._reward import Reward
 
 
 class Uniform(eqx.Module):
-    """Positions and speeds uniform within `spread` of the model's own positions and of rest."""
+    """Initial states uniform within `spread` of `positions` at rest."""
 
     positions: tuple[float, ...]
     speeds: int
@@ -27,7 +27,7 @@ class Uniform(eqx.Module):
 
 
 class NormalSpeeds(eqx.Module):
-    """Positions uniform within `spread` of the model's own, speeds normal with that deviation."""
+    """Initial positions uniform within `spread` of `positions`, and normal speeds of standard deviation `spread`."""
 
     positions: tuple[float, ...]
     spread: float
@@ -41,7 +41,7 @@ class NormalSpeeds(eqx.Module):
 
 
 class NearTarget(eqx.Module):
-    """Reacher's: an arm almost straight and at rest, and a target anywhere in a disc, at rest."""
+    """Initial states of Reacher: an almost straight arm almost at rest, and a fixed target uniform in a disc of 0.2 m."""
 
     def __call__(self, key: PRNGKeyArray) -> Float[Array, " 8"]:
         for_arm, for_target, for_speeds = jax.random.split(key, 3)
@@ -52,12 +52,12 @@ class NearTarget(eqx.Module):
 
 
 def upright(state, action, t, next_state):
-    """InvertedPendulum: 1 while the pole stands within 0.2 rad. Its derivative is zero wherever it exists."""
+    """InvertedPendulum: 1 while the pole is within 0.2 rad of upright. Its derivative is zero wherever it exists."""
     return jnp.where(jnp.abs(next_state[1]) <= 0.2, 1.0, 0.0).astype(state.dtype)
 
 
 def balanced(state, action, t, next_state):
-    """InvertedDoublePendulum: 10 while the tip is over 1 m, minus its distance from (0, 2) and the joints' speeds."""
+    """InvertedDoublePendulum: 10 while the tip is above 1 m, minus costs of its distance from (0, 2) and of the joints' speeds."""
     cart, th1, th2, _, w1, w2 = next_state
     x = cart + 0.6 * (jnp.sin(th1) + jnp.sin(th1 + th2))
     z = 0.6 * (jnp.cos(th1) + jnp.cos(th1 + th2))
@@ -66,7 +66,7 @@ def balanced(state, action, t, next_state):
 
 
 def reached(state, action, t, next_state):
-    """Reacher: minus the fingertip's distance from the target, minus |a|^2. Without gradient where they touch."""
+    """Reacher: minus the distance from fingertip to target, minus |a|^2. The gradient of a distance of 0 is 0, not NaN."""
     th1, th2, *target = next_state[:4]
     x = 0.1 * jnp.cos(th1) + 0.11 * jnp.cos(th1 + th2) - target[0]
     y = 0.1 * jnp.sin(th1) + 0.11 * jnp.sin(th1 + th2) - target[1]
@@ -76,7 +76,7 @@ def reached(state, action, t, next_state):
 
 
 class Forward(eqx.Module):
-    """Swimmer and HalfCheetah: speed along x, in m/s, minus `cost` |a|^2."""
+    """Swimmer and HalfCheetah: speed along x in m/s, minus `cost` |a|^2."""
 
     dt: float
     cost: float
@@ -86,7 +86,10 @@ class Forward(eqx.Module):
 
 
 class Hopping(eqx.Module):
-    """Hopper: speed along x, minus 0.001 |a|^2, and 1 while it is healthy: over 0.7 m, upright, and no entry beyond 100."""
+    """Hopper: speed along x in m/s, minus 0.001 |a|^2, plus 1 while it is healthy.
+
+    It is healthy while its torso is above 0.7 m and within 0.2 rad of upright, and no other entry of the state exceeds 100.
+    """
 
     dt: float
 
@@ -97,7 +100,7 @@ class Hopping(eqx.Module):
 
 
 class Body(NamedTuple):
-    """The MJCF's name among Gymnasium's assets, MuJoCo's steps per step, reward(dt), and reset(qpos0)."""
+    """The MJCF file among Gymnasium's assets, the number of MuJoCo's steps per step, reward(dt), and reset(qpos0)."""
 
     file: str
     frame_skip: int

@@ -1,7 +1,4 @@
-"""MuJoCo models as tasks whose gradients are MJX's, and three pendulums to swing up.
-
-Apart from the other tasks because it imports MuJoCo and its JAX half, which nothing else needs: `import awmkit.mjx`.
-"""
+"""MuJoCo models as tasks, stepped and differentiated by MJX."""
 # MuJoCo's compiled classes come without stubs.
 # pyright: reportAttributeAccessIssue=false
 
@@ -13,56 +10,59 @@ from importlib.resources import files
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import mujoco
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray
+from mujoco import mjtIntegrator, mjx
 
+from .._checks import check_counts
 from .._dynamics import AbstractTask
 from .._reward import check_reward, Reward, with_next_state
-from ._gymnasium_bodies import BODIES, Uniform
-
-try:
-    import mujoco
-    from mujoco import mjtIntegrator, mjx
-except ImportError as error:
-    raise ImportError(f"awmkit.mjx needs MuJoCo and MJX ({error}); pip install mujoco mujoco-mjx, of one version.") from error
-
-_INTEGRATORS = (mjtIntegrator.mjINT_EULER, mjtIntegrator.mjINT_RK4, mjtIntegrator.mjINT_IMPLICITFAST)
+from ._gymnasium_bodies import BODIES
+from ._model import check_model, check_reverse_mode, put_model, read_model
 
 
 class MJXTask(AbstractTask):
     """A MuJoCo model (MJCF) as a task, stepped and differentiated by MJX.
 
-    The state is (qpos, qvel, act), flat, and all that MuJoCo derives from it is rebuilt in each step; the carry is the
-    constraint solver's warm start. An action in [-1, 1] is mapped linearly onto each actuator's `ctrlrange`; beyond it MuJoCo
-    clamps, without gradient. Physics is computed in JAX's default precision: switch on `jax_enable_x64` for float64.
-
-    Reverse mode cannot pass the `lax.while_loop` in which MJX iterates its constraint solver
-    (github.com/google-deepmind/mujoco/issues/2259). A model without constraint rows (contacts, joint limits, equalities,
-    dry friction) never enters it; any other needs `iterations=1`, which MJX writes without a loop, or `forward_only=True`.
-    The gradient is then the exact derivative of what one iteration computes, not of the converged solution.
+    The state is (qpos, qvel, act) as one vector; each step computes everything else from it again. The carry is the warm start of
+    the constraint solver. Actions in [-1, 1] are scaled to each actuator's `ctrlrange`; MuJoCo clamps what lies outside, without
+    gradient. MJX computes in JAX's default precision: set `jax_enable_x64` for float64.
 
     ```python
     task = MJXTask("arm.xml", reward=lambda state, action, t: -state[0] ** 2, horizon=100, frame_skip=5)
     value, grads = unroll_grad(task, policy, task.reset(key), 100, reward=task.reward)
     ```
 
-    Gradients with respect to the physics go through `task.model`, say `eqx.tree_at(lambda t: t.model.body_mass, task, masses)`;
-    what MuJoCo's compiler has derived from the parameter (such as `dof_invweight0` from masses) does not follow.
+    **Contacts and other constraints.** MJX solves constraints (contacts, joint limits, equalities, dry friction) in a
+    `lax.while_loop`, which reverse mode cannot pass (github.com/google-deepmind/mujoco/issues/2259). A model without constraint
+    rows never enters it and has exact gradients. For any other model choose one of these:
+
+    - `forward_only=True` keeps MuJoCo's physics. Values and forward mode (`jax.jvp`, `jax.jacfwd`) work, reverse mode raises JAX's
+      own error.
+    - `iterations=1` allows reverse mode, because MJX writes one solver iteration without a loop, but it is another physics: the
+      solver stops before it has converged. The gradient is the exact derivative of that other physics. How far the two differ
+      depends on the model; `from_gymnasium` lists what was measured. Compare episodes of both before you trust a result.
+
+    **Parameters of the physics.** Gradients with respect to them go through `task.model`, for example
+    `eqx.tree_at(lambda t: t.model.body_mass, task, masses)`. What MuJoCo's compiler has derived from a parameter, such as
+    `dof_invweight0` from the masses, does not change with it.
 
     **Arguments**
 
-    - `model`: a `mujoco.MjModel`, MJCF as a string, or the path of an XML file. It is not changed.
-    - `reward`: `reward(state, action, t) -> scalar`, or `reward(state, action, t, next_state)`.
-    - `horizon`: H, steps an episode. There is no early termination.
-    - `frame_skip`: how many of MuJoCo's time steps make one step, under a constant action.
-    - `reset`: `reset(key) -> state`, shape (nq + nv + na,); by default always MuJoCo's own `qpos0`, at rest.
-    - `integrator`, `iterations`: in place of the model's own: a `mujoco.mjtIntegrator` (Euler, implicitfast or RK4, which takes
-      three times as long to compile), and how many iterations the constraint solver may take.
-    - `forward_only`: accept a model for values and forward mode alone; its reverse mode raises JAX's own error.
-    - `rods`: `rods(state) -> (n+1, 2)`, the hinge and the ends of a planar chain of rods in metres, for drawing.
+    - `model`: a `mujoco.MjModel`, MJCF as a string, or the path of an XML file. It is not modified.
+    - `reward`: `reward(state, action, t) -> scalar`, or `reward(state, action, t, next_state) -> scalar`.
+    - `horizon`: the number of steps of an episode, H. Episodes never end early.
+    - `frame_skip`: the number of MuJoCo's time steps in one step, under a constant action.
+    - `reset`: `reset(key) -> state`, shape (nq + nv + na,). By default every episode starts at rest in MuJoCo's `qpos0`.
+    - `integrator`: a `mujoco.mjtIntegrator`: Euler, implicitfast or RK4, which takes three times as long to compile. By default
+      the model's own.
+    - `iterations`: the number of iterations of the constraint solver. By default the model's own.
+    - `forward_only`: whether to accept a model that reverse mode cannot differentiate.
+    - `rods`: `rods(state) -> joints (n+1, 2)`, the hinge and the ends of a planar chain of rods, in metres, for drawing.
 
-    **Raises:** `ValueError` for a model that cannot be read, that MJX does not support, that has actuators without limits, or
-    that cannot be differentiated as asked; and for arguments out of range.
+    **Raises:** `ValueError` if the model cannot be read, if MJX does not support it, if an actuator has no control range, if the
+    model needs reverse mode through several solver iterations, or if a count is below 1.
     """
 
     model: mjx.Model
@@ -88,15 +88,15 @@ class MJXTask(AbstractTask):
         forward_only: bool = False,
         rods: Callable[[Float[Array, " S"]], Float[Array, "n 2"]] | None = None,
     ):
-        _check_counts(horizon=horizon, frame_skip=frame_skip, iterations=iterations)
+        check_counts("MJXTask", horizon=horizon, frame_skip=frame_skip, iterations=iterations)
         check_reward(reward)
-        model = copy.copy(model) if isinstance(model, mujoco.MjModel) else _read(model)
+        model = copy.copy(model) if isinstance(model, mujoco.MjModel) else read_model(model)
         model.opt.integrator = model.opt.integrator if integrator is None else integrator
         model.opt.iterations = model.opt.iterations if iterations is None else iterations
-        _check_model(model)
-        self.model = _put(model)
+        check_model(model)
+        self.model = put_model(model)
         if not forward_only:
-            _check_reverse(model, self.model)
+            check_reverse_mode(model, self.model)
         self.dt = model.opt.timestep * frame_skip
         self.frame_skip, self.horizon = frame_skip, horizon
         self.state_size, self.action_size = model.nq + model.nv + model.na, model.nu
@@ -112,31 +112,39 @@ class MJXTask(AbstractTask):
         iterations: int | None = None,
         forward_only: bool = False,
     ) -> "MJXTask":
-        """One of Gymnasium's own MuJoCo environments: its MJCF, frame skip, distribution of initial states and reward.
+        """Make one of Gymnasium's own MuJoCo environments: its MJCF, frame skip, initial states and reward.
 
-        The state is (qpos, qvel) rather than Gymnasium's observation, and the reward a JAX function of the whole transition. With the
-        model's own settings both equal Gymnasium's to 1e-9; rewards that read places do so to 1e-5, since Gymnasium takes
-        them from the last stage of RK4. An episode always lasts `horizon` steps: where Gymnasium ends it, here only the reward
-        for being healthy stops, a step function without gradient (the whole reward of InvertedPendulum).
+        The state is (qpos, qvel) instead of Gymnasium's observation. With the model's own settings, states equal Gymnasium's to
+        1e-9, and so do rewards; rewards that read positions do so to 1e-5, because Gymnasium takes these from the last stage of
+        RK4. An episode always lasts `horizon` steps. Where Gymnasium ends it, only the reward for being healthy stops here. This
+        reward is a step function without gradient, and it is the whole reward of InvertedPendulum.
 
-        All six have constraint rows and ask for 100 solver iterations, so that one must choose: `iterations=1` for gradients,
-        `forward_only=True` for Gymnasium's own physics. All but HalfCheetah ask for RK4; Euler compiles several times faster.
-        Over 50 steps of random actions one iteration moved positions (m, rad) by 0.11 (HalfCheetah), 0.04 (InvertedPendulum,
-        at its stop), 0.005 (Hopper), and not where no row was active; Euler by 0.07 at most, but 4 in a double pendulum's fall.
+        All six models have constraint rows and ask for 100 solver iterations, so choose `forward_only=True` (Gymnasium's physics,
+        no reverse mode) or `iterations=1` (reverse mode, other physics), as explained in `awmkit.mjx.MJXTask`. Over 50 steps of
+        random actions, one solver iteration in place of 100 moved positions (m, rad) by up to
+
+        - 0.11 in HalfCheetah, 0.04 in InvertedPendulum (at its stop) and 0.005 in Hopper;
+        - 0 in InvertedDoublePendulum, Reacher and Swimmer, where no constraint was active.
+
+        All models but HalfCheetah ask for RK4. Euler compiles several times faster, and moved positions by up to 0.07, and by 4 in
+        a fall of the double pendulum.
 
         **Arguments**
 
-        - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5", "HalfCheetah-v5".
-        - the rest as for `awmkit.mjx.MJXTask`.
+        - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5" or "HalfCheetah-v5".
+        - `horizon`, `integrator`, `iterations`, `forward_only`: as for `awmkit.mjx.MJXTask`.
 
-        **Raises:** `ValueError` as the class does, and for another `id`.
+        **Raises:** `ValueError` if `id` is none of these, and wherever `MJXTask` raises it. `ImportError` if Gymnasium, which
+        brings the MJCF files, is not installed.
         """
         if id not in BODIES:
-            raise ValueError(
-                f"There is no Gymnasium body {id!r} here; use one of {', '.join(BODIES)}, or MJXTask with its MJCF."
-            )
+            raise ValueError(f"id must be one of {', '.join(BODIES)}, got {id!r}; for another body pass its MJCF to MJXTask.")
         body = BODIES[id]
-        model = _read(str(files("gymnasium") / "envs" / "mujoco" / "assets" / body.file))
+        try:
+            assets = files("gymnasium") / "envs" / "mujoco" / "assets"
+        except ImportError as error:
+            raise ImportError(f'from_gymnasium needs Gymnasium ({error}); run pip install "awmkit[mjx]".') from error
+        model = read_model(str(assets / body.file))
         return cls(
             model,
             body.reward(model.opt.timestep * body.frame_skip),
@@ -167,7 +175,7 @@ class MJXTask(AbstractTask):
         return warm, after.astype(state.dtype)
 
     def _advance(self, warm: Array, state: Array, action: Array) -> tuple[Array, Array]:
-        """`frame_skip` of MuJoCo's steps. The data is rebuilt in each, since a loop over `mjx.Data` changes dtypes in x64."""
+        """Make `frame_skip` of MuJoCo's steps. Each rebuilds its data, because a loop over `mjx.Data` changes dtypes in x64."""
         model = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, self.model)
         low, high = model.actuator_ctrlrange.T
         data = mjx.make_data(model).replace(ctrl=low + (action + 1) / 2 * (high - low))
@@ -179,165 +187,6 @@ class MJXTask(AbstractTask):
             after = mjx.step(model, data.replace(qpos=qpos, qvel=qvel, act=act, qacc_warmstart=warm))
             return (after.qacc_warmstart, jnp.concatenate([after.qpos, after.qvel, after.act])), None
 
-        # Reverse mode then keeps states only: a hundredth of the memory, and no slower.
+        # With this, reverse mode stores the states only: a hundredth of the memory, and no slower.
         substep = jax.checkpoint(substep, prevent_cse=False)
         return lax.scan(substep, (warm, state), length=self.frame_skip)[0]
-
-
-def pendulum(
-    horizon: int = 100, *, torque: float = 3.0, frame_skip: int = 10, integrator: mjtIntegrator = mjtIntegrator.mjINT_EULER
-) -> MJXTask:
-    """Swing up 1 kg on a massless rod of 1 m; the motor holds a third of its weight, so that it takes several swings.
-
-    State (angle from hanging, speed). A step of 0.05 s is `frame_skip` steps of MuJoCo. r(s_t, a_t) = the tip's height, from -1
-    hanging to 1 upright, minus 0.001 w^2 and 0.01 |a|^2; averaged over the episode. Starts within 0.1 of the hanging rest.
-
-    **Arguments:** `horizon`: H. `torque`: what an action of 1 means, in N m. `frame_skip`, `integrator`: as for `MJXTask`.
-    """
-    return _swing_up(_rod(), (1.0,), (torque,), horizon=horizon, frame_skip=frame_skip, integrator=integrator)
-
-
-def cartpole(
-    horizon: int = 100, *, force: float = 5.0, frame_skip: int = 10, integrator: mjtIntegrator = mjtIntegrator.mjINT_EULER
-) -> MJXTask:
-    """Swing up 0.2 kg on a massless rod of 0.5 m by moving the cart of 1 kg that it hangs from, on an endless rail.
-
-    State (position, angle from hanging, and their speeds). Steps, reward and start are those of `pendulum`, and 0.05 x^2
-    keeps the cart near the middle.
-
-    **Arguments:** `horizon`: H. `force`: what an action of 1 means, in N. `frame_skip`, `integrator`: as for `MJXTask`.
-    """
-    cart = f'<body><joint name="0" type="slide" axis="1 0 0"/>{_POINT.format(length=0, mass=1)}{_rod("1", 0.5, 0.2)}</body>'
-    return _swing_up(cart, (0.5,), (force,), horizon=horizon, frame_skip=frame_skip, integrator=integrator)
-
-
-def double_pendulum(
-    horizon: int = 100, *, torque: float = 5.0, frame_skip: int = 10, integrator: mjtIntegrator = mjtIntegrator.mjINT_EULER
-) -> MJXTask:
-    """`awmkit.tasks.DrivenDoublePendulum` in MuJoCo: the same masses, lengths, motors, steps and reward.
-
-    State (th1, th2 - th1, w1, w2 - w1): MuJoCo's second angle is relative to the first rod. Starts within 0.1 of the hanging
-    rest. Over 50 driven steps from there ten Euler steps of 5 ms, the default, stay within 0.05 (rad, rad/s) of the ODE, and
-    four RK4 steps within 1e-5.
-
-    **Arguments:** `horizon`: H. `torque`: what an action of 1 means at either joint, in N m. `frame_skip`, `integrator`: as for
-    `MJXTask`.
-    """
-    rods = _rod("0", inner=_rod("1", below=1.0))
-    return _swing_up(rods, (1.0, 1.0), (torque, torque), horizon=horizon, frame_skip=frame_skip, integrator=integrator)
-
-
-_POINT = '<inertial pos="0 0 -{length}" mass="{mass}" diaginertia="1e-9 1e-9 1e-9"/>'  # MuJoCo refuses no inertia at all.
-_WORLD = """<mujoco>
-  <option timestep="{timestep}" gravity="0 0 -9.8"/>
-  <worldbody>{bodies}</worldbody>
-  <actuator>{motors}</actuator>
-</mujoco>"""
-_MOTOR = '<motor joint="{joint}" gear="{gear}" ctrlrange="-1 1"/>'
-
-
-def _rod(name: str = "0", length: float = 1.0, mass: float = 1.0, *, below: float = 0.0, inner: str = "") -> str:
-    """A massless rod with a point mass at its end, hinged `below` metres under its parent's hinge; positive towards x."""
-    point = _POINT.format(length=length, mass=mass)
-    return f'<body pos="0 0 -{below}"><joint name="{name}" type="hinge" axis="0 -1 0"/>{point}{inner}</body>'
-
-
-def _swing_up(bodies: str, lengths: tuple[float, ...], gears: tuple[float, ...], *, horizon, frame_skip, integrator) -> MJXTask:
-    _check_counts(horizon=horizon, frame_skip=frame_skip)
-    motors = "".join(_MOTOR.format(joint=joint, gear=gear) for joint, gear in enumerate(gears))
-    model = _read(_WORLD.format(timestep=0.05 / frame_skip, bodies=bodies, motors=motors))
-    rods = _Rods(lengths)
-    return MJXTask(
-        model,
-        _SwingUp(rods, horizon),
-        horizon=horizon,
-        frame_skip=frame_skip,
-        reset=Uniform((0.0,) * model.nq, model.nv, spread=0.1),
-        integrator=integrator,
-        rods=rods,
-    )
-
-
-class _Rods(eqx.Module):
-    """The hinge and the ends of a chain of rods, (x, z) in metres; before the angles, if anything, comes a cart's position."""
-
-    lengths: tuple[float, ...]
-
-    def __call__(self, state: Float[Array, " S"]) -> Float[Array, "n 2"]:
-        cart, angles = jnp.split(state[: state.size // 2], [state.size // 2 - len(self.lengths)])
-        angles = jnp.cumsum(angles)
-        rods = jnp.asarray(self.lengths, state.dtype)[:, None] * jnp.stack([jnp.sin(angles), -jnp.cos(angles)], axis=1)
-        hinge = jnp.stack([jnp.sum(cart), jnp.zeros_like(state[0])])
-        return hinge + jnp.concatenate([jnp.zeros_like(rods[:1]), jnp.cumsum(rods, axis=0)])
-
-
-class _SwingUp(eqx.Module):
-    """The tip's height over the hinge, relative; speeds, actions and distance from the middle cost; averaged over H."""
-
-    rods: _Rods
-    horizon: int
-
-    def __call__(self, state: Float[Array, " S"], action: Float[Array, " A"], t) -> Scalar:
-        joints = self.rods(state)
-        height = joints[-1, 1] / sum(self.rods.lengths)
-        speeds = jnp.cumsum(state[-len(self.rods.lengths) :])
-        costs = 0.001 * jnp.sum(speeds**2) + 0.01 * jnp.sum(action**2) + 0.05 * joints[0, 0] ** 2
-        return (height - costs) / self.horizon
-
-
-def _read(model: str | os.PathLike) -> mujoco.MjModel:
-    try:
-        if isinstance(model, str) and model.lstrip().startswith("<"):
-            return mujoco.MjModel.from_xml_string(model)
-        return mujoco.MjModel.from_xml_path(os.fspath(model))
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(
-            f"MuJoCo cannot read the model ({reason}); pass a mujoco.MjModel, MJCF as a string, or the path of an XML file."
-        ) from error
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise ValueError(f"{name} is {count!r}; pass a Python int of at least 1.")
-
-
-def _check_model(model: mujoco.MjModel) -> None:
-    integrator = mjtIntegrator(model.opt.integrator)
-    if integrator not in _INTEGRATORS:
-        raise ValueError(
-            f"The integrator is {integrator.name}, which MJX does not have; "
-            "pass integrator=mujoco.mjtIntegrator.mjINT_EULER, mjINT_IMPLICITFAST or mjINT_RK4."
-        )
-    if model.nu == 0:
-        raise ValueError("The model has no actuators; add an <actuator> to its MJCF.")
-    if model.nhistory:
-        raise ValueError(
-            "The model has delayed actuators or sensors, whose history MJX ignores; remove the delays from its MJCF."
-        )
-    free = [model.actuator(i).name or str(i) for i in range(model.nu) if not model.actuator_ctrllimited[i]]
-    if free:
-        raise ValueError(
-            f"No control range is given for actuator {', '.join(free)}; actions in [-1, 1] are mapped onto it, "
-            'so write ctrllimited="true" ctrlrange="low high" in the MJCF.'
-        )
-
-
-def _put(model: mujoco.MjModel) -> mjx.Model:
-    try:
-        return mjx.put_model(model)
-    except NotImplementedError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"MJX does not support the model ({reason}); remove this feature from its MJCF.") from error
-
-
-def _check_reverse(model: mujoco.MjModel, placed: mjx.Model) -> None:
-    # The number of rows is static in MJX, but kept with what its JAX implementation alone has.
-    rows = mjx.make_data(placed)._impl.nefc
-    if rows and model.opt.iterations > 1:
-        raise ValueError(
-            f"The model has {rows} constraint rows (contacts, joint limits, equalities, dry friction) and "
-            f"{model.opt.iterations} solver iterations, and reverse mode cannot pass MJX's lax.while_loop over them "
-            "(github.com/google-deepmind/mujoco/issues/2259): pass iterations=1, or forward_only=True for values and jvp."
-        )

@@ -21,9 +21,9 @@ from awmkit.gym import GymnasiumTask
 with warnings.catch_warnings():  # Distrax imports TensorFlow Probability, which reads a deprecated name of JAX.
     warnings.simplefilter("ignore", DeprecationWarning)
     import rejax
+    from awmkit.baselines._baselines import _policy
 
     from awmkit.baselines import FunctionalEnv, ppo, sac
-    from awmkit.baselines._baselines import _policy
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 

@@ -1,6 +1,6 @@
-"""MuJoCo tasks: MJX against C MuJoCo, Gymnasium and the ODE, and gradients against finite differences, at rest too.
+"""MuJoCo tasks: MJX against C MuJoCo, Gymnasium and the ODE, and gradients against finite differences, also at rest.
 
-One small Euler model carries the quick tests; whatever compiles for longer is marked slow.
+The quick tests share one small Euler model. Tests that compile larger models are marked slow.
 """
 
 import equinox as eqx
@@ -13,7 +13,6 @@ import pytest
 from misuse import says
 from mujoco import mjtIntegrator
 
-import awmkit.mjx
 from awmkit import Sequential, unroll, unroll_grad
 from awmkit.mjx import cartpole, double_pendulum, MJXTask, pendulum
 from awmkit.tasks import DrivenDoublePendulum
@@ -26,7 +25,7 @@ READY = [pendulum, cartpole, double_pendulum]
 
 @pytest.fixture(autouse=True)
 def away_from_the_repository(tmp_path, monkeypatch):
-    """MuJoCo leaves its log of warnings in the working directory."""
+    """MuJoCo writes its log of warnings to the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -44,14 +43,14 @@ def zero(state, action, t):
 
 
 def spied(monkeypatch, make):
-    """The task that `make` makes, and the C model that it was made from."""
-    models, read = [], awmkit.mjx._read
-    monkeypatch.setattr(awmkit.mjx, "_read", lambda source: models.append(read(source)) or models[-1])
+    """The task that `make` makes, and the C model that it gives to MJX."""
+    models, put = [], mujoco.mjx.put_model
+    monkeypatch.setattr(mujoco.mjx, "put_model", lambda model: models.append(model) or put(model))
     return make(), models[-1]
 
 
 def c_states(model, start, actions, *, integrator, frame_skip):
-    """s_0 ... s_H by C MuJoCo, of a model whose controls range from -1 to 1."""
+    """s_0 ... s_H by C MuJoCo, for a model whose control ranges are [-1, 1]."""
     model.opt.integrator = integrator
     data, kind = mujoco.MjData(model), mujoco.mjtState.mjSTATE_PHYSICS
     mujoco.mj_setState(model, data, np.array(start), kind)
@@ -65,7 +64,7 @@ def c_states(model, start, actions, *, integrator, frame_skip):
 
 
 def along(f, point, direction, eps):
-    """Central differences of `f` along a direction, for every point of a batch."""
+    """Central differences of `f` along a direction, for each point of a batch."""
     at = lambda h: f(*(x + h * d for x, d in zip(point, direction, strict=True)))
     return (at(eps) - at(-eps)) / (2 * eps)
 
@@ -78,7 +77,7 @@ def dot(grads, direction):
     return sum(jnp.sum((g * d).reshape(len(g), -1), axis=1) for g, d in zip(grads, direction, strict=True))
 
 
-# The one small model of the quick tests: two Euler steps of 25 ms a step.
+# The model of the quick tests, with two Euler steps of 25 ms in a step.
 H = 4
 SMALL = double_pendulum(H, frame_skip=2)
 STARTS = jnp.array([[0.0, 0.0, 0.0, 0.0], [jnp.pi, 0.0, 0.0, 0.0], [1.0, -0.7, 0.5, 2.0]])  # Hanging, upright, moving.
@@ -86,19 +85,19 @@ PLANS = jax.random.uniform(KEY, (3, H, 2), minval=-0.9, maxval=0.9).at[:2].set(0
 
 
 def value(state, actions, masses):
-    """The return, and the last state besides, which the return does not feel."""
+    """The return plus the entries of the last state, on which the return does not depend."""
     task = eqx.tree_at(lambda task: task.model.body_mass, SMALL, masses)
     trajectory = unroll(task, actions, state, H, reward=task.reward)
     return trajectory.returns() + jnp.sum(trajectory.states[-1])
 
 
-def test_a_step_is_that_of_mujoco(monkeypatch):
+def test_a_step_equals_mujocos_step(monkeypatch):
     task, model = spied(monkeypatch, lambda: double_pendulum(H, frame_skip=2))
     states = unroll(task, PLANS[2], STARTS[2], H).states
     assert np.allclose(states, c_states(model, STARTS[2], PLANS[2], integrator=EULER, frame_skip=2), atol=1e-12)
 
 
-def test_gradients_are_the_differences_in_states_actions_and_masses_at_rest_and_in_motion():
+def test_gradients_in_states_actions_and_masses_equal_finite_differences_at_rest_and_in_motion():
     point = STARTS, PLANS, jnp.stack([SMALL.model.body_mass] * 3)
     direction = directions(point)
     by_reverse = dot(jax.jit(jax.vmap(jax.grad(value, (0, 1, 2))))(*point), direction)
@@ -126,7 +125,7 @@ def test_states_keep_their_dtype_with_and_without_x64():
 
 
 @pytest.mark.parametrize("make", READY)
-def test_a_ready_task_pays_for_height_and_starts_near_hanging(make):
+def test_a_swing_up_task_rewards_height_and_starts_near_hanging(make):
     task, size = make(20), make().state_size // 2
     starts = jax.vmap(task.reset)(jax.random.split(KEY, 50))
     assert jnp.abs(starts).max() <= 0.1 and jnp.std(starts) > 0.03 and np.isclose(task.dt, 0.05)
@@ -137,19 +136,19 @@ def test_a_ready_task_pays_for_height_and_starts_near_hanging(make):
     assert (task.rods(up)[:, 0] < 1e-12).all() and (jnp.diff(task.rods(up)[:, 1]) > 0.4).all()
 
 
-def test_a_cart_far_out_pays_and_is_drawn_there():
+def test_a_cart_far_from_the_middle_costs_reward_and_is_drawn_there():
     task = cartpole(1)
     out = jnp.array([2.0, jnp.pi / 2, 0.0, 0.0])
     assert np.allclose(task.rods(out), [[2, 0], [2.5, 0]]) and np.isclose(task.reward(out, jnp.zeros(1), 0), -0.2)
 
 
-def test_without_a_reset_an_episode_starts_where_the_model_does_at_rest():
+def test_without_a_reset_function_an_episode_starts_at_rest_in_qpos0():
     task = ball('<joint name="0" ref="30"/>')
     assert np.allclose(task.reset(KEY), [np.pi / 6, 0])
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_a_gymnasium_body_is_made_from_its_own_file_and_moves_from_its_own_start(id):
+def test_a_gymnasium_body_has_the_state_of_its_own_file_and_random_initial_states(id):
     task = MJXTask.from_gymnasium(id, iterations=1)
     start, rest = task.reset(KEY), task.model.qpos0
     assert start.shape == (task.state_size,)
@@ -157,7 +156,7 @@ def test_a_gymnasium_body_is_made_from_its_own_file_and_moves_from_its_own_start
     assert jnp.abs(start[: rest.size] - rest).max() <= 0.3 and (start != task.reset(jax.random.key(1))).any()
 
 
-def test_the_reachers_gradient_is_finite_where_it_touches_its_target():
+def test_the_gradient_of_the_reachers_reward_is_finite_at_its_target():
     reward = MJXTask.from_gymnasium("Reacher-v5", iterations=1).reward
     touching = jnp.zeros(8).at[2].set(0.1 + 0.11)
     value, grads = jax.value_and_grad(lambda s: reward(s, jnp.zeros(2), 0, s))(touching)
@@ -173,33 +172,36 @@ SENTENCES = {
         "reward is None; give a function",
     ),
     "no actuators": (lambda: ball(actuator=""), "no actuators"),
-    "unlimited actuators": (lambda: ball(actuator=MOTOR.format(kind="motor", options="")), "range is given for actuator 0"),
+    "unlimited actuators": (
+        lambda: ball(actuator=MOTOR.format(kind="motor", options="")),
+        "needs a control range.*for actuator 0",
+    ),
     "delays": (
         lambda: ball(actuator=MOTOR.format(kind="motor", options='ctrlrange="-1 1" delay="0.01" nsample="5"')),
         "delayed",
     ),
     "an integrator MJX lacks": (
         lambda: ball(integrator=mjtIntegrator.mjINT_IMPLICIT),
-        "mjINT_IMPLICIT, which MJX does not have.*mjINT_EULER",
+        "MJX has no integrator mjINT_IMPLICIT; pass.*mjINT_EULER",
     ),
     "what MJX lacks": (lambda: MJXTask.from_gymnasium("Swimmer-v5", integrator=FAST), "does not support.*fluid drag"),
     "reverse mode through a loop": (
         lambda: ball('<joint name="0" limited="true" range="-1 1"/>'),
-        "1 constraint rows.*100 solver iterations.*while_loop.*2259.*iterations=1, or forward_only=True",
+        "1 constraint rows.*100 solver iterations.*while_loop.*2259.*forward_only=True.*iterations=1",
     ),
-    "no horizon": (lambda: ball(horizon=0), "horizon is 0"),
-    "half a frame": (lambda: pendulum(frame_skip=0.5), "frame_skip is 0.5"),
-    "no iterations": (lambda: ball(iterations=0), "iterations is 0"),
+    "no horizon": (lambda: ball(horizon=0), "horizon=0"),
+    "half a frame": (lambda: pendulum(frame_skip=0.5), "frame_skip=0.5"),
+    "no iterations": (lambda: ball(iterations=0), "iterations=0"),
     "an unknown body": (
         lambda: MJXTask.from_gymnasium("Ant-v5"),
-        "'Ant-v5' here; use one of InvertedPendulum-v5.*HalfCheetah-v5",
+        "id must be one of InvertedPendulum-v5.*HalfCheetah-v5, got 'Ant-v5'",
     ),
     **{id: (lambda id=id: MJXTask.from_gymnasium(id), "constraint rows.*iterations=1") for id in IDS},
 }
 
 
 @pytest.mark.parametrize("name", SENTENCES)
-def test_misuse_is_one_clear_sentence(name):
+def test_misuse_raises_one_clear_sentence(name):
     says(*SENTENCES[name])
 
 
@@ -219,7 +221,7 @@ WITH_STATE = f"""<mujoco><worldbody><body>{HINGE}<inertial pos="1 0 0" mass="1" 
         (WITH_STATE, RK4),
     ],
 )
-def test_fifty_steps_are_those_of_mujoco(make, integrator, monkeypatch):
+def test_fifty_steps_equal_mujocos(make, integrator, monkeypatch):
     if make is WITH_STATE:
         build = lambda: MJXTask(WITH_STATE, zero, horizon=50, frame_skip=10, integrator=integrator)
     else:
@@ -233,13 +235,13 @@ def test_fifty_steps_are_those_of_mujoco(make, integrator, monkeypatch):
 
 
 def relative(angles):
-    """(th1, w1, th2, w2) as MuJoCo writes it."""
+    """(th1, w1, th2, w2) as MuJoCo's state, with the second angle relative to the first rod."""
     th1, w1, th2, w2 = angles
     return jnp.stack([th1, th2 - th1, w1, w2 - w1])
 
 
 @pytest.mark.slow
-def test_both_double_pendulums_agree_and_euler_closes_in_on_the_ode_at_first_order():
+def test_both_double_pendulums_agree_and_eulers_error_is_of_first_order():
     ode = DrivenDoublePendulum(50)
     start = ode.reset(KEY)
     actions = 0.5 * jax.random.normal(KEY, (50, 2)).clip(-2, 2)
@@ -259,7 +261,7 @@ def test_both_double_pendulums_agree_and_euler_closes_in_on_the_ode_at_first_ord
     assert 1.8 < by_euler[0] / by_half[0] < 2.2
 
 
-# How strong the actions are: a gentle hand lets the pendulums stand. How high those with feet start to stay in the air.
+# The largest action: weak ones let the pendulums stand. The height (m) from which bodies with feet start without contact.
 STRENGTH = dict(zip(IDS, [0.005, 0.005, 0.3, 0.5, 0.5, 0.5], strict=True))
 LIFT = {"Hopper-v5": 1.0, "HalfCheetah-v5": 40.0}
 
@@ -272,7 +274,7 @@ def episode(id, lift=0.0, **options):
 
 
 def gymnasium_episode(env, start, actions):
-    """States (51, S), rewards (50,), whether it has ended, and whether something touches, in Gymnasium's own environment."""
+    """States (51, S), rewards, whether the episode has ended, and whether there is a contact, in Gymnasium's own environment."""
     env.reset(seed=0)
     env.set_state(*np.split(np.array(start), [env.model.nq]))
     low, high = env.model.actuator_ctrlrange.T
@@ -287,7 +289,7 @@ def gymnasium_episode(env, start, actions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id, lift", [(id, 0.0) for id in IDS] + list(LIFT.items()))
-def test_an_episode_is_gymnasiums_own_over_fifty_steps_and_over_the_first_contact(id, lift):
+def test_an_episode_equals_gymnasiums_over_fifty_steps_and_through_the_first_contact(id, lift):
     env = gymnasium.make(id).unwrapped
     task, ours = episode(id, lift)
     states, rewards, ended, contacts = gymnasium_episode(env, ours.states[0], ours.actions)
@@ -295,14 +297,14 @@ def test_an_episode_is_gymnasiums_own_over_fifty_steps_and_over_the_first_contac
     print(id, lift, "states", by_states, "rewards", by_rewards[~ended].max(), by_rewards.max(), "contact", contacts.any())
     assert contacts.any() == (id in LIFT and lift == 0)
     assert by_states < 1e-9 and by_rewards[~ended].max() < 1e-5
-    # Gymnasium reads the tip's place at the last stage of RK4, not at its end: visible in a fall, which ends its episode.
+    # Gymnasium reads the tip's position at the last stage of RK4, not at the end of the step. A fall shows the difference.
     assert by_rewards.max() < (1e-2 if id == "InvertedDoublePendulum-v5" else 1e-6)
     assert env.frame_skip == task.frame_skip and np.isclose(env.dt, task.dt)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
-def test_episodes_start_where_gymnasiums_do(id):
+def test_initial_states_have_gymnasiums_means_and_deviations(id):
     env = gymnasium.make(id).unwrapped
     theirs = []
     for seed in range(400):
@@ -314,14 +316,14 @@ def test_episodes_start_where_gymnasiums_do(id):
     assert (np.abs(np.std(ours, axis=0) - spread) <= 0.2 * spread).all()
 
 
-# By how much one solver iteration, and Euler in place of RK4, move the positions (m, rad) over 50 steps of one episode: those
-# whose constraints stay idle not at all, the pendulums as they fall the most.
+# How far one solver iteration, and Euler in place of RK4, move the positions (m, rad) in an episode of 50 steps. One iteration
+# changes nothing where no constraint is active, and the difference is largest in a fall.
 MOVED = dict(zip(IDS, [(0.039, 0.067), (0, 3.8), (0, 0.021), (0, 0.018), (0.0052, 0.007), (0.11, 0)], strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
-def test_what_can_be_differentiated_moves_the_states_by_no_more_than_was_measured(id):
+def test_one_solver_iteration_and_euler_move_the_states_as_far_as_documented(id):
     task, own = episode(id)
     positions = lambda **options: np.abs(episode(id, **options)[1].states - own.states)[:, : task.model.nq].max()
     moved = positions(iterations=1), positions(integrator=EULER)
@@ -349,7 +351,7 @@ def gradient_errors(task, starts, *, strength, eps, horizon=3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make, integrator", [(pendulum, EULER), (cartpole, FAST), (double_pendulum, RK4)])
-def test_gradients_of_the_ready_tasks_are_the_differences_at_rest_and_in_motion(make, integrator):
+def test_gradients_of_the_swing_up_tasks_equal_finite_differences_at_rest_and_in_motion(make, integrator):
     task = make(3, integrator=integrator)
     starts = jnp.stack([jnp.zeros(task.state_size), jax.random.normal(KEY, (task.state_size,))])
     errors = gradient_errors(task, starts, strength=0.3, eps=1e-5)
@@ -359,10 +361,10 @@ def test_gradients_of_the_ready_tasks_are_the_differences_at_rest_and_in_motion(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
-def test_gradients_of_gymnasiums_bodies_are_the_differences_at_rest_in_motion_and_in_contact(id):
+def test_gradients_of_gymnasiums_bodies_equal_finite_differences_at_rest_in_motion_and_in_contact(id):
     task = MJXTask.from_gymnasium(id, iterations=1, integrator=EULER)
     rest = jnp.zeros(task.state_size).at[: task.model.nq].set(task.model.qpos0)
-    if id == "Hopper-v5":  # Its knees rest on their stops, a kink at which differences mean nothing: bend them a little.
+    if id == "Hopper-v5":  # Its knees rest at their limits, where the derivative jumps, so bend them a little.
         rest = rest.at[3:5].set(-0.01)
     moving = task.reset(KEY) + 0.1 * jax.random.normal(KEY, rest.shape)
     touching = rest.at[1].add(-0.1)  # Feet in the ground; a pendulum leans.
@@ -372,7 +374,7 @@ def test_gradients_of_gymnasiums_bodies_are_the_differences_at_rest_in_motion_an
 
 
 @pytest.mark.slow
-def test_forward_mode_passes_a_hundred_iterations_and_reverse_mode_says_that_it_cannot():
+def test_forward_mode_differentiates_a_hundred_iterations_and_reverse_mode_raises():
     task = MJXTask.from_gymnasium("InvertedPendulum-v5", forward_only=True, integrator=EULER)
     at_the_stop = jnp.array([[1.02, 0.1, 0.5, 0.2]]), jnp.full((1, 3, 1), 0.1)
     f, direction = last_state_and_return(task, 3), directions(at_the_stop)

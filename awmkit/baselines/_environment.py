@@ -1,0 +1,98 @@
+"""A task as the functional environment that rejax trains on."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from gymnax.environments.spaces import Box
+from jax import lax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar, ScalarLike
+from rejax.buffers import Minibatch
+
+from .._dynamics import AbstractTask
+from .._normaliser import Normaliser
+from .._policies import features
+from .._trajectory import Trajectory
+from ..tasks._episode import Episode, start_episode, step_episode
+
+
+class FunctionalEnv(eqx.Module):
+    """A task in gymnax's calling convention, which rejax expects. After step H it starts the next episode by itself.
+
+    **Fields**
+
+    - `task`: any task that JAX can trace.
+    - `input_norm`: normalises the states that the learner observes.
+    - `reward_shift`, `reward_scale`: the learner's reward is (r_t - reward_shift_t) reward_scale. Shape (H,) and a scalar.
+    - `squash`: maps the learner's actions, which are within `limit`, to [-1, 1].
+
+    The argument `params` of its methods belongs to the calling convention and is not used.
+    """
+
+    task: AbstractTask
+    input_norm: Normaliser
+    reward_shift: Float[Array, " H"]
+    reward_scale: Float[Array, ""]
+    squash: Callable = eqx.field(static=True)
+    limit: float = eqx.field(static=True)
+    default_params: ClassVar[None] = None
+
+    @classmethod
+    def from_warmup(
+        cls, task: AbstractTask, episodes: Trajectory, reward_scale: ScalarLike | None, *, squash: Callable, limit: float
+    ) -> "FunctionalEnv":
+        """Take the statistics of states and rewards from `episodes`.
+
+        The shift is the mean reward of each step. The scale is by default one over the standard deviation of the rewards-to-go.
+        """
+        assert episodes.rewards is not None
+        input_norm = Normaliser(task.state_size).fitted(episodes.states[:, :-1])
+        shift = jnp.mean(episodes.rewards, axis=0)
+        to_go = lax.cumsum(episodes.rewards - shift, axis=1, reverse=True)
+        scale = 1 / Normaliser(1).fitted(to_go[..., None]).scale[0] if reward_scale is None else reward_scale
+        return cls(task, input_norm, shift, jnp.asarray(scale, shift.dtype), squash, limit)
+
+    def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Float[Array, " O"], Episode]:
+        """Start an episode. Returns its first observation and the episode."""
+        episode = start_episode(self.task, key)
+        return self.observe(episode.state, 0), episode
+
+    def step(
+        self, key: PRNGKeyArray, state: Episode, action: Float[Array, " A"], params: Any = None
+    ) -> tuple[Float[Array, " O"], Episode, Scalar, Bool[Array, ""], dict]:
+        """Make one step. Returns the observation, the episode, the reward, whether the episode ended, and an empty dict.
+
+        At the end of an episode the observation and the episode are those of the next one.
+        """
+        step_key, reset_key = jax.random.split(key)
+        episode, reward = step_episode(self.task, state, self.squash(action), step_key)
+        reward = (reward - self.reward_shift[state.t]) * self.reward_scale
+        done = episode.t == self.task.horizon
+        moved = self.observe(episode.state, episode.t), episode
+        observation, episode = jtu.tree_map(lambda new, old: jnp.where(done, new, old), self.reset(reset_key), moved)
+        return observation, episode, reward, done, {}
+
+    def observe(self, state: Float[Array, " S"], t: ScalarLike) -> Float[Array, " O"]:
+        """The learner's observation: what the network of an awmkit policy with a horizon reads, shape (S+2,)."""
+        return features(self.input_norm(state), t, self.task.horizon)
+
+    def transitions(self, episodes: Trajectory) -> Minibatch:
+        """All steps of N whole episodes as the N H rows of a rejax replay buffer, with actions in [-1, 1]."""
+        times = jnp.arange(self.task.horizon + 1)
+        observations = jax.vmap(jax.vmap(self.observe), in_axes=(0, None))(episodes.states, times)
+        assert episodes.rewards is not None
+        rewards = (episodes.rewards - self.reward_shift) * self.reward_scale
+        done = jnp.broadcast_to(times[1:] == self.task.horizon, rewards.shape)
+        rows = Minibatch(observations[:, :-1], episodes.actions, rewards, done, observations[:, 1:])
+        return jtu.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+    def observation_space(self, params: Any = None) -> Box:
+        """The space of observations, of S+2 numbers."""
+        return Box(-jnp.inf, jnp.inf, (self.task.state_size + 2,), jnp.result_type(float))
+
+    def action_space(self, params: Any = None) -> Box:
+        """The space of the learner's actions, before `squash`."""
+        return Box(-self.limit, self.limit, (self.task.action_size,), jnp.result_type(float))

@@ -1,0 +1,252 @@
+"""Tasks as Gymnasium environments: Gymnasium's own checks, single against vectorised environments, and pictures."""
+
+import gymnasium
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from misuse import says
+
+from awmkit import AbstractTask, unroll
+from awmkit.gym import GymnasiumTask, TaskEnv, TaskVectorEnv
+from awmkit.tasks import (
+    CancerTreatment,
+    CreditAssignment,
+    Discretised,
+    DrivenDoublePendulum,
+    LinearQuadratic,
+    MYRIAD,
+    PassiveDoublePendulum,
+)
+
+IDS = sorted(id for id in gymnasium.registry if id.startswith("awmkit/"))
+# MJX takes long to compile, so its environments are checked by slow tests.
+MJX = [id for id in IDS if "MJX" in id]
+OPTIONS = {
+    "awmkit/LinearQuadratic-v0": {"A": 0.9 * jnp.eye(2), "B": jnp.ones((2, 1))},
+    "awmkit/Discretised-v0": {"problem": CancerTreatment(r=0.4)},
+}
+
+
+class Carried(LinearQuadratic):
+    """A task whose carry matters, whose reward reads the next state, and which is random."""
+
+    def init(self, state, horizon):
+        return jnp.zeros(2) + horizon
+
+    def step(self, carry, state, action, t, *, key=None):
+        _, state = super().step(None, state, action, t, key=key)
+        return carry + 1, 0.9 * state + 0.01 * carry
+
+    def reward(self, state, action, t, next_state=None):
+        return jnp.sum(next_state - state) + 0.1 * jnp.asarray(t, state.dtype)
+
+
+def carried(horizon, noise=0.3):
+    return Carried(0.1 * jnp.eye(2), jnp.ones((2, 1)), noise=noise, horizon=horizon)
+
+
+def test_every_task_and_every_myriad_problem_is_registered_under_its_class_name():
+    tasks = {cls.__name__ for cls in AbstractTask.__subclasses__() if cls.__module__.startswith("awmkit.tasks")}
+    assert {"DrivenDoublePendulum", "Henon", "LinearQuadratic"} <= tasks
+    names = {*tasks, *(problem.__name__ for problem in MYRIAD), "MJXPendulum", "MJXCartPole", "MJXDoublePendulum"}
+    assert {f"awmkit/{name}-v0" for name in names} == set(IDS)
+
+
+@pytest.mark.parametrize("id", sorted(set(IDS) - set(MJX)))
+def test_gymnasiums_checker_accepts_every_environment(id):
+    check_env(gymnasium.make(id, **OPTIONS.get(id, {})).unwrapped)
+
+
+def test_gymnasiums_checker_accepts_an_environment_without_time():
+    check_env(gymnasium.make("awmkit/DrivenDoublePendulum-v0", time_aware=False).unwrapped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", MJX)
+def test_gymnasiums_checker_accepts_the_mjx_environments(id):
+    check_env(gymnasium.make(id).unwrapped)
+
+
+def assert_equal_over(steps, task, time_aware=True, copies=3):
+    envs = TaskVectorEnv(task, copies, time_aware=time_aware)
+    reference = SyncVectorEnv([lambda: TaskEnv(task, time_aware=time_aware)] * copies)
+    assert envs.observation_space == reference.observation_space and envs.action_space == reference.action_space
+    assert envs.metadata["autoreset_mode"] is reference.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    generator, ends = np.random.default_rng(0), 0
+    (mine, _), (theirs, _) = envs.reset(seed=7), reference.reset(seed=7)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+    for step in range(steps):
+        actions = generator.uniform(-1, 1, envs.action_space.shape).astype(np.float32)
+        mine, theirs = envs.step(actions), reference.step(actions)
+        for a, b in zip(mine[:4], theirs[:4], strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9, err_msg=f"step {step}")
+        assert mine[4] == theirs[4] == {}
+        ends += mine[2].sum() + mine[3].sum()
+        if step % 100 == 30:  # Reset one copy alone, then give one copy its own seed.
+            options = lambda: {"reset_mask": np.arange(copies) == 1}
+            np.testing.assert_allclose(envs.reset(options=options())[0], reference.reset(options=options())[0], rtol=1e-6)
+        if step == 333:
+            seeds = [None, 5, None]
+            np.testing.assert_allclose(envs.reset(seed=seeds)[0], reference.reset(seed=seeds)[0], rtol=1e-6)
+    assert ends > steps // (task.horizon + 1)
+
+
+@pytest.mark.parametrize("time_aware", [True, False], ids=["time", "no time"])
+def test_a_vector_environment_equals_gymnasiums_loop_over_copies_for_a_random_task(time_aware):
+    assert_equal_over(400, carried(12), time_aware)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [DrivenDoublePendulum(40), CreditAssignment(20), Discretised(CancerTreatment(), 30, noise=0.1, distractors=2)],
+    ids=lambda task: type(task).__name__,
+)
+def test_a_vector_environment_equals_gymnasiums_loop_over_copies(task):
+    assert_equal_over(400, task)
+
+
+@pytest.mark.parametrize("time_aware", [True, False], ids=["time", "no time"])
+def test_every_one_of_100_episodes_ends_as_declared(time_aware):
+    env = gymnasium.make("awmkit/CreditAssignment-v0", horizon=25, time_aware=time_aware)
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    lengths, length = [], 0
+    for _ in range(2_500):
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        length += 1
+        assert observation in env.observation_space and np.isfinite(reward)
+        if time_aware:
+            assert observation[-1] == length and not truncated
+        else:
+            assert not terminated
+        if terminated or truncated:
+            observation, _ = env.reset()
+            lengths.append(length)
+            length = 0
+    assert lengths == [25] * 100
+
+
+@pytest.mark.parametrize("task", [DrivenDoublePendulum(30), carried(30, noise=0.0)], ids=lambda task: type(task).__name__)
+def test_an_episode_is_the_unroll_of_its_actions(task):
+    env, actions = TaskEnv(task), np.random.default_rng(0).uniform(-1, 1, (30, task.action_size))
+    start = np.linspace(-0.2, 0.3, task.state_size)
+    observation, _ = env.reset(options={"state": start})
+    steps = [env.step(action) for action in actions]
+    trajectory = unroll(task, jnp.asarray(actions), jnp.asarray(start), 30, reward=task.reward)
+    observations = np.stack([observation] + [step[0] for step in steps])
+    np.testing.assert_allclose(observations[:, :-1], trajectory.states, rtol=1e-6)
+    np.testing.assert_array_equal(observations[:, -1], np.arange(31))
+    np.testing.assert_allclose([step[1] for step in steps], trajectory.rewards, rtol=1e-12)
+
+
+def test_a_seed_determines_all_episodes_and_a_reset_without_one_starts_a_different_episode():
+    def play(env, seed):
+        rows = []
+        for n in range(3):
+            rows.append(env.reset(seed=seed if n == 0 else None)[0])
+            rows += [env.step(np.zeros(1))[0] for _ in range(5)]
+        return np.stack(rows)
+
+    env = TaskEnv(CreditAssignment(20))
+    first, again, other = play(env, 3), play(TaskEnv(CreditAssignment(20)), 3), play(env, 4)
+    np.testing.assert_array_equal(first, again)
+    assert (first[:, 1] != other[:, 1]).all() and len(set(first[:, 1])) == len(first)
+    unseeded = [play(TaskEnv(CreditAssignment(20)), None)[0, 1] for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+    envs = TaskVectorEnv(CreditAssignment(20), 4)
+    assert len(set(envs.reset()[0][:, 1])) == 4
+    assert (envs.reset(options={"state": np.array([0.5, -1.0])})[0] == [0.5, -1.0, 0]).all()
+
+
+def test_equal_tasks_share_one_program():
+    first, second, third = (TaskEnv(PassiveDoublePendulum(h)) for h in (10, 10, 11))
+    assert first._step.func is second._step.func is not third._step.func
+
+
+def test_make_passes_its_arguments_to_the_task():
+    env = gymnasium.make("awmkit/CancerTreatment-v0", horizon=200, time_aware=False, problem=CancerTreatment(r=0.5))
+    assert env.unwrapped.task.horizon == 200 and env.unwrapped.task.problem.r == 0.5 and env.observation_space.shape == (1,)
+    envs = gymnasium.make_vec("awmkit/CancerTreatment-v0", num_envs=5, horizon=7, noise=0.1)
+    assert isinstance(envs, TaskVectorEnv) and envs.num_envs == 5 and envs.task.horizon == 7
+    assert envs.reset(seed=0)[0].shape == (5, 2)
+    assert gymnasium.make_vec("awmkit/OneBounce-v0", num_envs=2, vectorization_mode="sync").reset()[0].shape == (2, 5)
+
+
+def test_the_picture_of_a_pendulum_shows_its_state():
+    env = gymnasium.make("awmkit/DrivenDoublePendulum-v0", render_mode="rgb_array")
+    assert env.metadata["render_fps"] == 20
+    env.reset(options={"state": np.zeros(4)})
+    hanging = env.render()
+    assert hanging.shape == (256, 256, 3) and hanging.dtype == np.uint8
+    assert hanging[155, 128].sum() < 400 < hanging[155, 140].sum()  # On the first rod, and beside it.
+    dark = (hanging.astype(int).sum(axis=-1) < 600).nonzero()
+    assert dark[0].mean() > 150 and abs(dark[1].mean() - 127.5) < 0.5  # Straight down from the middle.
+    env.reset(options={"state": np.array([np.pi / 2, 0, np.pi / 2, 0])})
+    across = env.render()
+    dark = (across.astype(int).sum(axis=-1) < 600).nonzero()
+    assert dark[1].mean() > 150 and abs(dark[0].mean() - 127.5) < 0.5  # To the right.
+    envs = gymnasium.make_vec("awmkit/PassiveDoublePendulum-v0", num_envs=2, render_mode="rgb_array")
+    envs.reset(options={"state": np.array([[0.0] * 4, [np.pi / 2, 0, np.pi / 2, 0]])})
+    np.testing.assert_array_equal(envs.render(), [hanging, across])
+    assert gymnasium.make("awmkit/OneBounce-v0").unwrapped.metadata["render_modes"] == []
+
+
+PENDULUM = TaskEnv(DrivenDoublePendulum(5))
+PENDULUMS = TaskVectorEnv(DrivenDoublePendulum(5), 2)
+
+
+def stepped(env, action, steps=1, reset=True):
+    if reset:
+        env.reset(seed=0)
+    for _ in range(steps):
+        env.step(np.asarray(action))
+
+
+MISUSES = {
+    "a step before the reset": (
+        lambda: stepped(TaskEnv(PENDULUM.task), [0.0, 0], reset=False),
+        r"call reset\(\) before the first",
+    ),
+    "a step after the end": (lambda: stepped(PENDULUM, [0.0, 0], 6), r"ended after 5 steps; call reset\(\)"),
+    "an action of NaN": (lambda: stepped(PENDULUM, [0.0, np.nan]), r"must be finite, got nan at index \[1\]"),
+    "an action of the wrong shape": (lambda: stepped(PENDULUM, [0.0]), r"must have shape \(2,\), got \(1,\)"),
+    "one action for many": (lambda: stepped(PENDULUMS, [0.0, 0]), r"must have shape \(2, 2\), got \(2,\)"),
+    "NaN for one of many": (lambda: stepped(PENDULUMS, [[0.0, 0], [np.inf, 0]]), r"must be finite, got inf at index \[1, 0\]"),
+    "many, never reset": (
+        lambda: stepped(TaskVectorEnv(PENDULUM.task, 2), np.zeros((2, 2)), reset=False),
+        r"call reset\(\) before the first",
+    ),
+    "no copies": (lambda: TaskVectorEnv(PENDULUM.task, 0), "num_envs=0"),
+    "too few seeds": (lambda: PENDULUMS.reset(seed=[1]), "a list of 2, one for each copy; got a list of 1"),
+    "a mask of integers": (
+        lambda: PENDULUMS.reset(options={"reset_mask": np.array([1, 0])}),
+        r"must be 2 booleans.*got int64\[2\]",
+    ),
+    "a mask before the first reset": (
+        lambda: TaskVectorEnv(PENDULUM.task, 2).reset(options={"reset_mask": np.array([True, False])}),
+        r"call reset\(\) without it",
+    ),
+    "a state of the wrong size": (
+        lambda: PENDULUM.reset(options={"state": np.zeros(3)}),
+        r"finite numbers of shape \(4,\), got .* of shape \(3,\)",
+    ),
+    "a human's view": (lambda: TaskEnv(PENDULUM.task, render_mode="human"), 'use render_mode="rgb_array"'),
+    "a picture of a number": (lambda: TaskEnv(CreditAssignment(), render_mode="rgb_array"), r"has no method rods\(state\)"),
+    "an environment of an environment": (
+        lambda: TaskEnv(gymnasium.make("Pendulum-v1").unwrapped),
+        "must be an awmkit.AbstractTask that JAX can trace.*got a Pendulum",
+    ),
+    "an environment of what JAX cannot trace": (
+        lambda: TaskEnv(GymnasiumTask(gymnasium.make("Pendulum-v1"))),
+        "that JAX can trace.*got a GymnasiumTask",
+    ),
+    "half a copy": (lambda: TaskVectorEnv(PENDULUM.task, 2.5), "num_envs=2.5"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_misuse_raises_one_clear_sentence(name):
+    says(*MISUSES[name])
