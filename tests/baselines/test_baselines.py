@@ -1,7 +1,4 @@
-"""SAC and PPO on our tasks: the adapter is the task, seeds are independent of each other, and something is learnt.
-
-Apart from awmkit's own methods because these are rejax's; how good they are is for the examples to show.
-"""
+"""SAC and PPO: the functional environment behaves as its task, seeds are independent, and a simple task is learned."""
 
 import functools
 import warnings
@@ -21,22 +18,22 @@ from awmkit.gym import GymnasiumTask
 with warnings.catch_warnings():  # Distrax imports TensorFlow Probability, which reads a deprecated name of JAX.
     warnings.simplefilter("ignore", DeprecationWarning)
     import rejax
-    from awmkit.baselines._baselines import _policy
 
     from awmkit.baselines import FunctionalEnv, ppo, sac
+    from awmkit.baselines._learn import to_gaussian_policy
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 
 
 class Aim(AbstractTask):
-    """The action is added to the state, and 1/2 is the best at every step; starts are random, and the reward sees s_{t+1}."""
+    """The action is added to the state, and 1/2 is the best action at every step. The reward reads the next state."""
 
     horizon: int = 5
     state_size: int = 2
     action_size: int = 2
 
     def init(self, state, horizon):
-        return jnp.zeros((), int)  # Counts the steps.
+        return jnp.zeros((), int)  # Counts steps.
 
     def step(self, carry, state, action, t, *, key=None):
         return carry + 1, state + action
@@ -56,7 +53,7 @@ SMALL = {"steps": 843, "warmup": 201, "evaluate_every": 200, "evaluations": 3, "
 
 @jax.jit
 def play(actions):
-    """Of the actions, (T, A): observations before, rewards, dones and observations after each step, and the last state."""
+    """Play actions (T, A): observations before, rewards, dones and observations after each step, and the last episode."""
 
     def step(loop, x):
         (observation, state), (action, key) = loop, x
@@ -68,7 +65,7 @@ def play(actions):
 
 
 @given(actions=st.lists(st.floats(-1, 1), min_size=7, max_size=7))
-def test_a_step_of_the_environment_is_the_tasks_until_step_h_which_begins_anew(actions):
+def test_a_step_equals_the_tasks_step_and_step_h_starts_the_next_episode(actions):
     actions = jnp.array(actions)[:, None] * jnp.array([1.0, -0.3])
     observations, rewards, dones, after, last = play(actions)
     episode = unroll(ENV.task, jnp.tanh(actions[:5]), ENV.task.reset(KEYS[0]), 5, reward=ENV.task.reward)
@@ -83,7 +80,7 @@ def test_a_step_of_the_environment_is_the_tasks_until_step_h_which_begins_anew(a
     assert last.t == 2 and last.carry == 2
 
 
-def test_warm_up_episodes_are_stored_as_the_environment_would_have_given_them():
+def test_stored_warm_up_episodes_equal_the_environments_transitions():
     actions = jax.random.uniform(KEYS[1], (5, 2))
     observations, rewards, dones, after, _ = play(jnp.arctanh(actions))
     episode = unroll(ENV.task, actions, ENV.task.reset(KEYS[0]), 5, reward=ENV.task.reward)
@@ -94,7 +91,7 @@ def test_warm_up_episodes_are_stored_as_the_environment_would_have_given_them():
 
 
 @pytest.mark.parametrize("learner", [rejax.SAC, rejax.PPO])
-def test_a_policy_has_the_density_of_flaxs_actor(learner):
+def test_the_returned_policy_has_the_density_of_rejaxs_actor(learner):
     learner, state, t = (
         learner.create(env=ENV, env_params=None, agent_kwargs={"activation": "swish"}),
         jnp.array([0.3, -0.2]),
@@ -113,12 +110,14 @@ def test_a_policy_has_the_density_of_flaxs_actor(learner):
     if isinstance(learner, rejax.PPO):  # The environment squashes.
         action = jnp.tanh(action)
         squashed = jnp.sum(jnp.log1p(-(action**2)))
-    np.testing.assert_allclose(_policy(params["params"], ENV).log_prob(state, action, t), log_prob[0] - squashed, rtol=1e-5)
+    np.testing.assert_allclose(
+        to_gaussian_policy(params["params"], ENV).log_prob(state, action, t), log_prob[0] - squashed, rtol=1e-5
+    )
 
 
 @functools.cache
 def runs(learn):
-    """Two seeds as one program, and the second by itself."""
+    """Two seeds as one program, and the second seed by itself."""
     options = SMALL | ({"batch": 32, "learning_rate": 3e-3} if learn is sac else {"envs": 4, "epochs": 20, "steps": 1_843})
     return jax.vmap(lambda key: learn(Aim(), key=key, **options))(KEYS), learn(Aim(), key=KEYS[1], **options)
 
@@ -126,13 +125,13 @@ def runs(learn):
 @pytest.mark.parametrize("learn", [sac, ppo])
 def test_two_seeds_as_one_program_equal_two_runs(learn):
     both, second = runs(learn)
-    # Rounding grows as learning goes on.
+    # Rounding errors grow as learning goes on.
     np.testing.assert_allclose(both.returns[1, :2], second.returns[:2], rtol=1e-4)
     assert both.policy.log_std.shape == (2, 2) and abs(both.returns[0] - both.returns[1]).min() > 1e-3
 
 
 @pytest.mark.parametrize("learn", [sac, ppo])
-def test_learning_finds_the_best_action_and_the_policy_is_the_one_evaluated(learn):
+def test_the_best_action_is_learned_and_the_returned_policy_is_the_evaluated_one(learn):
     _, run = runs(learn)
     assert isinstance(run.policy, GaussianPolicy)
     starts = jax.vmap(Aim().reset)(jax.random.split(jax.random.key(5), 8))
@@ -145,7 +144,7 @@ def test_learning_finds_the_best_action_and_the_policy_is_the_one_evaluated(lear
 
 
 @pytest.mark.parametrize("learn", [sac, ppo])
-def test_the_warm_up_has_the_actions_asked_for(learn):
+def test_the_warm_up_uses_the_given_actions(learn):
     shapes = []
 
     def actions(key, shape):
@@ -156,22 +155,31 @@ def test_the_warm_up_has_the_actions_asked_for(learn):
     assert shapes == [(5, 2)]
 
 
-def test_steps_count_the_warm_up_and_end_where_they_were_said_to():
+def test_steps_include_the_warm_up_and_end_at_the_given_number():
     assert runs(sac)[1].steps.tolist() == [243, 443, 643, 843]  # The warm-up is 205.
     assert runs(ppo)[1].steps.tolist() == [225 + 200 * n for n in range(9)]  # Iterations are of 20.
 
 
 MISUSES = {
-    "Gymnasium": (lambda: sac(GymnasiumTask(gymnasium.make("Pendulum-v1")), key=KEYS[0]), "given a GymnasiumTask.*in JAX"),
-    "no task": (lambda: ppo("Pendulum-v1", key=KEYS[0]), "The task is a str; pass an instance of awmkit.AbstractTask"),
-    "nothing but warm-up": (lambda: sac(Aim(), key=KEYS[0], steps=1_000), "steps=1000, of which 1000 go to the warm-up"),
-    "less than an iteration": (lambda: ppo(Aim(), key=KEYS[0], steps=1_049), "an iteration takes 50; raise steps"),
-    "a batch of nothing": (lambda: sac(Aim(), key=KEYS[0], warmup=1), "batch=128, and its warm-up stores 10 transitions"),
-    "no updates": (lambda: sac(Aim(), key=KEYS[0], updates=0), "updates=0; pass a whole number, at least 1"),
-    "half an environment": (lambda: ppo(Aim(), key=KEYS[0], envs=0.5), "envs=0.5; pass a whole number"),
+    "Gymnasium": (
+        lambda: sac(GymnasiumTask(gymnasium.make("Pendulum-v1")), key=KEYS[0]),
+        "needs a task that JAX can trace, got a GymnasiumTask",
+    ),
+    "no task": (lambda: ppo("Pendulum-v1", key=KEYS[0]), "needs a task, got a str; pass an instance of awmkit.AbstractTask"),
+    "nothing but warm-up": (
+        lambda: sac(Aim(), key=KEYS[0], steps=1_000),
+        "needs at least 1001 steps, 1000 for the warm-up and 1 for one iteration, got steps=1000",
+    ),
+    "less than an iteration": (
+        lambda: ppo(Aim(), key=KEYS[0], steps=1_049),
+        "needs at least 1050 steps.*got steps=1049; raise steps",
+    ),
+    "a batch of nothing": (lambda: sac(Aim(), key=KEYS[0], warmup=1), "batch must be at most 10.*got 128"),
+    "no updates": (lambda: sac(Aim(), key=KEYS[0], updates=0), "updates=0; .*whole number"),
+    "half an environment": (lambda: ppo(Aim(), key=KEYS[0], envs=0.5), "envs=0.5"),
 }
 
 
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_one_clear_sentence(name):
+def test_misuse_raises_one_clear_sentence(name):
     says(*MISUSES[name])

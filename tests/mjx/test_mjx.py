@@ -169,7 +169,7 @@ SENTENCES = {
     "broken MJCF": (lambda: MJXTask("<mujoco><worldbdy/></mujoco>", zero, horizon=5), "cannot read the model.*worldbdy"),
     "no reward": (
         lambda: MJXTask(BALL.format(joint=HINGE, actuator=LIMITED), None, horizon=5),
-        "reward is None; give a function",
+        "reward is None",
     ),
     "no actuators": (lambda: ball(actuator=""), "no actuators"),
     "unlimited actuators": (
