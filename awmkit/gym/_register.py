@@ -12,13 +12,19 @@ from ._vector_env import TaskVectorEnv
 
 
 def register_all() -> None:
-    """Register every task as `awmkit/<class name>-v0`.
+    """Register every task that has default arguments as `awmkit/<class name>-v0`.
 
     Keyword arguments of `gymnasium.make` and `gymnasium.make_vec` go to the task, except those of `TaskEnv`.
     """
-    for cls in vars(tasks).values():
-        if isinstance(cls, type) and issubclass(cls, AbstractTask):
-            _register(cls.__name__, cls)
+    for task in (
+        tasks.CreditAssignment,
+        tasks.DrivenDoublePendulum,
+        tasks.Henon,
+        tasks.Lorenz,
+        tasks.OneBounce,
+        tasks.PassiveDoublePendulum,
+    ):
+        _register(task.__name__, task)
     for problem in tasks.MYRIAD:
         _register(problem.__name__, functools.partial(tasks.Discretised, problem=problem()))  # pyright: ignore[reportCallIssue]
     _register("MJXPendulum", lambda **options: _mjx().pendulum(**options))

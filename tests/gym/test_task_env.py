@@ -1,5 +1,7 @@
 """Tasks as Gymnasium environments: Gymnasium's own checks, single against vectorised environments, and pictures."""
 
+import inspect
+
 import gymnasium
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,6 @@ from awmkit.tasks import (
 IDS = sorted(id for id in gymnasium.registry if id.startswith("awmkit/"))
 # MJX takes long to compile, so its environments are checked by slow tests.
 MJX = [id for id in IDS if "MJX" in id]
-OPTIONS = {
-    "awmkit/LinearQuadratic-v0": {"A": 0.9 * jnp.eye(2), "B": jnp.ones((2, 1))},
-    "awmkit/Discretised-v0": {"problem": CancerTreatment(r=0.4)},
-}
 
 
 class Carried(LinearQuadratic):
@@ -47,16 +45,17 @@ def carried(horizon, noise=0.3):
     return Carried(0.1 * jnp.eye(2), jnp.ones((2, 1)), noise=noise, horizon=horizon)
 
 
-def test_every_task_and_every_myriad_problem_is_registered_under_its_class_name():
-    tasks = {cls.__name__ for cls in AbstractTask.__subclasses__() if cls.__module__.startswith("awmkit.tasks")}
-    assert {"DrivenDoublePendulum", "Henon", "LinearQuadratic"} <= tasks
-    names = {*tasks, *(problem.__name__ for problem in MYRIAD), "MJXPendulum", "MJXCartPole", "MJXDoublePendulum"}
+def test_every_task_with_defaults_and_every_myriad_problem_is_registered_under_its_class_name():
+    tasks = [cls for cls in AbstractTask.__subclasses__() if cls.__module__.startswith("awmkit.tasks")]
+    needs = lambda cls: [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
+    assert {cls.__name__ for cls in tasks if needs(cls)} == {"Discretised", "LinearQuadratic"}
+    names = {cls.__name__ for cls in [*tasks, *MYRIAD] if not needs(cls)} | {"MJXPendulum", "MJXCartPole", "MJXDoublePendulum"}
     assert {f"awmkit/{name}-v0" for name in names} == set(IDS)
 
 
 @pytest.mark.parametrize("id", sorted(set(IDS) - set(MJX)))
 def test_gymnasiums_checker_accepts_every_environment(id):
-    check_env(gymnasium.make(id, **OPTIONS.get(id, {})).unwrapped)
+    check_env(gymnasium.make(id).unwrapped)
 
 
 def test_gymnasiums_checker_accepts_an_environment_without_time():

@@ -1,0 +1,42 @@
+"""A missing optional package raises one sentence with the pip command, and `import awmkit` needs none of them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CODE = """
+import sys
+
+for name in ("gymnasium", "matplotlib", "mujoco", "rejax"):
+    sys.modules[name] = None  # As if it were not installed.
+
+import awmkit, awmkit.analysis, awmkit.tasks
+
+def attempt(code):
+    try:
+        exec(code)
+    except ImportError as error:
+        print(error)
+
+attempt("import awmkit.gym")
+attempt("import awmkit.mjx")
+attempt("import awmkit.baselines")
+del sys.modules["mujoco"]
+attempt("from awmkit.mjx import MJXTask; MJXTask.from_gymnasium('Hopper-v5', iterations=1)")
+del sys.modules["gymnasium"]
+attempt("global TaskEnv; from awmkit.gym import TaskEnv; TaskEnv(awmkit.tasks.DrivenDoublePendulum())")
+attempt("TaskEnv(awmkit.tasks.DrivenDoublePendulum(), render_mode='rgb_array')")
+"""
+
+
+def test_a_missing_package_raises_one_sentence_with_the_pip_command():
+    command = [sys.executable, "-c", CODE]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent).stdout
+    assert [re.sub(r"\(.*\)", "(...)", line) for line in printed.splitlines()] == [
+        'awmkit.gym needs Gymnasium (...); run pip install "awmkit[gym]".',
+        'awmkit.mjx needs MuJoCo and MJX of one version (...); run pip install "awmkit[mjx]".',
+        'awmkit.baselines needs rejax (...); run pip install "awmkit[baselines]".',
+        'from_gymnasium needs Gymnasium (...); run pip install "awmkit[mjx]".',
+        'render_mode="rgb_array" needs matplotlib (...); run pip install "awmkit[plot]".',
+    ]
