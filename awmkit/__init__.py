@@ -1,60 +1,144 @@
-"""awmkit: policy gradients through world models and differentiable simulators, with every gradient path named."""
+"""Policy gradients through world models and differentiable simulators, with every gradient path named.
 
-from ._dynamics import AbstractDynamics as AbstractDynamics, AbstractTask as AbstractTask
-from ._normaliser import Normaliser as Normaliser
-from ._paths import BPO as BPO, Paths as Paths
-from ._policies import AbstractPolicy as AbstractPolicy, GaussianPolicy as GaussianPolicy, MLPPolicy as MLPPolicy
+Public names, by topic. `help(awmkit.NAME)` says the rest.
+
+| topic | names |
+| --- | --- |
+| run a policy and differentiate its return | `unroll`, `unroll_grad`, `Trajectory` |
+| which edges carry gradient | `Paths`, `BPO` |
+| how the gradient is computed | `Sequential`, `Parallel`, `Picard` |
+| policies | `MLPPolicy`, `GaussianPolicy` |
+| world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
+| sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
+| fit a world model or a reward | `fit`, `FitResult`, `RewardModel` |
+| train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
+| improve a policy in a model | `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
+| store, save, log, show progress | `Replay`, `save`, `load`, `versions`, `JSONLines`, `TqdmProgress`, `NoProgress` |
+| to subclass | `AbstractDynamics`, `AbstractTask`, `AbstractWorldModel`, `AbstractTrainable`, `AbstractBackbone`, `AbstractAttention`, `AbstractPolicy`, `AbstractMethod`, `AbstractAscent`, `AbstractProgress`, `AbstractMeter` |
+
+| module | contents |
+| --- | --- |
+| `awmkit.tasks` | problems given by equations: pendulums, one bounce, credit assignment, Myriad, probes |
+| `awmkit.analysis` | where the gradient goes: growth, hops, Lyapunov exponents, fidelity, landscapes, one report |
+| `awmkit.plot` | figures of the analyses |
+| `awmkit.scores` | gap closed, interquartile means, intervals |
+| `awmkit.gym` | Gymnasium, both ways (`pip install "awmkit[gym]"`) |
+| `awmkit.mjx` | MuJoCo bodies (`pip install "awmkit[mjx]"`) |
+| `awmkit.baselines` | SAC and PPO (`pip install "awmkit[baselines]"`) |
+| `awmkit.learning.tensorboard` | curves for TensorBoard (`pip install "awmkit[tensorboard]"`) |
+"""
+
+from ._dynamics import AbstractDynamics, AbstractTask
+from ._normaliser import Normaliser
+from ._paths import BPO, Paths
+from ._policies import AbstractPolicy, GaussianPolicy, MLPPolicy
 from ._progress import (
-    AbstractMeter as AbstractMeter,
-    AbstractProgress as AbstractProgress,
-    NoProgress as NoProgress,
-    TqdmProgress as TqdmProgress,
+    AbstractMeter,
+    AbstractProgress,
+    NoProgress,
+    TqdmProgress,
 )
-from ._trajectory import Trajectory as Trajectory
-from ._unroll import unroll as unroll, unroll_grad as unroll_grad
+from ._trajectory import Trajectory
+from ._unroll import unroll, unroll_grad
 from .learning import (
-    AbstractAscent as AbstractAscent,
-    Critic as Critic,
-    fit as fit,
-    FitResult as FitResult,
-    FullHorizon as FullHorizon,
-    held_actions as held_actions,
-    JSONLines as JSONLines,
-    load as load,
-    Metrics as Metrics,
-    ModelUpdates as ModelUpdates,
-    Replay as Replay,
-    save as save,
-    ShortHorizon as ShortHorizon,
-    TargetEntropy as TargetEntropy,
-    train as train,
-    TrainResult as TrainResult,
-    uniform_actions as uniform_actions,
-    UpdateInfo as UpdateInfo,
-    versions as versions,
-    Warmup as Warmup,
+    AbstractAscent,
+    Critic,
+    fit,
+    FitResult,
+    FullHorizon,
+    held_actions,
+    JSONLines,
+    load,
+    Metrics,
+    ModelUpdates,
+    Replay,
+    save,
+    ShortHorizon,
+    TargetEntropy,
+    train,
+    TrainResult,
+    uniform_actions,
+    UpdateInfo,
+    versions,
+    Warmup,
 )
 from .methods import (
-    AbstractMethod as AbstractMethod,
-    Parallel as Parallel,
-    Picard as Picard,
-    Sequential as Sequential,
+    AbstractMethod,
+    Parallel,
+    Picard,
+    Sequential,
 )
 from .models import (
-    AbstractAttention as AbstractAttention,
-    AbstractBackbone as AbstractBackbone,
-    AbstractTrainable as AbstractTrainable,
-    AbstractWorldModel as AbstractWorldModel,
-    AWM as AWM,
-    CuDNNAttention as CuDNNAttention,
-    GRU as GRU,
-    HWM as HWM,
-    LinearStateSpace as LinearStateSpace,
-    LSTM as LSTM,
-    Markov as Markov,
-    RewardModel as RewardModel,
-    RNN as RNN,
-    Transformer as Transformer,
+    AbstractAttention,
+    AbstractBackbone,
+    AbstractTrainable,
+    AbstractWorldModel,
+    AWM,
+    CuDNNAttention,
+    GRU,
+    HWM,
+    LinearStateSpace,
+    LSTM,
+    Markov,
+    RewardModel,
+    RNN,
+    Transformer,
 )
+
+__all__ = [
+    "AbstractAscent",
+    "AbstractAttention",
+    "AbstractBackbone",
+    "AbstractDynamics",
+    "AbstractMeter",
+    "AbstractMethod",
+    "AbstractPolicy",
+    "AbstractProgress",
+    "AbstractTask",
+    "AbstractTrainable",
+    "AbstractWorldModel",
+    "AWM",
+    "BPO",
+    "Critic",
+    "CuDNNAttention",
+    "fit",
+    "FitResult",
+    "FullHorizon",
+    "GaussianPolicy",
+    "GRU",
+    "held_actions",
+    "HWM",
+    "JSONLines",
+    "LinearStateSpace",
+    "load",
+    "LSTM",
+    "Markov",
+    "Metrics",
+    "MLPPolicy",
+    "ModelUpdates",
+    "NoProgress",
+    "Normaliser",
+    "Parallel",
+    "Paths",
+    "Picard",
+    "Replay",
+    "RewardModel",
+    "RNN",
+    "save",
+    "Sequential",
+    "ShortHorizon",
+    "TargetEntropy",
+    "TqdmProgress",
+    "train",
+    "TrainResult",
+    "Trajectory",
+    "Transformer",
+    "uniform_actions",
+    "unroll",
+    "unroll_grad",
+    "UpdateInfo",
+    "versions",
+    "Warmup",
+]
 
 __version__ = "0.1.0"
