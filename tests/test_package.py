@@ -78,7 +78,8 @@ def test_every_package_and_public_module_lists_its_names_and_each_has_a_docstrin
         assert module.__doc__ and len(set(module.__all__)) == len(module.__all__), module
         for name in module.__all__:
             thing = getattr(module, name)
-            assert not callable(thing) or (thing.__doc__ and len(thing.__doc__) > 40), f"{module.__name__}.{name}"
+            # A dataclass without a docstring gets its signature for one.
+            assert not callable(thing) or not (thing.__doc__ or f"{name}(").startswith(f"{name}("), f"{module.__name__}.{name}"
 
 
 def test_the_table_of_public_names_in_help_is_complete():
