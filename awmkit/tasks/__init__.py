@@ -1,4 +1,4 @@
-"""Tasks: dynamics with a reward, initial states and a horizon."""
+"""Tasks given by equations: dynamics with a reward, initial states and a horizon."""
 
 from ._chaos import Henon as Henon, Lorenz as Lorenz
 from ._control import (
@@ -32,3 +32,34 @@ from ._myriad import (
 from ._ode import ode_step as ode_step
 from ._one_bounce import OneBounce as OneBounce
 from ._probes import LinearQuadratic as LinearQuadratic, spiral as spiral
+
+__all__ = [
+    "AbstractControlProblem",
+    "Angles",
+    "Bacteria",
+    "BearPopulations",
+    "Bioreactor",
+    "CancerTreatment",
+    "Circles",
+    "ControlReport",
+    "CreditAssignment",
+    "Discretised",
+    "DoublePendulum",
+    "DrivenDoublePendulum",
+    "Epidemic",
+    "Glucose",
+    "Harvest",
+    "Henon",
+    "HIVTreatment",
+    "InvasivePlant",
+    "LinearQuadratic",
+    "Lorenz",
+    "MouldFungicide",
+    "MYRIAD",
+    "ode_step",
+    "OneBounce",
+    "PassiveDoublePendulum",
+    "PredatorPrey",
+    "spiral",
+    "TimberHarvest",
+]

@@ -1,7 +1,4 @@
-"""Probe systems of chaos: the smallest ones whose Lyapunov exponents the literature knows to many digits.
-
-Apart from the other probes, whose derivatives have a closed form.
-"""
+"""Small chaotic systems whose Lyapunov exponents are known to many digits."""
 
 import diffrax
 import equinox as eqx
@@ -13,16 +10,25 @@ from ._ode import ode_step
 
 
 class Lorenz(AbstractTask):
-    """x' = sigma (y - x) + a, y' = x (rho - z) - y, z' = x y - beta z (Lorenz, 1963), with a force of 1 for an action of 1.
+    """Keep the Lorenz system (Lorenz, 1963) near the origin by a force on x.
 
-    Its largest Lyapunov exponent is 0.9056 per unit of time at the default parameters (Sprott, *Chaos and Time-Series
-    Analysis*, 2003), and the three of them sum to -(sigma + 1 + beta). r = -|s|^2 / 1000: stay near the origin.
+        x' = sigma (y - x) + a,    y' = x (rho - z) - y,    z' = x y - beta z
+
+    Use it to test an analysis of chaos. At the default parameters the largest Lyapunov exponent is 0.9056 per unit of time
+    (Sprott, *Chaos and Time-Series Analysis*, 2003), and the three exponents sum to -(sigma + 1 + beta).
+
+    - State: (x, y, z), dimensionless.
+    - Action: the force a.
+    - Reward: -(x^2 + y^2 + z^2) / 1000.
+    - Start: near the fixed point of one wing, with a standard deviation of 1 in each entry.
 
     **Arguments**
 
-    - `sigma`, `rho`, `beta`: the parameters.
-    - `dt`, `substeps`, `solver`: time units a step; in how many equal steps of which diffrax solver.
-    - `horizon`: H.
+    - `sigma`, `rho`, `beta`: parameters of the equations.
+    - `dt`: units of time per step.
+    - `substeps`: solver steps per step. Increase it for larger `dt`.
+    - `solver`: a diffrax solver, `diffrax.Tsit5()` by default.
+    - `horizon`: number of steps H.
     """
 
     sigma: float
@@ -70,17 +76,24 @@ class Lorenz(AbstractTask):
         return -jnp.sum(state**2) / 1000
 
     def reset(self, key):
-        """Near the fixed point of one wing, from where the motion winds out onto the attractor."""
         wing = (self.beta * (self.rho - 1)) ** 0.5
         return jnp.array([wing, wing, self.rho - 1]) + jax.random.normal(key, (3,))
 
 
 class Henon(AbstractTask):
-    """x_{t+1} = 1 - p x_t^2 + y_t + 0.01 a_t, y_{t+1} = q x_t (Henon, 1976).
+    """Keep the Henon map (Henon, 1976) near the origin by a small push.
 
-    Its Lyapunov exponents at the default parameters are 0.4192 and log(q) - 0.4192 per step (Sprott, 2003). r = -|s|^2.
+        x_{t+1} = 1 - p x_t^2 + y_t + 0.01 a_t,    y_{t+1} = q x_t
 
-    **Arguments:** `p`, `q`: the parameters. `horizon`: H.
+    Use it to test an analysis of chaos: it is the cheapest chaotic task. At the default parameters its Lyapunov exponents are 0.4192
+    and log(q) - 0.4192 per step (Sprott, *Chaos and Time-Series Analysis*, 2003).
+
+    - State: (x, y), dimensionless.
+    - Action: the push a.
+    - Reward: -(x^2 + y^2).
+    - Start: uniform in [-0.1, 0.1] for each entry, inside the basin of the attractor.
+
+    **Arguments:** `p`, `q`: parameters of the map. `horizon`: number of steps H.
     """
 
     p: float = 1.4
@@ -102,5 +115,4 @@ class Henon(AbstractTask):
         return -jnp.sum(state**2)
 
     def reset(self, key):
-        """Within the basin of the attractor."""
         return jax.random.uniform(key, (2,), minval=-0.1, maxval=0.1)

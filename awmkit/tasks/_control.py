@@ -1,7 +1,4 @@
-"""Optimal control problems in continuous time, and the one discretisation that makes tasks of them.
-
-Apart from the problems themselves, which are equations and numbers only.
-"""
+"""Optimal control problems in continuous time, and their discretisation as tasks."""
 
 import abc
 import math
@@ -22,12 +19,43 @@ Parameter = float | Float[Array, ""]
 
 
 class AbstractControlProblem(eqx.Module):
-    """x' = f(x, u, t); minimise the integral of g(x, u, t) over [0, T], plus phi(x(T)).
+    """An optimal control problem: minimise the integral of g(x, u, t) over [0, T] plus phi(x(T)), subject to x' = f(x, u, t).
 
-    **Fields** a subclass provides, with whatever parameters its equations have; all can be changed
+    Subclass it to state your own problem, and make a task of it with `Discretised`. Parameters of the equations are fields with
+    defaults, so each can be changed, traced and differentiated.
 
-    - `x0`: the initial state. `T`: the duration.
-    - `x_bounds`, `u_bounds`: (least, greatest) of each entry of the state and of the control; infinite where there is none.
+    **Fields** a subclass defines
+
+    - `x0`: initial state, a tuple of n numbers.
+    - `T`: duration, in the problem's unit of time.
+    - `x_bounds`: (lower, upper) for each of the n entries of the state; states are clipped to them. Use `-math.inf` and `math.inf`
+      where there is no bound.
+    - `u_bounds`: (lower, upper) for each of the m entries of the control. They must be finite, because actions in [-1, 1] are mapped
+      onto them.
+
+    **What must hold**
+
+    - `field`, `cost` and `final_cost` are JAX functions, differentiable inside the bounds.
+
+    ```python
+    class Rocket(AbstractControlProblem):
+        drag: float = 0.1
+        x0: tuple[float, ...] = (0.0, 0.0)
+        T: float = 10.0
+        x_bounds: tuple[tuple[float, float], ...] = ((0.0, math.inf), (-math.inf, math.inf))
+        u_bounds: tuple[tuple[float, float], ...] = ((0.0, 20.0),)
+
+        def field(self, x, u, t):
+            return jnp.stack([x[1], u[0] - 9.8 - self.drag * x[1]])
+
+        def cost(self, x, u, t):
+            return 0.01 * u[0] ** 2
+
+        def final_cost(self, x):
+            return (x[0] - 100.0) ** 2
+
+    task = Discretised(Rocket(drag=0.2), horizon=100)
+    ```
     """
 
     x0: eqx.AbstractVar[tuple[float, ...]]
@@ -37,22 +65,24 @@ class AbstractControlProblem(eqx.Module):
 
     @abc.abstractmethod
     def field(self, x: Float[Array, " n"], u: Float[Array, " m"], t: ScalarLike) -> Float[Array, " n"]:
-        """f(x, u, t) = x'."""
+        """Return x' = f(x, u, t), shape (n,)."""
 
     @abc.abstractmethod
     def cost(self, x: Float[Array, " n"], u: Float[Array, " m"], t: ScalarLike) -> Scalar:
-        """g(x, u, t), the running cost."""
+        """Return the running cost g(x, u, t), a scalar per unit of time."""
 
     def final_cost(self, x: Float[Array, " n"]) -> Scalar:
-        """phi(x), none by default."""
+        """Return the final cost phi(x), a scalar; 0 by default."""
         return jnp.zeros((), x.dtype)
 
 
 class ControlReport(eqx.Module):
-    """What `Discretised.report` says of one episode, or of a batch of them.
+    """Returns and clipping of one episode or of a batch of episodes, from `Discretised.report`. Print it for a summary.
 
-    - `value`: the return. `clipped`: in how many of the steps an entry of the state was clipped, which silences its gradient.
-    - `clipped_entries`: the same for each entry of the state. `horizon`: of how many steps.
+    - `value`: the return.
+    - `clipped`: number of steps at which an entry of the state was clipped to its bounds. Clipping sets its gradient to 0.
+    - `clipped_entries`: the same for each entry of the state, shape (..., n).
+    - `horizon`: number of steps of an episode.
     """
 
     value: Float[Array, "*batch"]
@@ -62,40 +92,45 @@ class ControlReport(eqx.Module):
 
     def __str__(self) -> str:
         share = float(jnp.mean(self.clipped)) / self.horizon
-        silenced = f", the gradient silenced at {share:.1%} of the steps" if share else ""
+        lost = f", no gradient at {share:.1%} of the steps" if share else ""
         entries = jnp.mean(self.clipped_entries.reshape(-1, self.clipped_entries.shape[-1]), axis=0).tolist()
         each = ", ".join(f"{n:g}" for n in entries)
         return (
             f"return {float(jnp.median(self.value)):.6g}, {float(jnp.mean(self.clipped)):g} of {self.horizon} steps clipped "
-            f"(by entry: {each}){silenced}"
+            f"(by entry: {each}){lost}"
         )
 
 
 class Discretised(AbstractTask):
-    """A control problem as a task of N steps of dt = T/N.
+    """A control problem as a task of N steps of length dt = T / N.
 
-    Actions in [-1, 1] become controls, u = lo + (a+1)/2 (hi-lo); policies keep to that range, nothing clips them. Then
+        x_{k+1} = clip(x_k + dt f(x_k, u_k, k dt), x_lower, x_upper)          (explicit Euler, or another solver)
+        r_k = -g(x_k, u_k, k dt) dt,    at k = N-1 also -phi(x_{N-1})
 
-    - x_{k+1} = clip(x_k + dt f(x_k, u_k, k dt), x_lo, x_hi), explicit Euler, or a step of any other solver;
-    - r_k = -g(x_k, u_k, k dt) dt, and at the last step also -phi(x_{N-1}): x_N is never scored.
+    x_N is never scored, as in the experiments of Ma et al. (2024).
 
-    Clipping silences gradients: `report` counts it. States are in the problem's own units; normalising them is the model's
-    affair, and time is an argument of policies and rewards, not an entry of the state.
+    - State: x in the problem's units, then the distractors.
+    - Action: the control, mapped linearly from [-1, 1] to its bounds. Actions outside [-1, 1] are not clipped.
+    - Start: `problem.x0`.
 
-    **Arguments**
-
-    - `problem`: the equations. `horizon`: N.
-    - `solver`, `substeps`: any diffrax solver, and how many of its steps make one of ours.
-    - `distractors`: entries appended to the state that mean nothing, normal and drawn anew at each step.
-    - `noise`: of the process, standard deviation per square root of unit time, of all entries or of each. With `distractors` or
-      `noise`, `unroll` needs a key.
+    Clipping a state sets its gradient to 0; `report` counts where this happens.
 
     ```python
     task = Discretised(CancerTreatment(r=0.4), horizon=100, noise=0.01)
     ```
 
-    **Raises:** `ValueError` for what is no problem, a horizon below 1, a negative number of distractors or noise, or sizes
-    that do not agree.
+    **Arguments**
+
+    - `problem`: an `AbstractControlProblem`.
+    - `horizon`: number of steps N.
+    - `solver`: a diffrax solver, `diffrax.Euler()` by default.
+    - `substeps`: solver steps per step.
+    - `distractors`: number of entries to append to the state that carry no information, new standard normal draws at each step.
+    - `noise`: standard deviation of the process noise per square root of unit time, one number for all entries of x or a tuple
+      with one for each. With `distractors` or `noise`, `unroll` needs a key.
+
+    **Raises:** `ValueError` if `problem` is not an `AbstractControlProblem`, `horizon` or `substeps` is below 1, `distractors` or
+    `noise` is negative, or the sizes of `x0`, `x_bounds` and `noise` differ.
     """
 
     problem: AbstractControlProblem
@@ -119,7 +154,7 @@ class Discretised(AbstractTask):
     ):
         if not isinstance(problem, AbstractControlProblem):
             example = problem.__name__ if isinstance(problem, type) else "CancerTreatment"
-            raise ValueError(f"The problem is {kind(problem)}; pass an AbstractControlProblem, such as {example}().")
+            raise ValueError(f"problem must be an AbstractControlProblem, got {kind(problem)}; pass one such as {example}().")
         check_counts("Discretised", horizon=horizon, substeps=substeps)
         check_counts("Discretised", least=0, distractors=distractors)
         size = len(problem.x0)
@@ -132,14 +167,16 @@ class Discretised(AbstractTask):
         self.state_size = size + distractors
         self.action_size = len(problem.u_bounds)
         if not min(self.noise) >= 0:
-            raise ValueError(f"Discretised got noise={noise}; give standard deviations of at least 0.")
+            raise ValueError(f"noise must be at least 0, got {noise}; pass standard deviations.")
         if len(problem.x_bounds) != size or len(self.noise) != size:
-            given = f"{size} entries of x0, {len(problem.x_bounds)} of x_bounds and {len(self.noise)} of noise"
-            raise ValueError(f"Discretised got {given}; give each as many as the state of {type(problem).__name__} has.")
+            raise ValueError(
+                f"x_bounds and noise must have one entry for each of the {size} entries of x0 of {type(problem).__name__}, got "
+                f"{len(problem.x_bounds)} and {len(self.noise)}."
+            )
 
     @property
     def dt(self) -> float:
-        """T / N, in the problem's unit of time."""
+        """Duration of a step, T / N, in the problem's unit of time."""
         return self.problem.T / self.horizon
 
     @property
@@ -156,15 +193,17 @@ class Discretised(AbstractTask):
         if not self.distractors and not any(self.noise):
             return carry, self._clip(x)
         if key is None:
-            given = f"distractors={self.distractors}, noise={self.noise}"
-            raise ValueError(f"This task is random, {given}; give the unroll a key=jax.random.key(seed).")
+            raise ValueError(
+                f"Discretised with distractors={self.distractors} and noise={self.noise} needs a key; pass "
+                "key=jax.random.key(seed) to the unroll."
+            )
         noise_key, distractor_key = jax.random.split(key)
         noise = jnp.asarray(self.noise, x.dtype) * math.sqrt(self.dt) * jax.random.normal(noise_key, x.shape, x.dtype)
         distractors = jax.random.normal(distractor_key, (self.distractors,), x.dtype)
         return carry, jnp.concatenate([self._clip(x + noise), distractors])
 
     def control(self, action: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The control u, in its own units, that an action in [-1, 1] means."""
+        """Return the control u, in the problem's units, for an action in [-1, 1]."""
         low, high = jnp.asarray(self.problem.u_bounds, action.dtype).T
         return low + (action + 1) / 2 * (high - low)
 
@@ -177,7 +216,7 @@ class Discretised(AbstractTask):
         return jnp.concatenate([jnp.asarray(self.problem.x0, float), jax.random.normal(key, (self.distractors,))])
 
     def clipped(self, trajectory: Trajectory) -> Bool[Array, "H n"]:
-        """Whether each entry of x_1 ... x_N was clipped, and with it the gradient, shape (N, n). For one episode."""
+        """Return whether each entry of x_1 ... x_N of one episode was clipped, which sets its gradient to 0. Shape (N, n)."""
         low, high = jnp.asarray(self.problem.x_bounds).T
         states, actions = trajectory.states, trajectory.actions
         unclipped = jax.vmap(self._unclipped)(states[:-1], actions, jnp.arange(actions.shape[0]))
@@ -185,7 +224,7 @@ class Discretised(AbstractTask):
         return ((x <= low) | (x >= high)) & (x != unclipped)
 
     def report(self, trajectory: Trajectory) -> ControlReport:
-        """The return and the clipped steps of an episode, or under `jax.vmap` of many."""
+        """Return the return and the number of clipped steps of one episode. Use `jax.vmap` for a batch."""
         clipped = self.clipped(trajectory)
         return ControlReport(trajectory.returns(), clipped.any(axis=1).sum(), clipped.sum(axis=0), self.horizon)
 
@@ -196,4 +235,4 @@ class Discretised(AbstractTask):
 
     def _clip(self, x):
         low, high = jnp.asarray(self.problem.x_bounds, x.dtype).T
-        return jnp.where(x < low, low, jnp.where(x > high, high, x))  # At a bound, not beyond it, the gradient passes.
+        return jnp.where(x < low, low, jnp.where(x > high, high, x))  # Unlike jnp.clip, passes the gradient at a bound.

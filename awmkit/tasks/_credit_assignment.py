@@ -1,7 +1,4 @@
-"""Credit assignment: one action matters, and is paid for at the end of the episode, behind distractions.
-
-Apart from the other tasks because nothing moves in it: it measures memory over a delay and nothing else.
-"""
+"""Credit assignment over a delay: the first action is rewarded at the end of the episode."""
 
 import math
 
@@ -13,23 +10,30 @@ from .._dynamics import AbstractTask
 
 
 class CreditAssignment(AbstractTask):
-    """Choose a_0 well; it is rewarded H-1 steps later, and in between a random number wants to be tracked.
+    """Choose the first action well; its reward comes H-1 steps later (Ma et al., 2024).
 
-    The state is (a_0, y): the stored first action, and the distractor, drawn anew from a normal distribution at each step.
-    Steps 1 to H-2 pay -distraction (y_t - a_t)^2 / H; the last one pays max(-20 (a_0 - 0.5)^2 + 10, -10). Best is a_0 = 0.5,
-    and then y_t, clipped to [-1, 1]. `unroll` needs a key.
+    In between, the actions are rewarded for following a random distractor. Use it to measure how far a model's gradient reaches
+    back in time. `unroll` needs a key.
+
+    - State: (a_0, y): the stored first action and the distractor y, a new normal draw at each step. Both are dimensionless.
+      Options append the reward's noise and the phase.
+    - Action: one entry.
+    - Reward: 0 at t = 0; -distraction (y_t - a_t)^2 / H at steps 1 to H-2; max(10 - 20 (a_0 - 0.5)^2, -10) at the last step.
+      The optimal actions are a_0 = 0.5 and then y_t clipped to [-1, 1].
+    - Start: a stored action of 0 and a random y.
 
     **Arguments**
 
-    - `horizon`: H, at least 2.
-    - `distraction`: weight of what the distractor pays; 0 leaves the delay alone.
+    - `horizon`: number of steps H, at least 2.
+    - `distraction`: weight of the rewards for following the distractor; 0 removes them.
     - `scale`: standard deviation of the distractor.
-    - `reward_noise`: standard deviation of a noise on each step's reward. It is an entry of the state, drawn anew.
-    - `phase`: one more entry, 1 at the step that matters and -1 after it.
-    - `hidden`: the stored action is not seen (0) before the last state, where it shows: a partially observed task. The
-      memory is then in the carry, so that no model that knows the last state only can predict the reward.
+    - `reward_noise`: standard deviation of the noise on each step's reward. If it is above 0, the noise is one more entry of the
+      state, in units of this standard deviation.
+    - `phase`: whether to append an entry that is 1 at the first step and -1 afterwards.
+    - `hidden`: whether to hide the stored action, which is then 0 in all states before s_{H-1}. The task is then partially
+      observed: the action is in the carry, and a Markov model cannot predict the reward.
 
-    **Raises:** `ValueError` for a horizon below 2 or a negative scale, weight or noise.
+    **Raises:** `ValueError` if `horizon` is below 2, or if `distraction`, `scale` or `reward_noise` is negative.
     """
 
     distraction: float
@@ -52,10 +56,12 @@ class CreditAssignment(AbstractTask):
         hidden: bool = False,
     ):
         if horizon < 2:
-            raise ValueError(f"The horizon is {horizon}; an action and a later reward for it need at least 2 steps.")
+            raise ValueError(
+                f"CreditAssignment needs a horizon of at least 2 steps, one to act and one to score, got {horizon}."
+            )
         if min(distraction, scale, reward_noise) < 0:
             given = f"distraction={distraction}, scale={scale}, reward_noise={reward_noise}"
-            raise ValueError(f"CreditAssignment got {given}; each must be at least 0.")
+            raise ValueError(f"distraction, scale and reward_noise must be at least 0, got {given}.")
         self.distraction, self.scale, self.reward_noise = distraction, scale, reward_noise
         self.phase = phase
         self.hidden = hidden
@@ -74,7 +80,9 @@ class CreditAssignment(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         if key is None:
-            raise ValueError("CreditAssignment draws its distractor at random; give the unroll a key=jax.random.key(seed).")
+            raise ValueError(
+                "CreditAssignment needs a key for its random distractor; pass key=jax.random.key(seed) to the unroll."
+            )
         t = jnp.asarray(t)
         first = jnp.where(t == 0, action[0], carry if self.hidden else state[0])
         shown = jnp.where(t + 1 == self.horizon - 1, first, 0) if self.hidden else first

@@ -1,7 +1,4 @@
-"""The double pendulum: a chaotic simulator, and the passive and driven tasks on it.
-
-Apart from the other tasks because it brings coordinates of its own: angles, or points on circles.
-"""
+"""The double pendulum, a chaotic simulator, with a passive and a driven task."""
 
 import abc
 import math
@@ -19,25 +16,25 @@ from ._ode import ode_step
 
 
 class AbstractCoordinates(eqx.Module):
-    """How (th1, w1, th2, w2) is written as a state."""
+    """A representation of (th1, w1, th2, w2) as a state: angles in radians, angular velocities in radians per second."""
 
     size: eqx.AbstractClassVar[int]
 
     @abc.abstractmethod
     def encode(self, angles: Float[Array, " 4"]) -> Float[Array, " S"]:
-        """The state at (th1, w1, th2, w2), radians and radians per second."""
+        """Return the state, shape (S,), for (th1, w1, th2, w2)."""
 
     @abc.abstractmethod
     def decode(self, state: Float[Array, " S"]) -> Float[Array, " 4"]:
-        """(th1, w1, th2, w2) at a state."""
+        """Return (th1, w1, th2, w2) for a state."""
 
     @abc.abstractmethod
     def heights(self, state: Float[Array, " S"]) -> Float[Array, " 2"]:
-        """-cos th1 and -cos th2: how high each rod points, from -1 to 1."""
+        """Return -cos th1 and -cos th2, the heights of the rods' ends above their joints, from -1 (down) to 1 (up)."""
 
 
 class Angles(AbstractCoordinates):
-    """The state is (th1, w1, th2, w2). Distances jump by 2 pi where a rod goes over the top."""
+    """The state is (th1, w1, th2, w2), in radians and radians per second. Angles are not wrapped to [-pi, pi]."""
 
     size: ClassVar[int] = 4
 
@@ -52,7 +49,7 @@ class Angles(AbstractCoordinates):
 
 
 class Circles(AbstractCoordinates):
-    """The state is (sin th1, cos th1, sin th2, cos th2, w1 / 10, w2 / 10): what a model learns well, and free of jumps."""
+    """The state is (sin th1, cos th1, sin th2, cos th2, w1 / 10, w2 / 10). Continuous and of size 1, so models learn it well."""
 
     size: ClassVar[int] = 6
 
@@ -69,17 +66,24 @@ class Circles(AbstractCoordinates):
 
 
 class DoublePendulum(AbstractDynamics):
-    """Two point masses on massless, frictionless rods; angles from the downward vertical; a motor at each joint.
+    """Two point masses on massless, frictionless rods, with a motor at each joint. Angles are from the downward vertical.
 
-    Lagrange's equations, M(th) th'' = f(th, w) + (tau1 - tau2, tau2), with the determinant of M written without
-    cancellation, m2 l1^2 l2^2 (m1 + m2 sin^2(th1 - th2)). Goldstein, *Classical Mechanics*, ch. 1, ex. 22.
+        M(th) th'' = f(th, w) + (tau1 - tau2, tau2)          (Goldstein, *Classical Mechanics*, ch. 1, ex. 22)
+
+    This is the dynamics inside `PassiveDoublePendulum` and `DrivenDoublePendulum`; use it alone where no reward is needed.
+
+    - State: (th1, w1, th2, w2) or another representation; see `coordinates`.
+    - Action: the torques (tau1, tau2), in units of `torque`.
 
     **Arguments**
 
-    - `coordinates`: `Angles()` or `Circles()`.
-    - `torque`: what an action of 1 means at either joint, in N m.
-    - `dt`, `substeps`, `solver`: seconds a step; in how many equal steps of which diffrax solver.
-    - `masses`, `lengths`, `gravity`: kg, m, m/s^2.
+    - `coordinates`: `Angles()`, or `Circles()` for sines and cosines.
+    - `torque`: the torque of an action of 1 at either joint, in N m.
+    - `dt`: seconds per step.
+    - `substeps`: solver steps per step. Increase it for fast motion.
+    - `solver`: a diffrax solver, `diffrax.Tsit5()` by default.
+    - `masses`, `lengths`: of the two masses and rods, in kg and m.
+    - `gravity`: in m/s^2.
     """
 
     coordinates: AbstractCoordinates
@@ -123,30 +127,31 @@ class DoublePendulum(AbstractDynamics):
         return carry, self.coordinates.encode(angles)
 
     def flow(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
-        """(th1, w1, th2, w2) one `dt` later, under constant torques in N m."""
+        """Return (th1, w1, th2, w2) after `dt` under constant torques, in N m."""
         return ode_step(
             lambda t, y, tau: self.field(y, tau), angles, torques, solver=self.solver, dt=self.dt, substeps=self.substeps
         )
 
     def field(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
-        """(w1, w1', w2, w2'), radians per second and per second squared."""
+        """Return the time derivatives (w1, w1', w2, w2') under torques in N m."""
         (th1, w1, th2, w2), (tau1, tau2) = angles, torques
         (m1, m2), (l1, l2), g = self.masses, self.lengths, self.gravity
         sin, cos = jnp.sin(th1 - th2), jnp.cos(th1 - th2)
         f1 = -m2 * l1 * l2 * w2**2 * sin - (m1 + m2) * g * l1 * jnp.sin(th1) + tau1 - tau2
         f2 = m2 * l1 * l2 * w1**2 * sin - m2 * g * l2 * jnp.sin(th2) + tau2
         a, b, d = (m1 + m2) * l1**2, m2 * l1 * l2 * cos, m2 * l2**2
+        # a d - b^2, written without cancellation.
         determinant = m2 * l1**2 * l2**2 * (m1 + m2 * sin**2)
         return jnp.stack([w1, (d * f1 - b * f2) / determinant, w2, (a * f2 - b * f1) / determinant])
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """Where the hinge and both masses are, (horizontal, vertical) in m: what a drawing needs."""
+        """Return the positions (horizontal, vertical) of the pivot and both masses, in m, for drawings."""
         th1, _, th2, _ = self.coordinates.decode(state)
         ends = jnp.stack([jnp.zeros(2, state.dtype)] + [jnp.stack([jnp.sin(th), -jnp.cos(th)]) for th in (th1, th2)])
         return jnp.cumsum(jnp.array([0.0, *self.lengths], state.dtype)[:, None] * ends, axis=0)
 
     def energy(self, state: Float[Array, " S"]) -> Scalar:
-        """Kinetic and potential energy in J, zero of the latter at the hinge. Constant without torque."""
+        """Return kinetic plus potential energy in J, which is constant without torque. Potential energy is 0 at the pivot."""
         th1, w1, th2, w2 = self.coordinates.decode(state)
         (m1, m2), (l1, l2), g = self.masses, self.lengths, self.gravity
         kinetic = 0.5 * (m1 + m2) * (l1 * w1) ** 2 + 0.5 * m2 * (l2 * w2) ** 2
@@ -155,17 +160,24 @@ class DoublePendulum(AbstractDynamics):
 
 
 class PassiveDoublePendulum(AbstractTask):
-    """Release the pendulum so that it ends in a goal state: the paper's task, in which only the first action acts.
+    """Release the pendulum so that it reaches a goal state at the end (Ma et al., 2024). Only the first action has an effect.
 
-    The first action sets th1 = pi a_0, at rest and with th2 as the goal's own release has it; the later ones do nothing. The
-    only reward is at the last step, t = H-1: minus the mean square distance of s_{H-1} to the goal, which the release
-    `release` reaches exactly.
+    The first action sets th1 = pi a_0. The goal is the state s_{H-1} that the release at the angles `release` leads to, so the
+    optimal first action is release[0] / pi, with a return of 0.
+
+    - State: that of `pendulum`; by default (th1, w1, th2, w2), in radians and radians per second.
+    - Action: one entry, used at the first step only.
+    - Reward: minus the mean square difference of the state and the goal at the last step, t = H-1, and 0 before.
+    - Start: at rest, with th1 = 0 and th2 = release[1].
 
     **Arguments**
 
-    - `horizon`: H; the goal depends on it.
-    - `release`: the goal's (th1, th2) at t = 0, in radians.
-    - `pendulum`: the simulator, and with it the coordinates in which distance is measured. Its motors stay off.
+    - `horizon`: number of steps H, at least 2. The goal depends on it.
+    - `release`: (th1, th2) from which the goal is reached, in radians.
+    - `pendulum`: the simulator; its motors are off. The reward uses its coordinates: with `Angles()` the distance jumps by 2 pi
+      when a rod goes over the top, with `Circles()` it is continuous.
+
+    **Raises:** `ValueError` if `horizon` is below 2.
     """
 
     pendulum: DoublePendulum
@@ -183,7 +195,9 @@ class PassiveDoublePendulum(AbstractTask):
         pendulum: DoublePendulum = DoublePendulum(),
     ):
         if horizon < 2:
-            raise ValueError(f"The horizon is {horizon}; a release and a reward for where it leads need at least 2 steps.")
+            raise ValueError(
+                f"PassiveDoublePendulum needs a horizon of at least 2 steps, one to release and one to score, got {horizon}."
+            )
         self.pendulum = pendulum
         self.horizon = horizon
         self.state_size = pendulum.state_size
@@ -194,11 +208,11 @@ class PassiveDoublePendulum(AbstractTask):
 
     @property
     def dt(self) -> float:
-        """Seconds a step."""
+        """Seconds per step."""
         return self.pendulum.dt
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """As `awmkit.tasks.DoublePendulum` has them."""
+        """Return the positions of the pivot and both masses, in m; see `DoublePendulum.rods`."""
         return self.pendulum.rods(state)
 
     def init(self, state, horizon):
@@ -221,23 +235,25 @@ class PassiveDoublePendulum(AbstractTask):
 
 @eqx.filter_jit
 def _drift(pendulum: DoublePendulum, state: Array, steps: Int[Array, ""]) -> Array:
-    """The state after `steps` without torque; the number is traced, so that tasks of all horizons share one program."""
+    """Return the state after `steps` without torque. The number is traced, so tasks of all horizons share one program."""
     off = jnp.zeros(2, state.dtype)
     return lax.fori_loop(0, steps, lambda t, state: pendulum.step(None, state, off, t)[1], state)
 
 
 class DrivenDoublePendulum(AbstractTask):
-    """Swing both rods up with a motor at each joint.
+    """Swing both rods up and hold them there, with a motor at each joint.
 
-    r(s_t, a_t) = the tip's height, from -1 hanging to 1 upright, minus 0.01 |w|^2 / 10 and 0.01 |a|^2; averaged over the
-    episode. Starts near the hanging rest, angles and speeds uniform within `spread`.
+    - State: that of `pendulum`; by default (th1, w1, th2, w2), in radians and radians per second.
+    - Action: (tau1, tau2), the torques at the joints in units of 5 N m.
+    - Reward: (h - 0.001 (w1^2 + w2^2) - 0.01 |a|^2) / H, where h is the height of the tip, from -1 hanging to 1 upright.
+    - Start: near the hanging rest, with angles and angular velocities uniform in [-spread, spread].
 
     **Arguments**
 
-    - `horizon`: H.
-    - `spread`: radians, and radians per second.
-    - `pendulum`: the simulator. Motors that push the way the joints turn reach 40 rad/s in 100 steps of 0.05 s, which 8
-      substeps follow to 1e-3 of the energy, and at which 2 diverge.
+    - `horizon`: number of steps H.
+    - `spread`: spread of the start, in radians and radians per second.
+    - `pendulum`: the simulator. Keep at least the default 8 substeps: motors that always push in the direction of motion reach
+      40 rad/s within 100 steps, where 8 substeps keep the energy to a relative error of 1e-3 and 2 substeps diverge.
     """
 
     pendulum: DoublePendulum
@@ -255,11 +271,11 @@ class DrivenDoublePendulum(AbstractTask):
 
     @property
     def dt(self) -> float:
-        """Seconds a step."""
+        """Seconds per step."""
         return self.pendulum.dt
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """As `awmkit.tasks.DoublePendulum` has them."""
+        """Return the positions of the pivot and both masses, in m; see `DoublePendulum.rods`."""
         return self.pendulum.rods(state)
 
     def init(self, state, horizon):

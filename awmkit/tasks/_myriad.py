@@ -1,7 +1,7 @@
-"""The twelve optimal control problems of the paper's experiments: equations and numbers, nothing else.
+"""The twelve optimal control problems in the experiments of Ma et al. (2024). Make tasks of them with `Discretised`.
 
-Apart from their discretisation, `Discretised`, which is the same for all. Equations: Lenhart & Workman, *Optimal Control
-Applied to Biological Models* (2007); collection: Howe et al., *Myriad* (2022); numbers: as the paper's experiments have them.
+The equations are from Lenhart & Workman, *Optimal Control Applied to Biological Models* (2007), collected in *Myriad* (Howe et al.,
+2022). Parameters are those of the experiments. Quantities are dimensionless unless a docstring gives a unit.
 """
 
 import math
@@ -14,7 +14,13 @@ UNBOUNDED = (-math.inf, math.inf)
 
 
 class CancerTreatment(AbstractControlProblem):
-    """A tumour of density x, grown by Gompertz's law, and a drug of strength u that kills it. Chapter 10."""
+    """Shrink a tumour that grows by Gompertz's law with a drug (Lenhart & Workman, ch. 10).
+
+        x' = r x ln(1 / x) - delta u x,    cost a x^2 + u^2
+
+    - State: x, the density of the tumour relative to its maximum; starts at 0.975.
+    - Control: u in [0, 2], the strength of the drug.
+    """
 
     r: Parameter = 0.3
     a: Parameter = 3.0
@@ -32,7 +38,18 @@ class CancerTreatment(AbstractControlProblem):
 
 
 class BearPopulations(AbstractControlProblem):
-    """Bears in a park (P), in the forest around it (F), and the ones that leave (O); u harvests the first two. Chapter 15."""
+    """Keep bears from leaving a park and the forest around it for the cities, by harvesting (Lenhart & Workman, ch. 15).
+
+        P' = r P - r/K P^2 + m_f r/K (1 - P/K) F^2 - u_p P
+        F' = r F - r/K F^2 + m_p r/K (1 - F/K) P^2 - u_f F
+        O' = r/K ((1 - m_p) P^2 + (1 - m_f) F^2) + r/K^2 (m_f P F^2 + m_p P^2 F)
+        cost O + c_p u_p^2 + c_f u_f^2
+
+    Harvesting in the park costs so much that almost all of the return depends on not doing it.
+
+    - State: (P, F, O), the densities of bears in the park, in the forest and outside; starts at (0.4, 0.2, 0).
+    - Control: (u_p, u_f) in [0, 0.2], the rates of harvest in the park and in the forest.
+    """
 
     r: Parameter = 0.1
     K: Parameter = 0.75
@@ -58,7 +75,15 @@ class BearPopulations(AbstractControlProblem):
 
 
 class Bioreactor(AbstractControlProblem):
-    """Bacteria x that clean a contaminant, fed by u. Chapter 19. No control at all is optimal to 1e-6 as configured."""
+    """Feed bacteria that degrade a contaminant (Lenhart & Workman, ch. 19).
+
+        x' = G u x - D x^2,    cost u - K x
+
+    With the default parameters u = 0 is optimal to 1e-6. With K = 3 the optimal control switches between its bounds.
+
+    - State: x, the concentration of bacteria; starts at 0.5.
+    - Control: u in [0, 1], the supply of nutrients.
+    """
 
     K: Parameter = 2.0
     G: Parameter = 1.0
@@ -76,9 +101,17 @@ class Bioreactor(AbstractControlProblem):
 
 
 class HIVTreatment(AbstractControlProblem):
-    """Healthy cells, infected cells and free virus per volume; u = 0 is full chemotherapy, u = 1 none. Chapter 14.
+    """Treat HIV with chemotherapy (Lenhart & Workman, ch. 14).
 
-    The virus decays at `m_3`: explicit Euler is unstable for T/N above 2/4.4, which N = 20 is.
+        x' = s / (1 + v) - m_1 x + r x (1 - (x + y) / T_max) - u k x v
+        y' = u k x v - m_2 y
+        v' = N m_2 y - m_3 v
+        cost (1 - u)^2 - A x
+
+    Explicit Euler steps longer than 2 / m_3 = 0.45 days are unstable, so use a horizon above 44.
+
+    - State: (x, y, v), the concentrations of healthy cells, infected cells and free virus; starts at (800, 0.04, 1.5) per mm^3.
+    - Control: u in [0, 1]. 0 is full chemotherapy, 1 is none.
     """
 
     s: Parameter = 10.0
@@ -112,7 +145,13 @@ class HIVTreatment(AbstractControlProblem):
 
 
 class MouldFungicide(AbstractControlProblem):
-    """A mould x that grows to M, and a fungicide u. Chapter 6."""
+    """Suppress a mould with a fungicide (Lenhart & Workman, ch. 6).
+
+        x' = r (M - x) - u x,    cost A x^2 + u^2
+
+    - State: x, the concentration of mould; starts at 1.
+    - Control: u in [0, 5], the amount of fungicide.
+    """
 
     r: Parameter = 0.3
     M: Parameter = 10.0
@@ -130,9 +169,14 @@ class MouldFungicide(AbstractControlProblem):
 
 
 class Bacteria(AbstractControlProblem):
-    """A colony x, fed by a nutrient u whose by-product poisons it; its size counts at the end. Chapter 7.
+    """Grow bacteria with a nutrient whose by-product poisons them (Lenhart & Workman, ch. 7).
 
-    x = 0 is absorbing through the clip: a colony once dead has no gradient but that of the cost.
+        x' = r x + A u x - B u^2 exp(-x),    cost u^2,    final cost -C x
+
+    Clipping at 0 makes x = 0 absorbing: once the colony is dead, only the cost of u has a gradient. Random actions kill it.
+
+    - State: x, the concentration of bacteria; starts at 1.
+    - Control: u in [0, 2], the amount of nutrient.
     """
 
     r: Parameter = 1.0
@@ -155,9 +199,16 @@ class Bacteria(AbstractControlProblem):
 
 
 class PredatorPrey(AbstractControlProblem):
-    """Prey, predators and the pesticide u used so far, which kills both. Chapter 22, without its constraint on the total.
+    """Reduce a pest, the prey, with a pesticide that also kills its predator (Lenhart & Workman, ch. 22).
 
-    As configured the clip extinguishes the prey at the second step whatever is done, so that nothing is left to control.
+        x' = (1 - y) x - d_1 x u,    y' = (x - 1) y - d_2 y u,    z' = u
+        cost A/2 u^2,    final cost x
+
+    The book's constraint on the total z(T) is left out. At the default T and 20 to 200 steps, clipping sets the prey to 0 at the
+    second step for all actions, so u = 0 is optimal.
+
+    - State: (x, y, z), the prey, the predators and the pesticide used so far; starts at (10, 1, 0).
+    - Control: u in [0, 1], the rate of pesticide.
     """
 
     d_1: Parameter = 0.1
@@ -180,7 +231,15 @@ class PredatorPrey(AbstractControlProblem):
 
 
 class Glucose(AbstractControlProblem):
-    """Blood glucose and net hormone; insulin u keeps glucose at l. Chapter 16. Its return varies by 0.03 % only."""
+    """Bring blood glucose to the level l with insulin (Lenhart & Workman, ch. 16).
+
+        x' = -a x - b y,    y' = -c y + u,    cost 1e5 (A (x - l)^2 + u^2)
+
+    The returns of the optimal and of random actions differ by 0.03 % only, so compare returns in float64.
+
+    - State: (x, y), the blood glucose and the net hormone; starts at (0.75, 0).
+    - Control: u in [0, 0.01], the rate of insulin.
+    """
 
     a: Parameter = 1.0
     b: Parameter = 1.0
@@ -201,7 +260,13 @@ class Glucose(AbstractControlProblem):
 
 
 class Harvest(AbstractControlProblem):
-    """Fish x whose mass each grows as k t / (t+1), harvested at the rate u. Chapter 11."""
+    """Harvest fish that gain mass with time (Lenhart & Workman, ch. 11).
+
+        x' = -(m + u) x,    cost u^2 - A k t / (t + 1) x u
+
+    - State: x, the number of fish; starts at 0.4.
+    - Control: u in [0, 1], the rate of harvest.
+    """
 
     A: Parameter = 5.0
     k: Parameter = 10.0
@@ -219,7 +284,15 @@ class Harvest(AbstractControlProblem):
 
 
 class TimberHarvest(AbstractControlProblem):
-    """A forest x; the share u of the income is reinvested, the rest is gain, discounted at r. Chapter 18. Best is bang-bang."""
+    """Reinvest the income of a forest or take it as profit (Lenhart & Workman, ch. 18).
+
+        x' = k x u,    cost -exp(-r t) x (1 - u)
+
+    The optimal control reinvests everything at first and nothing after a switch.
+
+    - State: x, the rate of timber production; starts at 100.
+    - Control: u in [0, 1], the share of the income that is reinvested.
+    """
 
     r: Parameter = 0.0
     k: Parameter = 1.0
@@ -236,9 +309,14 @@ class TimberHarvest(AbstractControlProblem):
 
 
 class InvasivePlant(AbstractControlProblem):
-    """Five foci of a weed, each cut back by its own u; what is left at the end counts. Chapter 24.
+    """Cut back five foci of an invasive plant (Lenhart & Workman, ch. 24).
 
-    The book's problem is a yearly map; the field is that map minus the identity, the same at T = N only.
+        x_j' = (x_j + k x_j / (eps + x_j)) (1 - u_j) - x_j,    cost B sum_j u_j^2,    final cost sum_j x_j
+
+    The book states a yearly map; the field is that map minus the identity, so the two agree only for a horizon of T = 10 steps.
+
+    - State: x, the radii of the five foci; starts at (0.5, 1, 1.5, 2, 10).
+    - Control: u_j in [0, 1], the share of focus j that is removed.
     """
 
     B: Parameter = 1.0
@@ -260,7 +338,19 @@ class InvasivePlant(AbstractControlProblem):
 
 
 class Epidemic(AbstractControlProblem):
-    """Susceptible, exposed, infectious and all people; u vaccinates. Chapter 13. As configured it dies out by itself."""
+    """Vaccinate against an epidemic (Lenhart & Workman, ch. 13).
+
+        S' = b N - d S - c S I - u S
+        E' = c S I - (e + d) E
+        I' = e E - (g + a + d) I
+        N' = (b - d) N - a I
+        cost A I + u^2
+
+    With the default parameters the epidemic dies out without vaccination, so u = 0 is nearly optimal; raise c to change this.
+
+    - State: (S, E, I, N), numbers of susceptible, exposed, infectious and all people; starts at (1000, 100, 50, 1165).
+    - Control: u in [0, 0.9], the rate of vaccination.
+    """
 
     A: Parameter = 0.1
     b: Parameter = 0.525

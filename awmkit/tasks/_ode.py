@@ -1,9 +1,4 @@
-"""Fixed steps of an ordinary differential equation, by any diffrax solver.
-
-The solver is stepped directly: its derivative is exact in forward and in reverse mode (discretise, then optimise; never a
-continuous adjoint, which is inexact under chaos), and it compiles several times faster than a whole `diffeqsolve` a step.
-Recursive checkpointing over time is the unroll's: `Sequential(checkpoint="nested")`.
-"""
+"""Fixed steps of an ordinary differential equation by any diffrax solver."""
 
 from collections.abc import Callable
 
@@ -25,19 +20,40 @@ def ode_step(
     dt: ScalarLike,
     substeps: int = 1,
 ) -> Float[Array, " S"]:
-    """The state after `dt` under x' = field(t, x, args), by `substeps` equal steps of `solver`.
+    """Integrate x' = field(t, x, args) over `dt` by `substeps` equal steps of `solver`.
+
+    Use it in the `step` of your own dynamics. Its derivatives are those of the discrete steps, in forward and reverse mode, and not
+    those of a continuous adjoint, which are inexact for chaotic systems. It compiles several times faster than `diffeqsolve`.
+    To save memory over a long unroll, use `method=Sequential(checkpoint="nested")`.
+
+    ```python
+    class Spring(AbstractDynamics):
+        state_size: int = 2
+        action_size: int = 1
+
+        def init(self, state, horizon):
+            return None
+
+        def step(self, carry, state, action, t, *, key=None):
+            field = lambda t, x, force: jnp.stack([x[1], force - x[0]])
+            return carry, ode_step(field, state, action[0], solver=diffrax.Tsit5(), dt=0.05)
+    ```
 
     **Arguments**
 
-    - `field`: the vector field, in seconds and the state's units. `state`: x, shape (S,). `args`: constant over the step.
-    - `solver`: any diffrax solver. `dt`: seconds, of all substeps together.
+    - `field`: the vector field, called as `field(t, x, args)`, where t is the time since the start of the step.
+    - `state`: x at the start of the step, shape (S,).
+    - `args`: anything that is constant over the step, such as an action.
+    - `solver`: any diffrax solver.
+    - `dt`: duration of the whole step, in the unit of time of `field`.
+    - `substeps`: number of solver steps.
 
-    **Returns:** shape (S,).
+    **Returns:** x at the end of the step, shape (S,).
 
-    **Raises:** `ValueError` for `substeps` below 1.
+    **Raises:** `ValueError` if `substeps` is not a positive whole number.
     """
     check_counts("ode_step", substeps=substeps)
-    if getattr(solver, "scan_kind", "bounded") is None:  # The kind of loop over stages that both modes can differentiate.
+    if getattr(solver, "scan_kind", "bounded") is None:  # Can be differentiated in both modes.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
     term = diffrax.ODETerm(field)
     h = jnp.asarray(dt, state.dtype) / substeps

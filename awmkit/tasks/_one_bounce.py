@@ -1,7 +1,4 @@
-"""One bounce: a ball with friction and a wall, the smallest system whose derivative jumps.
-
-Apart from the other tasks because its flow is not smooth: reflection is exact within a fixed step, and so is its derivative.
-"""
+"""A ball that bounces off a wall, the smallest system with a discontinuous derivative."""
 
 import math
 
@@ -12,18 +9,29 @@ from .._dynamics import AbstractTask
 
 
 class OneBounce(AbstractTask):
-    """Throw a ball at a wall so that it comes to rest at a goal; only the first action acts.
+    """Throw a ball at a wall so that it comes to rest at a goal. Only the first action has an effect (Ma et al., 2024).
 
-    The state is (x, v, wall, goal), in m and m/s. The first action sets v = 10 (a_0 - 2), towards the wall; then explicit steps
-    of x' = v, v' = -friction v; a ball that would pass the wall is mirrored at it, and its speed changes sign. The only reward
-    is at the last step: -(x_{H-1} - goal)^2.
+        x' = v,    v' = -friction v          (explicit Euler steps)
 
-    The Jacobian of a step that bounces is that of a free step times the saltation matrix of this wall, -1 on the diagonal:
-    [[-1, -dt], [0, -(1 - friction dt)]]. (Leine & Nijmeijer, *Dynamics and Bifurcations of Non-Smooth Mechanical Systems*.)
+    The first action sets v = 10 (a_0 - 2) m/s, towards the wall. If a step would take the ball through the wall, its position is
+    mirrored at the wall and its speed changes sign.
 
-    **Arguments:** `horizon`: H. `goal`, `start`, `wall`: positions in m. `friction`: per second. `dt`: seconds a step.
+    - State: (x, v, wall, goal), in m, m/s, m and m. The last two are constant.
+    - Action: one entry, used at the first step only.
+    - Reward: -(x - goal)^2 at the last step, t = H-1, and 0 before.
+    - Start: at rest at `start`.
 
-    **Raises:** `ValueError` for a horizon below 2, or a ball that starts behind the wall.
+    The Jacobian of a step that bounces, in (x, v), is the Jacobian of a free step times the saltation matrix -I of this wall:
+    [[-1, -dt], [0, -(1 - friction dt)]] (Leine & Nijmeijer, *Dynamics and Bifurcations of Non-Smooth Mechanical Systems*, 2004).
+
+    **Arguments**
+
+    - `horizon`: number of steps H, at least 2.
+    - `goal`, `start`, `wall`: positions in m.
+    - `friction`: friction coefficient, per second.
+    - `dt`: seconds per step.
+
+    **Raises:** `ValueError` if `horizon` is below 2, or if `start` is behind the wall.
     """
 
     goal: float
@@ -46,9 +54,9 @@ class OneBounce(AbstractTask):
         dt: float = 0.01,
     ):
         if horizon < 2:
-            raise ValueError(f"The horizon is {horizon}; a throw and a reward for where it ends need at least 2 steps.")
+            raise ValueError(f"OneBounce needs a horizon of at least 2 steps, one to throw and one to score, got {horizon}.")
         if start < wall:
-            raise ValueError(f"The ball starts at {start}, behind the wall at {wall}; give a start of at least the wall's.")
+            raise ValueError(f"start must not be behind the wall at {wall}, got {start}; pass a start of at least {wall}.")
         self.goal, self.start, self.wall = goal, start, wall
         self.friction = friction
         self.dt = dt

@@ -1,7 +1,4 @@
-"""Probe systems: the smallest tasks whose gradients are known in closed form.
-
-Apart from the tasks that mean something: a test or a new analysis starts here.
-"""
+"""Linear-quadratic tasks, whose gradients are known in closed form."""
 
 import equinox as eqx
 import jax
@@ -12,17 +9,24 @@ from .._dynamics import AbstractTask
 
 
 class LinearQuadratic(AbstractTask):
-    """s_{t+1} = A s_t + B a_t + noise, r = -(s^T Q s + a^T R a).
+    """Linear dynamics with a quadratic cost (Anderson & Moore, *Optimal Control*, 1990, ch. 2).
 
-    Every derivative is a matrix product: ds_t/da_k = A^(t-k-1) B. Anderson & Moore, *Optimal Control*, ch. 2.
+        s_{t+1} = A s_t + B a_t + noise,    r_t = -(s_t^T Q s_t + a_t^T R a_t)
+
+    Every derivative is a matrix product, ds_t/da_k = A^(t-k-1) B. Start here to test a new method or analysis.
+
+    - State: s. With the default matrices, the position and speed of a mass on a line, in m and m/s.
+    - Action: a. With the default matrices, the acceleration, in m/s^2.
+    - Start: standard normal.
 
     **Arguments**
 
-    - `A`, `B`, `Q`, `R`: shapes (S, S), (S, A), (S, S), (A, A); Q and R by default the identity.
-    - `noise`: standard deviation of a normal disturbance of each entry; above 0, `step` needs a key.
-    - `horizon`: H.
+    - `A`, `B`: shapes (S, S) and (S, A). By default a double integrator with steps of 0.1 s.
+    - `Q`, `R`: costs of states and actions, shapes (S, S) and (A, A); identity matrices by default.
+    - `noise`: standard deviation of the normal noise on each entry of the state. If it is above 0, `unroll` needs a key.
+    - `horizon`: number of steps H.
 
-    **Raises:** `ValueError` for shapes that do not fit together, and for a negative noise.
+    **Raises:** `ValueError` if the shapes of `A` and `B` do not fit, or if `noise` is negative.
     """
 
     A: Float[Array, "S S"]
@@ -36,19 +40,21 @@ class LinearQuadratic(AbstractTask):
 
     def __init__(
         self,
-        A: Float[Array, "S S"],
-        B: Float[Array, "S A"],
+        A: Float[Array, "S S"] | None = None,
+        B: Float[Array, "S A"] | None = None,
         *,
         Q: Float[Array, "S S"] | None = None,
         R: Float[Array, "A A"] | None = None,
         noise: float = 0.0,
         horizon: int = 20,
     ):
+        A = jnp.array([[1.0, 0.1], [0.0, 1.0]]) if A is None else A
+        B = jnp.array([[0.0], [0.1]]) if B is None else B
         shapes = jnp.shape(A), jnp.shape(B)
         if any(len(shape) != 2 for shape in shapes) or shapes[0] != (shapes[1][0],) * 2:
-            raise ValueError(f"LinearQuadratic got A {shapes[0]} and B {shapes[1]}; give shapes (S, S) and (S, A).")
+            raise ValueError(f"A and B must have shapes (S, S) and (S, A), got {shapes[0]} and {shapes[1]}; pass both.")
         if not noise >= 0:
-            raise ValueError(f"LinearQuadratic got noise={noise}; give a standard deviation of at least 0.")
+            raise ValueError(f"noise must be at least 0, got {noise}; pass a standard deviation.")
         self.A = A
         self.B = B
         self.state_size, self.action_size = B.shape
@@ -65,7 +71,9 @@ class LinearQuadratic(AbstractTask):
         state = self.A @ state + self.B @ action
         if self.noise:
             if key is None:
-                raise ValueError(f"This LinearQuadratic has noise={self.noise}; give the unroll a key=jax.random.key(seed).")
+                raise ValueError(
+                    f"LinearQuadratic with noise={self.noise} needs a key; pass key=jax.random.key(seed) to the unroll."
+                )
             state = state + self.noise * jax.random.normal(key, state.shape, state.dtype)
         return carry, state
 
@@ -78,13 +86,17 @@ class LinearQuadratic(AbstractTask):
 
 
 def spiral(rate: ScalarLike, angle: ScalarLike, *, horizon: int = 20) -> LinearQuadratic:
-    """The plane turned by `angle` radians and scaled by `rate` at each step, pushed along the first axis by the action.
+    """Return a task that rotates and scales the plane at each step; the action pushes along the first axis.
 
-    |ds_t/da_k| = rate^(t-k-1): a rotation at 1, a contraction below, an expansion above.
+    |ds_t/da_k| = rate^(t-k-1), so the gradient grows, keeps its norm or shrinks at a known rate.
 
-    **Arguments:** `rate`, `angle`: per step. `horizon`: H.
+    **Arguments**
 
-    **Returns:** a `awmkit.tasks.LinearQuadratic` of 2 states and 1 action.
+    - `rate`: scale factor per step. 1 gives a rotation, less a contraction, more an expansion.
+    - `angle`: rotation per step, in radians.
+    - `horizon`: number of steps H.
+
+    **Returns:** a `LinearQuadratic` with 2 states and 1 action.
     """
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return LinearQuadratic(jnp.asarray(rate) * jnp.array([[cos, -sin], [sin, cos]]), jnp.array([[1.0], [0.0]]), horizon=horizon)

@@ -136,4 +136,4 @@ def test_a_clip_silences_the_gradient_and_is_reported():
     np.testing.assert_allclose(gradient[:19], cost, rtol=1e-12)
     report = task.report(unroll(task, actions, task.reset(jax.random.key(0)), 100, reward=task.reward))
     assert report.clipped == 81
-    assert str(report) == "return -1, 81 of 100 steps clipped (by entry: 81), the gradient silenced at 81.0% of the steps"
+    assert str(report) == "return -1, 81 of 100 steps clipped (by entry: 81), no gradient at 81.0% of the steps"
