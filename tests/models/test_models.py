@@ -1,11 +1,12 @@
-"""World models: the parallel pass is the cached one, predictions are what is trained, statistics are no weights."""
+"""World models and reward models: parallel passes agree with cached steps, training predicts, normalisers are not trained."""
 
-from functools import partial
+import functools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, strategies as st
 from systems import DYNAMICS, HORIZON, start
@@ -32,67 +33,109 @@ from awmkit.models import AbstractWorldModel
 from awmkit.tasks import LinearQuadratic, spiral
 
 MODELS = [name for name in DYNAMICS if isinstance(DYNAMICS[name](), AbstractWorldModel) and "from" not in name]
+ADAM = optax.adam(1e-3)  # One optimiser, so that fits of one model share a compiled update.
 
 
-def _episodes(count: int = 32, horizon: int = HORIZON, scale=(1.0, 1.0, 1.0)):
+@functools.cache
+def _episodes(count: int = 32, scale=(1.0, 1.0, 1.0)):
     system = LinearQuadratic(
         jnp.array([[0.9, 0.3, 0.0], [-0.3, 0.9, 0.1], [0.0, 0.0, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 0.5], [0.3, 0.3]])
     )
-    states, actions = (
-        jax.random.normal(jax.random.key(0), (count, 3)),
-        jax.random.normal(jax.random.key(1), (count, horizon, 2)),
-    )
-    episodes = jax.vmap(lambda s, a: unroll(system, a, s, horizon))(states, actions)
+    states = jax.random.normal(jax.random.key(0), (count, 3))
+    actions = jax.random.normal(jax.random.key(1), (count, HORIZON, 2))
+    episodes = jax.vmap(lambda s, a: unroll(system, a, s, HORIZON))(states, actions)
     return eqx.tree_at(lambda e: e.states, episodes, episodes.states * jnp.asarray(scale))
 
 
 def _stepped(model, state, actions):
-    """s_1 ... s_H by `init` and `step` alone: the scan that a model with a parallel pass overrides."""
+    """Return s_1 ... s_H by `init` and `step` only, the scan that a parallel pass replaces."""
     return AbstractDynamics.rollout_segment(model, model.init(state, len(actions)), state, actions, 0)[1]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_open_loop_is_init_and_step_in_values_and_gradients(name):
+def _forced(model, states, actions):
+    """Return the predictions of `step` from the true states."""
+
+    def step(carry, x):
+        return model.step(carry, *x)
+
+    inputs = states[:-1], actions, jnp.arange(len(actions))
+    return jax.lax.scan(step, model.init(states[0], len(actions)), inputs)[1]
+
+
+@functools.cache
+def _predictions(name):
+    """Return pairs of predictions that must agree, for one model, by one compiled program."""
     model = DYNAMICS[name]().normalised(_episodes().states)
-    state, actions = start(model), jax.random.normal(jax.random.key(1), (HORIZON, 2))
-    both = [model.open_loop, lambda s, a: _stepped(model, s, a)]
-    values = [f(state, actions) for f in both]
-    grads = [jax.grad(lambda s, a, f=f: jnp.sum(jnp.sin(3 * f(s, a))), (0, 1))(state, actions) for f in both]
-    for one, other in zip(*map(jax.tree.leaves, (values[:1] + [grads[0]], values[1:] + [grads[1]])), strict=True):
+    episode = jax.tree.map(lambda x: x[0], _episodes())
+
+    @jax.jit
+    def run(state, actions, states):
+        def value(state, actions, rollout):
+            predicted = rollout(state, actions)
+            return jnp.sum(jnp.sin(3 * predicted)), predicted
+
+        grad = jax.grad(value, (0, 1), has_aux=True)
+        rollouts = [grad(state, actions, f) for f in (model.open_loop, lambda s, a: _stepped(model, s, a))]
+        return rollouts, [model.teacher_forced(states, episode.actions), _forced(model, states, episode.actions)]
+
+    return run(start(model), jax.random.normal(jax.random.key(1), (HORIZON, 2)), episode.states)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_open_loop_predictions_and_gradients_are_those_of_cached_steps(name):
+    parallel, stepped = _predictions(name)[0]
+    for one, other in zip(*map(jax.tree.leaves, (parallel, stepped)), strict=True):
         assert jnp.allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_teacher_forced_predictions_are_steps_from_the_truth(name):
-    model = DYNAMICS[name]().normalised(_episodes().states)
-    states, actions = _episodes(2).states[0], _episodes(2).actions[0]
-    carry, expected = model.init(states[0], HORIZON), []
-    for t in range(HORIZON):
-        carry, state = model.step(carry, states[t], actions[t], t)
-        expected.append(state)
-    assert jnp.allclose(model.teacher_forced(states, actions), jnp.stack(expected), rtol=1e-10, atol=1e-12)
+def test_teacher_forced_predictions_are_steps_from_the_true_states(name):
+    assert jnp.allclose(*_predictions(name)[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("horizon", [63, 64, 65, 200])
-def test_attention_by_groups_of_rows_is_the_cached_one_at_every_length(horizon):
+@pytest.mark.parametrize("horizon", [64, 65, 200])  # 1, 2 and 4 groups of rows.
+def test_attention_in_groups_of_rows_agrees_with_cached_steps(horizon):
     model = AWM(3, 2, Transformer(12, 1, 3, key=jax.random.key(0)), key=jax.random.key(1))
     actions = jax.random.normal(jax.random.key(2), (horizon, 2))
-    assert jnp.allclose(model.open_loop(jnp.ones(3), actions), _stepped(model, jnp.ones(3), actions), atol=1e-12)
+    both = jax.jit(lambda s, a: (model.open_loop(s, a), _stepped(model, s, a)))
+    assert jnp.allclose(*both(jnp.ones(3), actions), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [AWM, HWM])
+def test_a_sequence_model_without_a_backbone_has_the_transformer_of_the_paper(kind):
+    model = kind(3, 2, key=jax.random.key(0))
+    net = model.backbone
+    assert isinstance(net, Transformer) and net.horizon is None
+    assert (len(net.blocks), net.blocks[0].attention.heads, net.width) == (2, 3, 48)
+    assert model.resizable == (kind is AWM) and net.resizable
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_resizable_if_its_carry_depends_on_the_horizon_and_resizing_extends_it(name):
+    model = DYNAMICS[name]()
+    short, long = (jax.eval_shape(lambda s, n=n: model.init(s, n), start(model)) for n in (HORIZON, 2 * HORIZON))
+    assert model.resizable == (short != long and isinstance(model, AWM))
+    if model.resizable:
+        assert jax.eval_shape(lambda carry: model.resize_carry(carry, 2 * HORIZON), short) == long
+
+
+_teacher_forced = eqx.filter_jit(
+    lambda model, states, actions: jax.vmap(model.normalised(states).teacher_forced)(states, actions)
+)
 
 
 @given(scale=st.tuples(*[st.floats(1e-4, 1e4)] * 3), shift=st.floats(-1e3, 1e3))
-def test_a_normalised_model_does_not_care_about_units(scale, shift):
-    # Predictions of changes in the units of the data are the same numbers, whatever the units: 800 beside 0.04.
+def test_a_normalised_model_does_not_depend_on_the_units_of_the_data(scale, shift):
+    """Predicted changes in units of the data are the same numbers, even where one entry is 800 and another 0.04."""
     episodes = _episodes()
     model = Markov(3, 2, width=8, key=jax.random.key(0))
     scale = jnp.asarray(scale)
-    states = episodes.states * scale + shift
-    plain = jax.vmap(model.normalised(episodes.states).teacher_forced)(episodes.states, episodes.actions)
-    scaled = jax.vmap(model.normalised(states).teacher_forced)(states, episodes.actions)
+    plain = _teacher_forced(model, episodes.states, episodes.actions)
+    scaled = _teacher_forced(model, episodes.states * scale + shift, episodes.actions)
     assert jnp.allclose((scaled - shift) / scale, plain, atol=1e-6)
 
 
-def test_a_normaliser_leaves_constant_entries_finite_and_inverts():
+def test_a_normaliser_has_an_inverse_and_leaves_constant_entries_finite():
     data = jnp.stack([jnp.arange(9.0), jnp.full(9, 0.1)], axis=1)
     normaliser = Normaliser(2).fitted(data)
     normal = normaliser(data)
@@ -100,9 +143,9 @@ def test_a_normaliser_leaves_constant_entries_finite_and_inverts():
     assert jnp.allclose(normaliser.inverse(normal), data) and (Normaliser(2)(data) == data).all()
 
 
-def test_by_step_a_model_predicts_about_the_mean_trajectory_and_beyond_it_about_its_end():
+def test_with_per_step_a_model_predicts_about_the_mean_trajectory_and_later_about_its_end():
     episodes = _episodes(scale=(800.0, 0.04, 1.0))
-    # The first step hardly varies; errors are in units of all steps nevertheless.
+    # The first steps hardly vary, but errors are in units of all steps.
     grows = jnp.linspace(0, 1e3, HORIZON + 1)[:, None]
     states = episodes.states * jnp.where(grows > 200, grows, 1e-3) + grows
     model = AWM(3, 2, LSTM(4, key=jax.random.key(0)), predict_changes=False, per_step=True, key=jax.random.key(1))
@@ -112,22 +155,30 @@ def test_by_step_a_model_predicts_about_the_mean_trajectory_and_beyond_it_about_
     assert jnp.allclose(normal.mean(axis=0), 0)
     assert jnp.allclose(normal.std(axis=0)[-1], 1) and (normal.std(axis=0)[0] < 1e-3).all()
     plan = jax.random.normal(jax.random.key(1), (HORIZON + 3, 2))
-    together, one_by_one = model.open_loop(states[0, 0], plan), _stepped(model, states[0, 0], plan)
-    assert jnp.allclose(together, one_by_one, rtol=1e-10)
+    both = jax.jit(lambda s, a: (model.open_loop(s, a), _stepped(model, s, a)))
+    parallel, stepped = both(states[0, 0], plan)
+    assert jnp.allclose(parallel, stepped, rtol=1e-10)
     # Untrained outputs are small, so predictions stay close to the mean.
-    assert (abs(together - states[:, 1:].mean(axis=0)[steps]) < 2 * targets.scale[steps]).all()
+    assert (abs(parallel - states[:, 1:].mean(axis=0)[steps]) < 2 * targets.scale[steps]).all()
     spread = (states[:, 1:] - states[:, 1:].mean(axis=0)).std(axis=(0, 1))
     assert jnp.allclose(targets.overall, spread, rtol=1e-3)
-    missed = together.at[0].add(targets.overall)[:HORIZON]
-    loss = model.loss(Trajectory(jnp.concatenate([states[0, :1], missed]), plan[:HORIZON]))
+    one_step_wrong = parallel.at[0].add(targets.overall)[:HORIZON]
+    loss = jax.jit(lambda episode: model.loss(episode))(
+        Trajectory(jnp.concatenate([states[0, :1], one_step_wrong]), plan[:HORIZON])
+    )
     assert jnp.allclose(loss, 0.5 / HORIZON)
 
 
 @pytest.fixture
 def optax_promotes():
-    """optax mixes dtypes, which only tests forbid."""
+    """Allow the implicit promotions of dtypes that optax makes."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+def _fit(model, episodes):
+    options = {"updates": 400, "batch_size": 32, "optimiser": ADAM, "progress": NoProgress()}
+    return fit(model, episodes, key=jax.random.key(2), **options)
 
 
 @pytest.mark.usefixtures("optax_promotes")
@@ -142,70 +193,64 @@ def optax_promotes():
     ],
     ids=["Markov", "HWM", "AWM LSTM", "AWM state space", "AWM transformer"],
 )
-def test_fit_learns_a_system_of_mixed_units_and_moves_no_statistics(model):
+def test_fit_learns_a_system_with_different_units_and_does_not_change_the_normalisers(model):
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
     model = model.normalised(episodes.states)
-    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=NoProgress())
+    result = _fit(model, episodes)
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
     assert result.losses[-10:].mean() < 0.2 * result.losses[:10].mean()
-    assert (result.model.output_norm.scale == model.output_norm.scale).all() and (
-        result.model.input_norm.shift == model.input_norm.shift
-    ).all()
-    repeated = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=NoProgress())
-    assert (repeated.losses == result.losses).all(), "chunks of another length must not change the batches"
+    for name in ("input_norm", "output_norm"):
+        assert eqx.tree_equal(getattr(result.model, name), getattr(model, name))
+    if isinstance(model, Markov):  # The second fit is compiled already, so its chunks have other lengths.
+        assert (_fit(model, episodes).losses == result.losses).all(), "the length of chunks must not change the batches"
 
 
-@given(microbatch_size=st.sampled_from([1, 2, 3, 4, 6, 12]), seed=st.integers(0, 9))
-def test_a_few_episodes_after_another_have_the_loss_and_gradient_of_all_at_once(microbatch_size, seed):
+@functools.cache
+def _loss_and_gradient(microbatch_size):
     weights, rest = eqx.partition(DYNAMICS["AWM GRU"](), eqx.is_inexact_array)
     loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
+    return jax.jit(lambda batch: loss_and_gradient(loss, weights, batch, microbatch_size=microbatch_size))
+
+
+@given(microbatch_size=st.sampled_from([1, 4, 12]), seed=st.integers(0, 9))
+def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(microbatch_size, seed):
     batch = jax.tree.map(lambda x: jax.random.permutation(jax.random.key(seed), x), _episodes(12))
-    few, all_at_once = (
-        jax.jit(partial(loss_and_gradient, loss, microbatch_size=n))(weights, batch) for n in (microbatch_size, None)
-    )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), few, all_at_once)
+    in_parts, whole = (_loss_and_gradient(n)(batch) for n in (microbatch_size, None))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), in_parts, whole)
 
 
 @pytest.mark.usefixtures("optax_promotes")
-def test_a_reward_model_learns_what_transitions_pay_and_goes_where_a_reward_goes():
+def test_a_reward_model_learns_the_rewards_of_transitions_and_can_be_passed_as_a_reward():
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
     pay = lambda s, a, t, next_state: (next_state[0] - s[0]) / 80 + 3 * a[0] ** 2
     rewards = jax.vmap(lambda states, actions: score(pay, states, actions))(episodes.states, episodes.actions)
     episodes = Trajectory(episodes.states, episodes.actions, rewards)
-    model = RewardModel(3, 2, width=32, key=jax.random.key(0)).normalised(episodes)
-    result = fit(model, episodes, key=jax.random.key(2), updates=400, batch_size=32, progress=NoProgress())
+    result = _fit(RewardModel(3, 2, width=32, key=jax.random.key(0)).normalised(episodes), episodes)
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
     values = [score(fn, episodes.states[0], episodes.actions[0]) for fn in (result.model, pay)]
     np.testing.assert_allclose(*values, atol=0.5 * float(jnp.std(rewards)))
 
 
-def test_statistics_are_not_trainable():
-    model = Markov(3, 2, key=jax.random.key(0))
+def test_normalisers_are_not_trainable_and_have_no_gradient():
+    model = Markov(3, 2, width=8, key=jax.random.key(0))
     weights = eqx.filter(model, trainable(model))
     assert weights.input_norm.shift is None and weights.output_norm.scale is None and weights.network.enter.weight is not None
-    # Nor do they have a gradient, for those who do not ask what is trainable.
-    grads = eqx.filter_grad(lambda m: m.loss(jax.tree.map(lambda x: x[0], _episodes())))(model)
+    grads = eqx.filter_jit(eqx.filter_grad(lambda m, e: m.loss(e)))(model, jax.tree.map(lambda x: x[0], _episodes()))
     for statistics in (grads.input_norm, grads.output_norm):
         assert (statistics.shift == 0).all() and (statistics.scale == 0).all()
     assert (grads.network.enter.weight != 0).any()
 
 
-def test_fit_shows_progress_with_time_left(capsys, optax_promotes):
-    fit(
-        Markov(3, 2, width=4, key=jax.random.key(0)),
-        Trajectory(_episodes().states, _episodes().actions),
-        key=jax.random.key(0),
-        updates=3,
-    )
+def test_fit_shows_its_progress_and_loss(capsys, optax_promotes):
+    fit(Markov(3, 2, width=4, key=jax.random.key(0)), _episodes(), key=jax.random.key(0), updates=3)
     assert "fit Markov" in (line := capsys.readouterr().err) and "3/3" in line and "loss" in line
 
 
 def test_an_awm_from_a_dynamics_is_that_dynamics():
-    system = spiral(1.1, 0.4)
-    actions = np.random.default_rng(0).normal(size=(8, 1))
+    system, actions = spiral(1.1, 0.4), jnp.asarray(np.random.default_rng(0).normal(size=(8, 1)))
     awm = AWM.from_dynamics(system)
     assert isinstance(awm, AWM) and not awm.reads_state
-    lived = system.open_loop(jnp.ones(2), jnp.asarray(actions))
-    assert (awm.open_loop(jnp.ones(2), jnp.asarray(actions)) == lived).all()
-    # Whatever it is fitted to: its states have units already.
-    assert (awm.normalised(800 * lived[None]).open_loop(jnp.ones(2), jnp.asarray(actions)) == lived).all()
+    states = system.open_loop(jnp.ones(2), actions)
+    assert (awm.open_loop(jnp.ones(2), actions) == states).all()
+    # It ignores the units of the data, because a dynamics has its own.
+    assert (awm.normalised(800 * states[None]).open_loop(jnp.ones(2), actions) == states).all()
