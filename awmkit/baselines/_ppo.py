@@ -10,7 +10,8 @@ import rejax
 from jaxtyping import Array, PRNGKeyArray, ScalarLike
 
 from .._dynamics import AbstractTask
-from ..learning._train_state import uniform_actions, warm_up
+from ..learning import uniform_actions
+from ..learning._warmup import warmup_episodes
 from ._environment import FunctionalEnv
 from ._learn import Baseline, learn
 from ._schedule import check_task, make_schedule
@@ -76,7 +77,7 @@ def ppo(
 @eqx.filter_jit
 def _ppo(task, key, schedule, *, actions, evaluations, reward_scale, layers, config) -> Baseline:
     warmup_key, key, evaluation_key = jax.random.split(key, 3)
-    episodes = warm_up(task, actions, schedule.warmup_episodes, warmup_key)
+    episodes = warmup_episodes(task, actions, schedule.warmup_episodes, warmup_key)
     # The environment squashes actions instead of clipping them, so that the policy has a mode and a density in [-1, 1].
     env = FunctionalEnv.from_warmup(task, episodes, reward_scale, squash=jnp.tanh, limit=math.inf)
     agent = {"activation": "swish", "hidden_layer_sizes": layers}

@@ -10,7 +10,8 @@ import rejax
 from jaxtyping import Array, PRNGKeyArray, ScalarLike
 
 from .._dynamics import AbstractTask
-from ..learning._train_state import uniform_actions, warm_up
+from ..learning import uniform_actions
+from ..learning._warmup import warmup_episodes
 from ._environment import FunctionalEnv
 from ._learn import Baseline, identity, learn
 from ._schedule import check_task, make_schedule
@@ -100,7 +101,7 @@ def sac(
 @eqx.filter_jit
 def _sac(task, key, schedule, *, actions, evaluations, reward_scale, temperature, entropy, config) -> Baseline:
     warmup_key, key, evaluation_key = jax.random.split(key, 3)
-    episodes = warm_up(task, actions, schedule.warmup_episodes, warmup_key)
+    episodes = warmup_episodes(task, actions, schedule.warmup_episodes, warmup_key)
     env = FunctionalEnv.from_warmup(task, episodes, reward_scale, squash=identity, limit=1.0)
     # rejax's own target of the entropy is -1 for each entry of the action.
     sac_class = type("TargetingSAC", (rejax.SAC,), {"target_entropy": property(lambda self: entropy * self.action_dim)})

@@ -1,7 +1,4 @@
-"""A run in one file: arrays and what they belong to, written so that a crash leaves the old file or the new one.
-
-Apart from the algorithm because anything made of arrays can be kept with it.
-"""
+"""Save any tree of arrays to one file and load it again. Writing is atomic."""
 
 import json
 import os
@@ -21,74 +18,81 @@ T = TypeVar("T")
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a result: Python, JAX and its friends, and awmkit."""
+    """Versions of everything that affects results: Python, JAX and the libraries on top of it, and awmkit."""
     packages = ("awmkit", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = None) -> None:
-    """Write `tree` to one file: a line of JSON with `config` and versions, then every array.
+    """Write a tree of arrays to one file: a line of JSON with `config` and the versions of all libraries, then the arrays.
 
-    Written beside the file and moved over it, so that a kill at any moment leaves a whole file, the old one or the new one.
+    The file is replaced atomically: after a crash at any moment it is complete, either the old one or the new one.
 
     ```python
     save("model.awm", fitted.model, config={"task": "pendulum"})
-    model = load("model.awm", AWM(4, 2, Transformer(key=k1), key=k2))  # of the same sizes
+    model = load("model.awm", AWM(4, 2, key=key))  # a new model of the same sizes
     ```
 
     **Arguments**
 
     - `path`: the file; its folder must exist.
-    - `tree`: of arrays, random keys, numbers and anything else; what is none of the first three is not written.
-    - `config`: whatever JSON can hold.
+    - `tree`: a model, a policy or any other tree. Arrays, random keys and numbers are written; all other leaves, such as
+      functions, are not.
+    - `config`: numbers, strings, lists and dicts to keep with it, such as the arguments the model was built with; read it
+      with `awmkit.learning.read_header`.
 
-    **Raises:** `ValueError` for a folder that does not exist, and a `config` that JSON cannot hold.
+    **Raises:** `ValueError` if the folder does not exist, or `config` cannot be written as JSON.
     """
     path = Path(path)
     check_folder(path)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     header = {"config": {} if config is None else dict(config), "versions": versions()}
     try:
         line = json.dumps(header).encode() + b"\n"
     except TypeError as error:
-        raise ValueError(f"The config cannot be written as JSON ({error}); give numbers, strings, lists and dicts.") from None
+        raise ValueError(
+            f"The config cannot be written as JSON ({error}); pass numbers, strings, lists and dicts only."
+        ) from None
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.write(line)
             eqx.tree_serialise_leaves(file, _plain(tree))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(part, path)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def check_folder(path: Path) -> None:
-    """Raise where a file cannot be made."""
+    """Raise if `path` is a folder, or its folder does not exist."""
     if path.is_dir() or not path.parent.is_dir():
         wrong = "is a folder" if path.is_dir() else "is in a folder that does not exist"
-        raise ValueError(f"{path} {wrong}; give the path of a file in a folder that does, or make it first.")
+        raise ValueError(f"{path} {wrong}; pass the path of a file in an existing folder.")
 
 
 def load(path: str | Path, like: T) -> T:
-    """Read what `save` wrote.
+    """Read a tree that `save` wrote.
 
-    **Arguments:** `path`: the file. `like`: a tree of the same structure, shapes and dtypes, such as a newly built model;
-    arrays may be `jax.ShapeDtypeStruct`s. What is not an array comes from it.
+    **Arguments**
+
+    - `path`: the file.
+    - `like`: a tree of the same structure, shapes and dtypes, such as a newly built model. Its arrays may be
+      `jax.ShapeDtypeStruct`s. Leaves that `save` does not write, such as functions, are taken from it.
 
     **Returns:** the tree.
 
-    **Raises:** `ValueError` for a file that `save` did not write or that does not fit `like`.
+    **Raises:** `ValueError` if `save` did not write the file, or the file does not fit `like`.
     """
     with Path(path).open("rb") as file:
         _header(path, file)
         try:
             plain = eqx.tree_deserialise_leaves(file, _plain(like))
             if file.read(1):
-                raise ValueError("the file goes on after it")
+                raise ValueError("the file has more data")
         except (RuntimeError, EOFError, ValueError) as error:
             raise ValueError(
-                f"{path} does not hold a tree like the one given ({error}); build it with the arguments it was saved with."
+                f"{path} does not fit the tree given ({error}); build that with the arguments of the saved one."
             ) from error
     return jtu.tree_map(
         lambda x, new: jax.random.wrap_key_data(new, impl=jax.random.key_impl(jnp.zeros((), x.dtype))) if _is_key(x) else new,
@@ -98,9 +102,9 @@ def load(path: str | Path, like: T) -> T:
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The `config` and the `versions` that a file was saved with.
+    """Read the `config` and the `versions` that `save` wrote at the head of a file.
 
-    **Raises:** `ValueError` for a file that `save` did not write.
+    **Raises:** `ValueError` if `save` did not write the file.
     """
     with Path(path).open("rb") as file:
         return _header(path, file)
@@ -111,7 +115,7 @@ def _header(path, file) -> dict[str, Any]:
         header = json.loads(file.readline())
         return {"config": header["config"], "versions": header["versions"]}
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} was not written by awmkit.save; give the file of a checkpoint.") from None
+        raise ValueError(f"{path} was not written by awmkit.save; pass the path of a file that was.") from None
 
 
 def _is_key(x) -> bool:
@@ -119,6 +123,6 @@ def _is_key(x) -> bool:
 
 
 def _plain(tree):
-    """Random keys as the integers that they are made of."""
+    """The tree with random keys replaced by the integers that they are made of."""
     data = lambda x: jax.random.key_data(x) if eqx.is_array(x) else jax.eval_shape(jax.random.key_data, x)
     return jtu.tree_map(lambda x: data(x) if _is_key(x) else x, tree)

@@ -1,7 +1,4 @@
-"""ModelUpdates to whole episodes: one loop for every class of model, of a world or of a reward.
-
-Apart from the models because the loop is the same for all: what differs is the loss, and that is theirs.
-"""
+"""`fit`: minibatch gradient descent of a model on whole episodes."""
 
 import time
 from typing import Generic, TypeVar
@@ -21,7 +18,7 @@ from .._normaliser import Normaliser, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import Trajectory
 from ..models import AbstractTrainable
-from ._minibatch import check_microbatch_size, loss_and_gradient
+from ._minibatch import check_microbatch_size, minibatch_step
 from ._sharding import check_mesh, gather, place, split
 
 M = TypeVar("M", bound=AbstractTrainable)
@@ -31,11 +28,11 @@ class FitResult(eqx.Module, Generic[M]):
     """What `fit` returns.
 
     - `model`: the fitted model.
-    - `losses`: of each update, on its batch, shape (updates,).
-    - `held_out`: mean square error on episodes held out, step by step, shape (H,): of open-loop predictions of s_1 ... s_H
-      from s_0 and the actions, or of rewards, each entry in units of its standard deviation; 1 is as good as the mean.
-      `None` where nothing was held out.
-    - `seconds`: of wall time, compilation included.
+    - `losses`: training loss of each update, before it, shape (updates,).
+    - `held_out`: mean square error on held-out episodes at each step, shape (H,): of open-loop predictions of s_1 ... s_H from
+      s_0 and the actions, or of rewards. Each entry is divided by its variance over all episodes; 1 is as good as predicting
+      the mean. `None` if nothing was held out.
+    - `seconds`: wall time in seconds, compilation included.
     """
 
     model: M
@@ -44,10 +41,10 @@ class FitResult(eqx.Module, Generic[M]):
     seconds: float
 
     def __repr__(self) -> str:
-        error = "None" if self.held_out is None else f"{float(jnp.mean(self.held_out)):.3g} in the mean over steps"
+        error = "None" if self.held_out is None else f"{float(jnp.mean(self.held_out)):.3g} (mean over steps)"
         return (
-            f"FitResult(model={type(self.model).__name__}, losses={float(self.losses[0]):.3g} to {float(self.losses[-1]):.3g} in "
-            f"{self.losses.size} updates, held_out={error}, seconds={self.seconds:.1f})"
+            f"FitResult(model={type(self.model).__name__}, losses: first {float(self.losses[0]):.3g}, last "
+            f"{float(self.losses[-1]):.3g} of {self.losses.size}, held_out={error}, seconds={self.seconds:.1f})"
         )
 
 
@@ -64,96 +61,103 @@ def fit(
     mesh: Mesh | None = None,
     progress: AbstractProgress = TqdmProgress(),
 ) -> FitResult[M]:
-    """Fit a world model, or a reward model, to whole episodes by minibatch gradient descent.
+    """Fit a world model, a reward model, or a model of your own to whole episodes by minibatch gradient descent.
 
-    The loss is 0.5 times the mean square error of what the model predicts over all steps, in units of its targets: an AWM
-    predicts from s_0 and the actions, an HWM from true histories, a Markov model one step at a time. Statistics of the data
-    are set beforehand, once:
+    The loss is half the mean square error of the model's predictions, in units of the targets' standard deviations. An AWM
+    predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
+    true state before it. Set the statistics of the data once, before the first fit, with `normalised`:
 
     ```python
-    model = AWM(task.state_size, task.action_size, Transformer(key=k1), key=k2).normalised(episodes.states)
-    model = fit(model, episodes, key=k3).model
+    model = AWM(task.state_size, task.action_size, key=k1).normalised(episodes.states)
+    result = fit(model, episodes, key=k2)
+    result.held_out.mean()  # 1 is as good as predicting the mean
     ```
 
     **Arguments**
 
-    - `model`: an AWM, HWM, Markov or reward model, or an `awmkit.models.AbstractTrainable` of your own.
-    - `episodes`: N episodes of one length H, a `awmkit.Trajectory` with a leading axis; only a reward model needs rewards.
-    - `key`: for the split and the batches.
-    - `updates`, `batch_size`: how many updates, on how many episodes each, drawn with replacement.
-    - `microbatch_size`: how many of these are differentiated at a time, all by default; a divisor of `batch_size`. Results are equal to
-      rounding, and memory is that of so many. On a processor, whose cache few episodes fit, a transformer's updates are 1.2
-      (16 of 64, two cores) to 1.9 times as fast (2 of 64, one core).
-    - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Nothing is clipped unless it does so.
-    - `holdout`: share of the episodes kept to measure `FitResult.held_out`, in [0, 1).
-    - `mesh`: devices, as `jax.make_mesh((8,), ("episodes",))`, that share the episodes of each update; each has all the data.
-    - `progress`: `TqdmProgress()` shows a bar on stderr, `NoProgress()` nothing.
+    - `model`: an AWM, HWM, Markov or reward model, or your own `awmkit.AbstractTrainable`.
+    - `episodes`: N episodes of equal length H, an `awmkit.Trajectory` with a leading axis. Only a reward model needs rewards.
+    - `key`: for the split into training and held-out episodes, and for the batches.
+    - `updates`: number of updates, 1000 by default.
+    - `batch_size`: number of episodes per update, 64 by default, drawn with replacement.
+    - `microbatch_size`: number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
+      Gradients are accumulated, so the result is equal up to rounding and less memory is needed. On a CPU it is faster too if
+      the activations of few episodes fit in the cache: by 1.2 (16 of 64, two cores) to 1.9 times (2 of 64, one core) for a
+      transformer.
+    - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Gradients are clipped only if it clips them.
+    - `holdout`: share of the episodes held out to measure `FitResult.held_out`, in [0, 1), 0.1 by default.
+    - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. Every device has
+      all the data.
+    - `progress`: `awmkit.TqdmProgress()` (the default) shows a bar on stderr, `awmkit.NoProgress()` nothing.
 
     **Returns:** a `FitResult`.
 
-    **Raises:** `ValueError` for what is no model, optimiser or key, and for episodes that do not fit the model or are not
-    finite; `RuntimeError` when the loss is not.
+    **Raises:** `ValueError` if the model, optimiser or key has the wrong type, or the episodes do not fit the model or are not
+    finite. `RuntimeError` if the loss is not finite.
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh)
     check_progress(progress)
+    began = time.monotonic()
     split_key, batch_key = jax.random.split(key)
     episodes = jtu.tree_map(jnp.asarray, Trajectory(episodes.states, episodes.actions, episodes.rewards))
     order = jax.random.permutation(split_key, episodes.states.shape[0])
     held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
-    kept, unseen = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
+    training, held_out = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
 
     weights, rest = eqx.partition(model, trainable(model))
-    loop = (weights, optimiser.init(weights), jnp.zeros(updates, episodes.states.dtype))
-    loop, rest, kept, unseen, episodes, batch_key = place((loop, rest, kept, unseen, episodes, batch_key), mesh)
-    start, done, chunk = time.monotonic(), 0, 1
+    carry = (weights, optimiser.init(weights), jnp.zeros(updates, episodes.states.dtype))
+    carry, rest, training, held_out, episodes, batch_key = place((carry, rest, training, held_out, episodes, batch_key), mesh)
+    done, chunk = 0, 1
     parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
     with progress.start(" ".join(["fit", *parts]), updates) as meter:
         meter.update(0, phase="compiling")
         while done < updates:
-            began, stop = time.monotonic(), min(done + chunk, updates)
-            span = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
-            loop = _update(loop, rest, optimiser, kept, batch_key, batch_size, microbatch_size, mesh, *span)
-            loss = float(loop[2][stop - 1])
+            chunk_began, stop = time.monotonic(), min(done + chunk, updates)
+            bounds = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
+            carry = _update(carry, rest, optimiser, training, batch_key, batch_size, microbatch_size, mesh, *bounds)
+            loss = float(carry[2][stop - 1])
             _require_finite(loss, stop)
-            if jax.process_count() > 1:  # Clocks differ.
+            if jax.process_count() > 1:  # Processes must agree on the chunks, and their clocks differ.
                 chunk = 1 + updates // 50
             elif done > 0:  # The first chunk compiles; the others last about half a second.
-                chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - began)))
+                chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - chunk_began)))
             done = stop
             meter.update(done, f"loss {loss:.3g}", phase="fitting")
-    model = eqx.combine(loop[0], rest)
-    held_out = _held_out_error(model, unseen, episodes) if held else None
-    return FitResult(model, loop[2], held_out, time.monotonic() - start)
+    model = eqx.combine(carry[0], rest)
+    error = _held_out_error(model, held_out, episodes) if held else None
+    return FitResult(model, carry[2], error, time.monotonic() - began)
 
 
 @eqx.filter_jit
-def _update(loop, rest, optimiser, episodes, key, batch_size, microbatch_size, mesh, start, stop):
-    """Updates `start` to `stop`; both are traced, so that chunks of any length share one program."""
+def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, mesh, start, stop):
+    """Make updates `start` to `stop`. Both are traced, so that chunks of any length share one program."""
 
-    def update(i, loop):
-        weights, optimiser_state, losses = loop
+    def update(i, carry):
+        weights, optimiser_state, losses = carry
         drawn = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, episodes.states.shape[0])
         batch = split(jtu.tree_map(lambda x: x[drawn], episodes), mesh, "batch_size")
         loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-        value, grads = loss_and_gradient(loss, weights, batch, microbatch_size)
-        steps, optimiser_state = optimiser.update(grads, optimiser_state, weights)
-        return eqx.apply_updates(weights, steps), optimiser_state, losses.at[i].set(value)
+        weights, optimiser_state, value = minibatch_step(loss, weights, batch, optimiser, optimiser_state, microbatch_size)
+        return weights, optimiser_state, losses.at[i].set(value)
 
-    return gather(lax.fori_loop(start, stop, update, loop), mesh)
+    return gather(lax.fori_loop(start, stop, update, carry), mesh)
 
 
 @eqx.filter_jit
-def _held_out_error(model, unseen, episodes):
-    errors, truth = jax.vmap(lambda episode: model.prediction(episode))(unseen) - model.target(unseen), model.target(episodes)
-    return jnp.mean((errors / Normaliser(truth.shape[-1]).fitted(truth).scale) ** 2, axis=(0, 2))
+def _held_out_error(model, held_out, episodes):
+    errors = jax.vmap(lambda episode: model.prediction(episode))(held_out) - model.target(held_out)
+    targets = model.target(episodes)
+    return jnp.mean((errors / Normaliser(targets.shape[-1]).fitted(targets).scale) ** 2, axis=(0, 2))
 
 
 def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh) -> None:
     if not isinstance(model, AbstractTrainable):
-        raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own subclass.")
+        raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own AbstractTrainable.")
     if not isinstance(episodes, Trajectory):
-        raise ValueError(f"The episodes are {kind(episodes)}; pass one Trajectory, each of whose fields has a leading axis.")
+        raise ValueError(
+            f"The episodes are {kind(episodes)}; pass one Trajectory whose fields have a leading axis of episodes."
+        )
     check_counts("fit", updates=updates, batch_size=batch_size)
     check_microbatch_size("fit", microbatch_size, batch_size)
     check_key("fit", key)
@@ -171,7 +175,7 @@ def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optim
         if not bool(jnp.isfinite(array).all()):
             raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
     if not 0 <= holdout < 1:
-        raise ValueError(f"fit got holdout={holdout}; give the share of episodes to hold out, in [0, 1).")
+        raise ValueError(f"fit got holdout={holdout}; pass the share of episodes to hold out, in [0, 1).")
 
 
 def _require_finite(loss: float, update: int) -> None:

@@ -1,40 +1,42 @@
-"""What a run leaves behind as it goes, for tools and for people who come later.
-
-Apart from the algorithm, which knows of callbacks only.
-"""
+"""A log of a training run as a file of JSON lines."""
 
 import json
 import os
 from pathlib import Path
 
 from ._checkpoint import check_folder
-from ._train_state import Metrics
+from ._metrics import Metrics
 
 
 class JSONLines:
-    """A callback of `awmkit.train` that writes one line of JSON an epoch, flushed at once.
+    """A callback of `awmkit.train` that appends one line of JSON to a file after each epoch.
 
-    A run that goes on from a checkpoint goes on with its log: lines of epochs that are run again are replaced.
+    ```python
+    train(task, model, policy, key=key, callbacks=[JSONLines("log.jsonl")])
+    pandas.read_json("log.jsonl", lines=True)
+    ```
+
+    A run that resumes from a checkpoint continues its log: lines of epochs that run again are replaced.
 
     **Arguments:** `path`: the file; its folder must exist.
 
-    **Raises:** `ValueError` where it does not.
+    **Raises:** `ValueError` if the folder does not exist.
     """
 
     def __init__(self, path: str | Path):
         self._path = Path(path)
         check_folder(self._path)
-        self._begun = False
+        self._started = False
 
     def __call__(self, metrics: Metrics) -> None:
         row = metrics.row()
-        if not self._begun:
+        if not self._started:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
             kept = [line + "\n" for line in lines if line.endswith("}") and _steps(json.loads(line)) < _steps(row)]
-            beside = self._path.with_name(f"{self._path.name}.part")
-            beside.write_text("".join(kept))
-            os.replace(beside, self._path)
-            self._begun = True
+            part = self._path.with_name(f"{self._path.name}.part")
+            part.write_text("".join(kept))
+            os.replace(part, self._path)
+            self._started = True
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

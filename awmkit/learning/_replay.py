@@ -1,7 +1,4 @@
-"""The episodes that were lived: a ring of fixed size on the device, in which an episode stays whole.
-
-Apart from the algorithm because its one promise, that steps of two episodes are never mixed, is tested by itself.
-"""
+"""Replay buffer of whole episodes, of fixed size and on the device."""
 
 import equinox as eqx
 import jax
@@ -16,15 +13,15 @@ from ._sharding import gather, split
 
 
 class Replay(eqx.Module):
-    """Whole episodes in fixed memory; when it is full the oldest give way.
+    """A replay buffer of whole episodes of equal length. When it is full, the oldest episodes are overwritten.
 
-    - `episodes`: a `awmkit.Trajectory` whose leading axis counts slots.
-    - `added`: how many episodes were ever added.
-    - `mesh`: devices that share the episodes of a sample; each has all that are stored.
+    - `episodes`: an `awmkit.Trajectory` with a leading axis of slots, some of which may be empty.
+    - `added`: number of episodes added so far.
+    - `mesh`: devices that share the episodes of a sample; every device stores all episodes.
 
     ```python
-    replay = Replay.empty(100, jax.eval_shape(run, key)).add(jax.vmap(run)(keys))
-    batch = replay.sample(key, 64)
+    replay = Replay.empty(100, jax.eval_shape(collect_one, key)).add(jax.vmap(collect_one)(keys))
+    batch = replay.sample(key, 64)  # 64 episodes
     ```
     """
 
@@ -34,53 +31,68 @@ class Replay(eqx.Module):
 
     @staticmethod
     def empty(capacity: int, episode: Trajectory, *, mesh: Mesh | None = None) -> "Replay":
-        """Room for `capacity` episodes of the shapes and dtypes of `episode`, an unbatched one or what `jax.eval_shape` gives.
+        """An empty replay buffer.
 
-        **Raises:** `ValueError` for a capacity below 1.
+        **Arguments**
+
+        - `capacity`: number of episodes that fit.
+        - `episode`: one episode, without a leading axis, or its shapes from `jax.eval_shape`.
+        - `mesh`: devices that share the episodes of a sample, if any.
+
+        **Raises:** `ValueError` if `capacity` is not a whole number above 0.
         """
         check_counts("Replay", capacity=capacity)
-        blank = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
-        return Replay(jtu.tree_map(blank, episode), jnp.zeros((), int), mesh)
+        slots = lambda x: jnp.zeros((capacity, *x.shape), x.dtype)
+        return Replay(jtu.tree_map(slots, episode), jnp.zeros((), int), mesh)
 
     @property
     def capacity(self) -> int:
-        """How many episodes there is room for."""
+        """Number of episodes that fit."""
         return self.episodes.actions.shape[0]
 
     @property
     def size(self) -> Int[Array, ""]:
-        """How many episodes it holds."""
+        """Number of episodes stored."""
         return jnp.minimum(self.added, self.capacity)
 
     def add(self, episodes: Trajectory) -> "Replay":
-        """With N more episodes, a trajectory with a leading axis.
+        """Return the buffer with N more episodes, an `awmkit.Trajectory` with a leading axis of length N.
 
-        **Raises:** `ValueError` for more episodes at once than there is room for, and for episodes of another shape.
+        **Raises:** `ValueError` if N is larger than the capacity, or the episodes have other shapes than those stored.
         """
         shapes = lambda tree: jtu.tree_map(lambda x: x.shape[1:], tree)
         if shapes(episodes) != shapes(self.episodes):
-            raise ValueError(f"Replay keeps episodes like {self.episodes} and got {episodes}; give whole ones of one length.")
+            raise ValueError(
+                f"The replay buffer stores episodes like {self.episodes}, got {episodes}; pass whole episodes of one length."
+            )
         count = episodes.actions.shape[0]
         if count > self.capacity:
-            raise ValueError(f"Replay has room for {self.capacity} episodes and got {count} at once; give it more capacity.")
+            raise ValueError(
+                f"The replay buffer has room for {self.capacity} episodes and got {count} at once; raise its capacity."
+            )
         slots = (self.added + jnp.arange(count)) % self.capacity
         write = lambda old, new: old.at[slots].set(new)
         written = jtu.tree_map(write, self.episodes, gather(episodes, self.mesh))
         return Replay(written, self.added + count, self.mesh)
 
     def sample(self, key: PRNGKeyArray, count: int, *, recency: float = 1.0) -> Trajectory:
-        """`count` whole episodes, drawn with replacement; an empty replay has none to draw, so add some first.
+        """Draw `count` whole episodes with replacement. Add episodes first: an empty buffer returns zeros.
 
-        **Arguments:** `recency`: in (0, 1], how much less likely an episode is than the one that came after it. 1 is uniform.
+        **Arguments**
 
-        **Raises:** `ValueError` for a `recency` outside of it.
+        - `key`: for the draw.
+        - `count`: number of episodes.
+        - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
+          uniformly.
+
+        **Raises:** `ValueError` if `recency` is not in (0, 1].
         """
         if not 0 < recency <= 1:
-            raise ValueError(f"Replay.sample got recency={recency}; give a number in (0, 1], of which 1 draws all alike.")
+            raise ValueError(f"Replay.sample got recency={recency}; pass a number in (0, 1], where 1 draws uniformly.")
         drawn = jax.random.uniform(key, (count,))
         if recency == 1.0:
             ages = jnp.floor(drawn * self.size.astype(drawn.dtype))
-        else:  # The inverse of the geometric distribution, cut off at the oldest episode.
+        else:  # The inverse of the geometric distribution function, truncated at the oldest episode.
             ages = jnp.floor(jnp.log1p(-drawn * (1 - recency ** self.size.astype(drawn.dtype))) / jnp.log(recency))
         ages = jnp.clip(ages.astype(self.added.dtype), 0, self.size - 1)
         slots = (self.added - 1 - ages) % self.capacity

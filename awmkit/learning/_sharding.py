@@ -1,7 +1,4 @@
-"""One program on many devices, by `jax.sharding` alone: episodes are split over them, everything else each device has.
-
-Apart because `fit` and `train` say the same three things with it: what every device has, what is split, what comes together.
-"""
+"""One program on several devices: episodes are split over them, everything else is replicated."""
 
 from typing import TypeVar
 
@@ -19,33 +16,36 @@ T = TypeVar("T")
 
 
 def check_mesh(mesh: Mesh | None) -> None:
-    """Raise for what is no mesh."""
+    """Raise if `mesh` is neither `None` nor a mesh."""
     if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(f'The mesh is {kind(mesh)}; pass one of devices, such as jax.make_mesh((8,), ("episodes",)).')
+        raise ValueError(f'The mesh is {kind(mesh)}; pass a jax.sharding.Mesh, such as jax.make_mesh((8,), ("episodes",)).')
 
 
 def place(tree: T, mesh: Mesh | None) -> T:
-    """The arrays of `tree` on every device. Several processes must all have the same."""
+    """Copy the arrays of `tree` to every device. All processes must have equal arrays."""
     return _each(tree, mesh, _put, PartitionSpec())
 
 
 def split(tree: T, mesh: Mesh | None, name: str) -> T:
-    """Inside a compiled program: the leading axis of each array split evenly over all devices.
+    """Inside a compiled program, split the leading axis of every array evenly over all devices.
 
-    **Raises:** `ValueError`, with the `name` of what to change, where that cannot be.
+    **Arguments:** `tree`: arrays with an equal leading axis. `mesh`: the devices, or `None`. `name`: what to call the length of
+    the axis in an error.
+
+    **Raises:** `ValueError` if the length is not a multiple of the number of devices.
     """
     if mesh is None:
         return tree
     counts = {x.shape[0] for x in jtu.tree_leaves(tree)}
     if uneven := [count for count in counts if count % mesh.size]:
         raise ValueError(
-            f"{name} is {uneven[0]}, which cannot be split evenly over {mesh.size} devices; make it a multiple of {mesh.size}."
+            f"{name} must be a multiple of {mesh.size}, the number of devices, to be split evenly over them, got {uneven[0]}."
         )
     return _each(tree, mesh, lax.with_sharding_constraint, PartitionSpec(mesh.axis_names))
 
 
 def gather(tree: T, mesh: Mesh | None) -> T:
-    """Inside a compiled program: what was split, whole on every device."""
+    """Inside a compiled program, replicate every array on all devices."""
     return _each(tree, mesh, lax.with_sharding_constraint, PartitionSpec())
 
 
@@ -54,12 +54,12 @@ def _put(x, sharding: NamedSharding):
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
-    return jax.device_put(np.asarray(x), sharding)  # An array of one process's device would have to stay there.
+    return jax.device_put(np.asarray(x), sharding)  # A JAX array on one process's device could not be moved.
 
 
 def _each(tree, mesh, move, spec):
     if mesh is None:
         return tree
-    # Axes whose sharding the compiler works out, whatever the mesh was made for.
+    # A mesh with automatic axes: the compiler chooses the sharding of everything else.
     sharding = NamedSharding(Mesh(mesh.devices, mesh.axis_names), spec)
     return jtu.tree_map(lambda x: move(x, sharding) if eqx.is_array(x) else x, tree)

@@ -1,7 +1,4 @@
-"""The steps of BPO, compiled: warm up, act, fit, climb, and an epoch made of them.
-
-Apart from `train` because that is a loop over these on the host, with everything that a host is for: checks, files, progress.
-"""
+"""The compiled part of a training run: its state, its settings, its first state and its epochs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,229 +7,136 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from .._checks import check_call, check_counts, check_optimiser
 from .._dynamics import AbstractDynamics, AbstractTask
-from .._normaliser import Normaliser, trainable
+from .._normaliser import Normaliser
 from .._reward import Reward
 from .._trajectory import Trajectory
-from .._unroll import unroll
 from ..models import RewardModel
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
-from ._minibatch import check_microbatch_size, loss_and_gradient
+from ._collect import call_compiled, collect, collect_each, collecting_mesh, empty_episodes, iterate
+from ._exploration import ExploringPolicy, ModePolicy, pink_noise
+from ._loop import fori_loop
+from ._metrics import Metrics
+from ._model_updates import init_optimiser, ModelUpdates, update_models
 from ._replay import Replay
-from ._sharding import split
-from .ascents._ascent import AbstractAscent, UpdateInfo
-
-
-def uniform_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
-    """Each action of each step drawn from [-1, 1] by itself, of shape (H, A): the paper's warm-up. For `awmkit.Warmup`."""
-    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-
-
-def held_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
-    """A constant drawn from [-1, 1] and noise of 0.3 on it, of shape (H, A), clipped to [-1, 1]. For `awmkit.Warmup`.
-
-    It reaches states at which independent actions average out.
-    """
-    level_key, noise_key = jax.random.split(key)
-    level = jax.random.uniform(level_key, shape[1:], minval=-1.0, maxval=1.0)
-    return jnp.clip(level + 0.3 * jax.random.normal(noise_key, shape), -1.0, 1.0)
-
-
-class Warmup(eqx.Module):
-    """Episodes of random actions, from which all statistics are taken, before anything is learned.
-
-    - `steps`: of the environment, at least 1, rounded up to whole episodes.
-    - `actions`: draws the actions of an episode, `actions(key, (H, A)) -> (H, A)`: `uniform_actions`, `held_actions`.
-
-    **Raises:** `ValueError` for fewer than 1 step.
-    """
-
-    steps: int = eqx.field(static=True, default=1_500)
-    actions: Callable[..., Array] = eqx.field(static=True, default=uniform_actions)
-
-    def __check_init__(self):
-        check_counts("Warmup", steps=self.steps)
-        check_call("warm-up's actions", "actions(key, shape)", "write it so, as uniform_actions", self.actions, None, None)
-
-
-class ModelUpdates(eqx.Module):
-    """How the model, and a learned reward with it, is fitted to the replay.
-
-    - `steps_per_update`: environment steps for one update; may be less than 1.
-    - `batch_size`: whole episodes in an update.
-    - `microbatch_size`: how many of them are differentiated at a time, a divisor of `batch_size`; all by default. See `fit`.
-    - `optimiser`: of the model.
-    - `initial_updates`: updates right after the warm-up.
-    - `recency`: in (0, 1], how much less likely an episode is drawn than the one that came after it; 1 draws all alike.
-
-    **Raises:** `ValueError` for what is out of range.
-    """
-
-    steps_per_update: int | float = eqx.field(static=True, default=2.0)
-    batch_size: int = eqx.field(static=True, default=64)
-    microbatch_size: int | None = eqx.field(static=True, default=None)
-    optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
-    initial_updates: int = eqx.field(static=True, default=0)
-    recency: float = eqx.field(static=True, default=1.0)
-
-    def __check_init__(self):
-        check_counts("ModelUpdates", batch_size=self.batch_size)
-        check_microbatch_size("ModelUpdates", self.microbatch_size, self.batch_size)
-        check_counts("ModelUpdates", least=0, initial_updates=self.initial_updates)
-        check_optimiser(self.optimiser)
-        if not self.steps_per_update > 0 or not 0 < self.recency <= 1:
-            given = f"steps_per_update={self.steps_per_update}, recency={self.recency}"
-            raise ValueError(f"ModelUpdates got {given}; it needs a positive number, and a number in (0, 1].")
-
-
-class Metrics(eqx.Module):
-    """What an epoch of BPO did.
-
-    - `steps`: of the environment, done so far.
-    - `true_return`: of the policy's mode on the true system, mean of the evaluations.
-    - `acted_return`: of the policy with its noise, mean of the epoch's episodes.
-    - `model_loss`: what the fit descends, mean of the epoch's updates.
-    - `model_error`: of the epoch's episodes, each before it was fitted: mean square over steps of the open-loop prediction, in
-      variances of the warm-up's states; 1 is as good as their mean.
-    - `policy_update`: of the epoch's policy updates: means, and of `skipped` the sum.
-
-    A simulator, which is not fitted, has no `model_loss` and no `model_error`: they are `None`. Of several seeds, each field
-    has a leading axis; of a whole run, a last axis of epochs.
-    """
-
-    steps: Int[Array, "*seeds"]
-    true_return: Float[Array, "*seeds"]
-    acted_return: Float[Array, "*seeds"]
-    model_loss: Float[Array, "*seeds"] | None
-    model_error: Float[Array, "*seeds"] | None
-    policy_update: UpdateInfo
-
-    def row(self) -> dict[str, Any]:
-        """Its numbers by name, those of `policy_update` among them: a line of a log."""
-        fields = {**vars(self), **vars(self.policy_update)}
-        return {name: jnp.asarray(x).tolist() for name, x in fields.items() if name != "policy_update" and x is not None}
+from ._sharding import gather, split
+from ._warmup import Warmup, warmup_episodes
+from .ascents import AbstractAscent, UpdateInfo
 
 
 class TrainState(eqx.Module):
-    """All that BPO changes as it goes, and so what a checkpoint holds."""
+    """Everything that changes during `awmkit.train`, and so what a checkpoint contains.
+
+    - `model`: the world model; a simulator does not change.
+    - `reward`: the learned reward model, or `None`.
+    - `policy`: the policy.
+    - `optimiser_state`: the state of the models' optimiser.
+    - `ascent_state`: the state of the ascent, which has the policy's optimiser and the return scale.
+    - `replay`: the replay buffer of collected episodes.
+    """
 
     model: AbstractDynamics
     reward: AbstractTrainable | None
     policy: Callable[..., Array]
-    fit_memory: PyTree
-    ascent_memory: PyTree
+    optimiser_state: PyTree
+    ascent_state: PyTree
     replay: Replay
-    return_scale: Scalar
-
-
-class Mode(eqx.Module):
-    """A policy without its noise: how it is evaluated."""
-
-    policy: Callable[..., Array]
-
-    def __call__(self, state, t, *, key=None):
-        return self.policy(state, t)
-
-
-class Noisy(eqx.Module):
-    """A policy as it acts, with what is added to each of its actions, (H, A), which are then clipped to [-1, 1].
-
-    A policy that has become sure of itself lives one episode again and again, which tells a model no derivatives.
-    """
-
-    policy: Callable[..., Array]
-    added: Float[Array, "H A"]
-
-    def __call__(self, state, t, *, key=None):
-        return jnp.clip(self.policy(state, t, key=key) + self.added[t], -1, 1)
-
-
-def pink_noise(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
-    """Normal noise of unit variance whose power falls with the frequency f as 1/f (Eberhard et al., 2023).
-
-    A return tells slow swings of the actions from each other, while those of independent noise average out.
-    """
-    steps, size = shape
-    frequencies = jnp.arange(steps + 1)  # Of twice the steps, so that the end knows nothing of the beginning.
-    amplitudes = 1 / jnp.sqrt(jnp.maximum(frequencies, 1))
-    alone = (frequencies == 0) | (frequencies == steps)  # The others stand for a pair.
-    variance = jnp.sum(jnp.where(alone, 1, 4) * amplitudes**2) / (2 * steps) ** 2
-    real, imaginary = jax.random.normal(key, (2, steps + 1, size))
-    swings = jnp.fft.irfft(amplitudes[:, None] * lax.complex(real, imaginary), 2 * steps, axis=0)
-    return swings[:steps] / jnp.sqrt(variance)
 
 
 class RunConfig(eqx.Module):
-    """What stays the same from epoch to epoch."""
+    """The settings of a run, which do not change from epoch to epoch.
+
+    `reward` scores imagined episodes where no reward model is learned.
+    """
 
     task: AbstractTask
+    warmup: Warmup
     model_updates: ModelUpdates
     ascent: AbstractAscent
+    reward: Reward | None
     environments: int = eqx.field(static=True)
     evaluations: int = eqx.field(static=True)
-    noise: float = eqx.field(static=True, default=0.0)
-    reward: Reward | None = None
-    before: int = eqx.field(static=True, default=0)
-    mesh: Mesh | None = eqx.field(static=True, default=None)
+    noise: float = eqx.field(static=True)
+    capacity: int = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
 
     @property
-    def per_iteration(self) -> int:
-        """Environment steps of one iteration, an episode in each environment."""
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one iteration, which collects an episode in each environment."""
         return self.task.horizon * self.environments
 
-    def due(self, iterations: Int[ArrayLike, ""], every: ScalarLike) -> Int[Array, ""]:
-        """How many updates are due after so many iterations."""
-        return jnp.floor(iterations * (self.per_iteration / every) + 1e-3).astype(int)
+    @property
+    def warmup_episodes(self) -> int:
+        """Number of episodes of the warm-up, a multiple of the number of environments."""
+        return -(-self.warmup.steps // self.steps_per_iteration) * self.environments
 
-    def due_between(self, start, stop, every):
-        return self.due(stop, every) - self.due(start, every)
+    def steps_after(self, iterations: Int[ArrayLike, ""]) -> Int[ArrayLike, ""]:
+        """Number of environment steps, the warm-up's included, after `iterations` iterations."""
+        return self.warmup_episodes * self.task.horizon + iterations * self.steps_per_iteration
 
+    def iterations(self, steps: int) -> int:
+        """Number of iterations of a run of `steps` environment steps, rounded up."""
+        return -(-(steps - self.steps_after(0)) // self.steps_per_iteration)
 
-def warm_up(task: AbstractTask, actions: Callable[..., Array], episodes: int, key: PRNGKeyArray) -> Trajectory:
-    """Episodes under random actions, those of each drawn by `actions(key, (H, A))`."""
-    shape = task.horizon, task.action_size
-    action_key, act_key = jax.random.split(key)
-    plans = jax.vmap(lambda k: actions(k, shape))(jax.random.split(action_key, episodes))
-    return act_each(task, lambda plan: plan, plans, act_key)
-
-
-def act_each(task: AbstractTask, policy: Callable[[Array], Any], plans: Float[Array, "N H A"], key: PRNGKeyArray) -> Trajectory:
-    """An episode of `policy(plan)` for each plan."""
-    keys = jax.random.split(key, len(plans))
-    if not task.on_host:
-        return jax.vmap(lambda plan, k: jtu.tree_map(lambda x: x[0], act(task, policy(plan), 1, k)))(plans, keys)
-    rows = [act(task, policy(plan), 1, k) for plan, k in zip(plans, keys, strict=True)]
-    return jtu.tree_map(lambda *x: jnp.concatenate(x), *rows)
+    def updates_between(self, start, stop, steps_per_update: ScalarLike) -> Int[Array, ""]:
+        """Number of updates that fall due between two iterations."""
+        due = lambda iterations: jnp.floor(iterations * (self.steps_per_iteration / steps_per_update) + 1e-3).astype(int)
+        return due(stop) - due(start)
 
 
-def act(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
-    """Episodes of a policy, or of an array of actions."""
-    if task.on_host:
-        return task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
-    episode = lambda s, k: unroll(task, policy, s, task.horizon, reward=task.reward, key=k)
-    reset_keys, unroll_keys = (jax.random.split(k, episodes) for k in jax.random.split(key))
-    return jax.vmap(episode)(jax.vmap(task.reset)(reset_keys), unroll_keys)
+class EpochSums(eqx.Module):
+    """Sums over the iterations of an epoch, and over their updates; `metrics` turns them into means."""
+
+    collected_return: Scalar
+    model_error: Scalar
+    model_loss: Scalar
+    policy_update: UpdateInfo
+
+    @staticmethod
+    def zeros(dtype) -> "EpochSums":
+        zero = jnp.zeros((), dtype)
+        return EpochSums(zero, zero, zero, UpdateInfo(zero, zero, zero, zero, zero))
 
 
-def explore(loop: RunConfig, policy, key: PRNGKeyArray) -> Trajectory:
-    """An episode of the policy with its noise in each environment."""
-    noise_key, act_key = jax.random.split(key)
-    shape = loop.task.horizon, loop.task.action_size
-    noise = jax.vmap(lambda k: pink_noise(k, shape))(jax.random.split(noise_key, loop.environments))
-    if loop.mesh is not None and loop.environments % loop.mesh.size == 0 and not loop.task.on_host:
-        noise = split(noise, loop.mesh, "environments")
-    return act_each(loop.task, lambda added: Noisy(policy, added), loop.noise * noise, act_key)
+def first_state(config: RunConfig, model, reward, policy, key: Key[Array, "*seeds"]) -> TrainState:
+    """Collect the warm-up's episodes and return the state after them."""
+    return call_compiled(config.task, _first_state, config, _warmup, model, reward, policy, key)
 
 
-def prime(loop: RunConfig, model, reward, policy, episodes: Trajectory, capacity: int, key: PRNGKeyArray) -> TrainState:
-    """The learner after the warm-up's `episodes`, all statistics theirs."""
+def first_state_shapes(config: RunConfig, model, reward, policy, key: Key[Array, "*seeds"]) -> TrainState:
+    """The shapes and dtypes of `first_state`. Nothing is run."""
+    return eqx.filter_eval_shape(_first_state, config, _no_warmup, model, reward, policy, key)
+
+
+def _warmup(config: RunConfig, key: PRNGKeyArray) -> Trajectory:
+    return warmup_episodes(config.task, config.warmup.actions, config.warmup_episodes, key)
+
+
+def _no_warmup(config: RunConfig, key: PRNGKeyArray) -> Trajectory:
+    return empty_episodes(config.task, config.warmup_episodes)
+
+
+def _first_state(config: RunConfig, make_episodes, model, reward, policy, key) -> TrainState:
+    def start(model, reward, policy, key):
+        # Evaluations fold 0 into the key, and iterations small numbers.
+        warmup_key, key = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+        return _initialise(config, model, reward, policy, make_episodes(config, warmup_key), key)
+
+    if key.ndim:
+        seeds = eqx.if_array(0)
+        model_seeds = seeds if isinstance(model, AbstractTrainable) else None  # All seeds share a simulator.
+        start = eqx.filter_vmap(start, in_axes=(model_seeds, seeds, seeds, 0))
+    return start(model, reward, policy, key)
+
+
+@eqx.filter_jit
+def _initialise(config: RunConfig, model, reward, policy, episodes: Trajectory, key: PRNGKeyArray) -> TrainState:
+    """Normalise everything by the warm-up's episodes, store them, and make the initial model updates."""
     fit_key, ascent_key = jax.random.split(key)
     if isinstance(model, AbstractWorldModel):
         model = model.normalised(episodes.states)
@@ -240,143 +144,134 @@ def prime(loop: RunConfig, model, reward, policy, episodes: Trajectory, capacity
         reward = reward.normalised(episodes)
     if isinstance(getattr(policy, "input_norm", None), Normaliser):
         policy = eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(episodes.states))
-    learner = blank(loop, model, reward, policy, jtu.tree_map(lambda x: x[0], episodes), capacity, ascent_key)
-    unit = learner.return_scale
-    if loop.ascent.return_scale is None:
-        unit = Normaliser(1).fitted(episodes.returns(loop.ascent.discount)[:, None]).scale[0]
-    learner = eqx.tree_at(lambda x: (x.replay, x.return_scale), learner, (learner.replay.add(episodes), unit))
-    return fit_updates(loop, learner, loop.model_updates.initial_updates, fit_key)[0]
+    state = TrainState(
+        model,
+        reward,
+        policy,
+        init_optimiser(config.model_updates, _learned(model, reward)),
+        config.ascent.init(policy, episodes, key=ascent_key),
+        Replay.empty(config.capacity, jtu.tree_map(lambda x: x[0], episodes), mesh=config.mesh).add(episodes),
+    )
+    if config.model_updates.initial_updates:
+        state, _ = _fit_models(config, state, config.model_updates.initial_updates, fit_key)
+    # Weak types would become strong in the first epoch, and the second epoch would compile again.
+    return jtu.tree_map(lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, state)
 
 
-def blank(loop: RunConfig, model, reward, policy, episode: Trajectory, capacity: int, key: PRNGKeyArray) -> TrainState:
-    """The learner with an empty replay."""
-    learned = _learned(model, reward)
-    memory = loop.model_updates.optimiser.init(eqx.filter(learned, trainable(learned)))
-    unit = jnp.asarray(1.0 if loop.ascent.return_scale is None else loop.ascent.return_scale, episode.states.dtype)
-    replay = Replay.empty(capacity, episode, mesh=loop.mesh)
-    return TrainState(model, reward, policy, memory, loop.ascent.init(policy, key), replay, unit)
+def run_epoch(
+    config: RunConfig, state: TrainState, start, stop, key: Key[Array, "*seeds"], *, show: Callable[[int, str], None]
+) -> tuple[TrainState, Metrics]:
+    """Run iterations `start` to `stop`, then evaluate the policy.
+
+    On the host, `show(iteration, phase)` is called as each phase begins; a compiled program has no phases to show.
+    """
+    return call_compiled(config.task, _epoch, config, state, start, stop, key, show=show)
 
 
-def fit_updates(loop: RunConfig, learner: TrainState, updates, key: PRNGKeyArray) -> tuple[TrainState, Scalar]:
-    """So many updates of what is learned of the replay, and the sum of their losses."""
-    learned = _learned(learner.model, learner.reward)
-    weights, rest = eqx.partition(learned, trainable(learned))
-    zero = jnp.zeros_like(learner.return_scale)
-    if not learned:
-        return learner, zero
+def _epoch(config: RunConfig, state: TrainState, start, stop, key, *, show=lambda i, phase: None) -> tuple[TrainState, Metrics]:
+    def epoch(state, key):
+        def iteration(i, carry):
+            state, sums = carry
+            collect_key, learn_key = jax.random.split(jax.random.fold_in(key, i + 1))
+            show(i, "collecting")
+            episodes = explore(config, state.policy, collect_key)
+            show(i, "fitting, improving")
+            state, new = _learn(config, state, episodes, i, learn_key)
+            return state, jtu.tree_map(jnp.add, sums, new)
+
+        zeros = EpochSums.zeros(state.replay.episodes.states.dtype)
+        state, sums = iterate(config.task, start, stop, iteration, (state, zeros))
+        show(stop, "evaluating")
+        # Every evaluation has the same key, so that the returns of a run are compared on the same initial states.
+        evaluated = collect(config.task, ModePolicy(state.policy), config.evaluations, jax.random.fold_in(key, 0))
+        return state, _metrics(config, state, sums, start, stop, jnp.mean(evaluated.returns()))
+
+    epoch = eqx.filter_vmap(epoch) if key.ndim else epoch
+    return gather(epoch(state, key), collecting_mesh(config.task, config.mesh))
+
+
+def explore(config: RunConfig, policy, key: PRNGKeyArray) -> Trajectory:
+    """Collect an episode of the policy in each environment, with pink noise on its actions."""
+    noise_key, collect_key = jax.random.split(key)
+    shape = config.task.horizon, config.task.action_size
+    noise = jax.vmap(lambda k: pink_noise(k, shape))(jax.random.split(noise_key, config.environments))
+    mesh = collecting_mesh(config.task, config.mesh)
+    if mesh is not None and config.environments % mesh.size == 0:
+        noise = split(noise, mesh, "environments")
+    return collect_each(config.task, lambda row: ExploringPolicy(policy, row), config.noise * noise, collect_key)
+
+
+@eqx.filter_jit
+def _learn(config: RunConfig, state: TrainState, episodes: Trajectory, iteration, key) -> tuple[TrainState, EpochSums]:
+    """Store the episodes of one iteration, then fit the models and improve the policy."""
+    fit_key, policy_key = jax.random.split(key)
+    error = _model_error(state.model, episodes)
+    state = eqx.tree_at(lambda x: x.replay, state, state.replay.add(episodes))
+    due = lambda steps_per_update: config.updates_between(iteration, iteration + 1, steps_per_update)
+    state, loss = _fit_models(config, state, due(config.model_updates.steps_per_update), fit_key)
+    steps = config.steps_after(iteration)
+    state, info = _improve_policy(config, state, due(config.ascent.steps_per_update), steps, policy_key)
+    return state, EpochSums(jnp.mean(episodes.returns()), error, loss, info)
+
+
+def _fit_models(config: RunConfig, state: TrainState, updates, key: PRNGKeyArray) -> tuple[TrainState, Scalar]:
+    models, optimiser_state, loss = update_models(
+        config.model_updates, _learned(state.model, state.reward), state.optimiser_state, state.replay, updates, key
+    )
+    for name, value in {**models, "optimiser_state": optimiser_state}.items():
+        state = eqx.tree_at(lambda x, name=name: getattr(x, name), state, value)
+    return state, loss
+
+
+def _improve_policy(config: RunConfig, state: TrainState, updates, steps, key) -> tuple[TrainState, UpdateInfo]:
+    """Make `updates` updates of the policy. Returns the new state and the sum of their `UpdateInfo`."""
+    # A learned reward, or the one given to `train`, or the task's own.
+    reward: Any = next(r for r in (state.reward, config.reward, config.task.reward) if r is not None)
 
     def update(i, carry):
-        weights, memory, total = carry
-        batch = learner.replay.sample(
-            jax.random.fold_in(key, i), loop.model_updates.batch_size, recency=loop.model_updates.recency
-        )
-        loss = lambda weights, episode: sum((m.loss(episode) for m in eqx.combine(weights, rest).values()), zero)
-        value, grads = loss_and_gradient(loss, weights, batch, loop.model_updates.microbatch_size)
-        steps, memory = loop.model_updates.optimiser.update(grads, memory, weights)
-        return eqx.apply_updates(weights, steps), memory, total + value
-
-    weights, memory, total = lax.fori_loop(0, updates, update, (weights, learner.fit_memory, zero))
-    for name, module in {**eqx.combine(weights, rest), "fit_memory": memory}.items():
-        learner = eqx.tree_at(lambda x, name=name: getattr(x, name), learner, module)
-    return learner, total
-
-
-def climb_updates(loop: RunConfig, learner: TrainState, updates, steps, key: PRNGKeyArray) -> tuple[TrainState, UpdateInfo]:
-    """So many updates of the policy, and the sum of what they saw."""
-    reward: Any = learner.reward
-    if reward is None:
-        reward = loop.task.reward if loop.reward is None else loop.reward
-    zero = jnp.zeros_like(learner.return_scale)
-    changing, rest = eqx.partition((learner.ascent_memory, learner.policy), eqx.is_array)
-
-    def update(i, carry):
-        changing, total = carry
-        memory, policy, seen = loop.ascent.update(
-            *eqx.combine(changing, rest),
-            dynamics=learner.model,
+        ascent_state, policy, total = carry
+        ascent_state, policy, info = config.ascent.update(
+            ascent_state,
+            policy,
+            dynamics=state.model,
             reward=reward,
-            replay=learner.replay,
-            return_scale=learner.return_scale,
+            replay=state.replay,
             steps=steps,
             key=jax.random.fold_in(key, i),
         )
-        return eqx.filter((memory, policy), eqx.is_array), jtu.tree_map(jnp.add, total, seen)
+        return ascent_state, policy, jtu.tree_map(jnp.add, total, info)
 
-    changing, total = lax.fori_loop(0, updates, update, (changing, UpdateInfo(zero, zero, zero, zero, zero)))
-    return eqx.tree_at(lambda x: (x.ascent_memory, x.policy), learner, eqx.combine(changing, rest)), total
-
-
-def learn(
-    loop: RunConfig, learner: TrainState, episodes: Trajectory, iteration, key: PRNGKeyArray
-) -> tuple[TrainState, PyTree]:
-    """What one iteration learns of its episodes, and the sums that `metrics` divides."""
-    fit_key, climb_key = jax.random.split(key)
-    error = _error(learner.model, episodes)
-    learner = eqx.tree_at(lambda x: x.replay, learner, learner.replay.add(episodes))
-    due = lambda every: loop.due_between(iteration, iteration + 1, every)
-    learner, loss = fit_updates(loop, learner, due(loop.model_updates.steps_per_update), fit_key)
-    learner, climbs = climb_updates(
-        loop, learner, due(loop.ascent.steps_per_update), loop.before + iteration * loop.per_iteration, climb_key
-    )
-    return learner, (jnp.mean(episodes.returns()), error, loss, climbs)
+    total = EpochSums.zeros(state.replay.episodes.states.dtype).policy_update
+    ascent_state, policy, total = fori_loop(0, updates, update, (state.ascent_state, state.policy, total))
+    return eqx.tree_at(lambda x: (x.ascent_state, x.policy), state, (ascent_state, policy)), total
 
 
-def epoch(loop: RunConfig, learner: TrainState, start, stop, key: PRNGKeyArray) -> tuple[TrainState, PyTree, Scalar]:
-    """Iterations `start` to `stop` in a task that JAX can trace: the learner, the sums of what was seen, the true return."""
-    changing, rest = eqx.partition(learner, eqx.is_array)
-    zero = jnp.zeros_like(learner.return_scale)
-
-    def iteration(i, carry):
-        changing, total = carry
-        act_key, learn_key = iteration_keys(key, i)
-        learner = eqx.combine(changing, rest)
-        episodes = explore(loop, learner.policy, act_key)
-        learner, seen = learn(loop, learner, episodes, i, learn_key)
-        return eqx.filter(learner, eqx.is_array), jtu.tree_map(jnp.add, total, seen)
-
-    total = (zero, zero, zero, UpdateInfo(zero, zero, zero, zero, zero))
-    changing, total = lax.fori_loop(start, stop, iteration, (changing, total))
-    learner = eqx.combine(changing, rest)
-    evaluated = act(loop.task, Mode(learner.policy), loop.evaluations, evaluation_key(key))
-    return learner, total, jnp.mean(evaluated.returns())
-
-
-def iteration_keys(key: PRNGKeyArray, iteration) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """For acting and for learning."""
-    act_key, learn_key = jax.random.split(jax.random.fold_in(key, iteration + 1))
-    return act_key, learn_key
-
-
-def evaluation_key(key: PRNGKeyArray) -> PRNGKeyArray:
-    """The same for every epoch, so that returns along a run are compared on the same starts."""
-    return jax.random.fold_in(key, 0)
-
-
-def metrics(loop: RunConfig, learner: TrainState, total: PyTree, start, stop, before: int, true_return) -> Metrics:
-    """The sums of an epoch as means; `before` counts the warm-up's steps."""
-    acted, error, loss, climbs = total
-    fits, updates = (
-        loop.due_between(start, stop, every) for every in (loop.model_updates.steps_per_update, loop.ascent.steps_per_update)
-    )
-    climbed = jtu.tree_map(lambda x: x / jnp.maximum(updates - climbs.skipped, 1), climbs)
-    fitted = isinstance(learner.model, AbstractWorldModel)
+def _metrics(config: RunConfig, state: TrainState, sums: EpochSums, start, stop, true_return) -> Metrics:
+    """The sums of an epoch as means."""
+    fits = config.updates_between(start, stop, config.model_updates.steps_per_update)
+    updates = config.updates_between(start, stop, config.ascent.steps_per_update)
+    info = sums.policy_update
+    mean_info = jtu.tree_map(lambda x: x / jnp.maximum(updates - info.skipped, 1), info)
+    fitted = isinstance(state.model, AbstractWorldModel)
     return Metrics(
-        jnp.broadcast_to(before + stop * loop.per_iteration, true_return.shape),
-        true_return,
-        acted / (stop - start),
-        loss / jnp.maximum(fits, 1) if fitted else None,
-        error / (stop - start) if fitted else None,
-        eqx.tree_at(lambda c: c.skipped, climbed, climbs.skipped),
+        steps=jnp.asarray(config.steps_after(stop)),
+        true_return=true_return,
+        collected_return=sums.collected_return / (stop - start),
+        model_loss=sums.model_loss / jnp.maximum(fits, 1) if fitted else None,
+        model_error=sums.model_error / (stop - start) if fitted else None,
+        policy_update=eqx.tree_at(lambda x: x.skipped, mean_info, info.skipped),
     )
 
 
 def _learned(model, reward) -> dict[str, AbstractTrainable]:
+    """The models that are fitted, by the names of their fields in `TrainState`."""
     return {name: m for name, m in (("model", model), ("reward", reward)) if isinstance(m, AbstractTrainable)}
 
 
-def _error(model, episodes: Trajectory) -> Scalar:
+def _model_error(model, episodes: Trajectory) -> Float[Array, ""]:
+    """Mean square error of open-loop predictions, divided by the variance of the warm-up's states over all steps."""
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
     errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)
-    inputs = model.input_norm  # Their variance over all steps: within steps and between.
-    return jnp.mean(errors**2 / (inputs.overall**2 + jnp.var(jnp.atleast_2d(inputs.shift), axis=0)))
+    norm = model.input_norm  # Its variance within steps, and that of its means between steps.
+    return jnp.mean(errors**2 / (norm.overall**2 + jnp.var(jnp.atleast_2d(norm.shift), axis=0)))

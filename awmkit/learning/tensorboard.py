@@ -1,25 +1,30 @@
-"""The numbers of a run as TensorBoard shows them, by tensorboardX (`pip install "awmkit[tensorboard]"`).
-
-Apart from the other logs because it brings protobuf, which nothing else needs.
-"""
+"""A log of a training run for TensorBoard, by tensorboardX (`pip install "awmkit[tensorboard]"`)."""
 
 from pathlib import Path
 
-from ._train_state import Metrics
+from ._metrics import Metrics
 
 try:
     from tensorboardX import SummaryWriter
 except ImportError as error:
-    raise ImportError(f'awmkit.tensorboard needs tensorboardX ({error}); pip install "awmkit[tensorboard]".') from error
+    raise ImportError(
+        f'awmkit.learning.tensorboard needs tensorboardX ({error}); pip install "awmkit[tensorboard]".'
+    ) from error
+
+__all__ = ["TensorBoard"]
 
 
 class TensorBoard:
-    """A callback of `awmkit.train` that writes every number of an epoch as a scalar, over environment steps.
+    """A callback of `awmkit.train` that writes every number of an epoch as a scalar over environment steps.
 
-    Of several seeds, a curve each: `true_return/0`, `true_return/1`. A run that goes on from a checkpoint goes on with its
-    curves: what an earlier run wrote of epochs that are run again is hidden.
+    ```python
+    train(task, model, policy, key=key, callbacks=[TensorBoard("runs/cancer")])  # then: tensorboard --logdir runs
+    ```
 
-    **Arguments:** `folder`: of the event files, made if it is not there; look at it with `tensorboard --logdir folder`.
+    Each seed has its own curve: `true_return/0`, `true_return/1`. A run that resumes from a checkpoint continues its curves:
+    points of epochs that run again are hidden.
+
+    **Arguments:** `folder`: the folder of the event files; it is created if it does not exist.
     """
 
     def __init__(self, folder: str | Path):
@@ -31,7 +36,7 @@ class TensorBoard:
         steps = row.pop("steps")
         step = steps[0] if isinstance(steps, list) else steps
         if self._writer is None:
-            # The files' names tell seconds only, and a second file of one name would overwrite the first.
+            # File names have a resolution of seconds, so that two files could have one name without the suffix.
             self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=1, filename_suffix=f".{step}")
         for name, value in row.items():
             curves = {f"{name}/{seed}": x for seed, x in enumerate(value)} if isinstance(value, list) else {name: value}

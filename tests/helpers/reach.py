@@ -1,9 +1,13 @@
-"""The smallest task that BPO can learn, and one run of it: tests that share it share what is compiled."""
+"""The smallest task that `train` can learn, and one run of it. Tests that use them share compiled programs."""
+
+import functools
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Scalar
 
 from awmkit import (
     AbstractTask,
@@ -21,17 +25,21 @@ from awmkit import (
 
 
 class Reach(AbstractTask):
-    """s_{t+1} = s_t / 2 + a_t from 0, and 1/2 is the best place to be: the best return is that of the first state, -1/2."""
+    """s_{t+1} = s_t / 2 + a_t from 0, with a reward that is largest at 1/2. The best return is -1/2, that of the first state.
 
-    horizon: int = 6
-    state_size: int = 2
-    action_size: int = 2
+    An action larger than `limit` makes the state NaN. The limit is an array, so that all limits share compiled programs.
+    """
+
+    limit: Scalar = eqx.field(default=math.inf, converter=jnp.asarray)
+    horizon: int = eqx.field(static=True, default=6)
+    state_size: int = eqx.field(static=True, default=2)
+    action_size: int = eqx.field(static=True, default=2)
 
     def init(self, state, horizon):
         return None
 
     def step(self, carry, state, action, t, *, key=None):
-        return carry, state / 2 + action
+        return carry, jnp.where(jnp.max(jnp.abs(action)) > self.limit, jnp.nan, state / 2 + action)
 
     def reward(self, state, action, t):
         return -jnp.sum((state - 0.5) ** 2)
@@ -40,7 +48,15 @@ class Reach(AbstractTask):
         return jnp.zeros(2)
 
 
-FITTING = ModelUpdates(steps_per_update=0.7, batch_size=8, optimiser=optax.adam(1e-2), recency=0.9)
+@functools.cache
+def host_task():
+    """`Reach` as a Gymnasium environment, whose episodes are collected on the host. One object, so that it compiles once."""
+    from awmkit.gym import GymnasiumTask, TaskEnv
+
+    return GymnasiumTask(TaskEnv(Reach(), time_aware=False))
+
+
+MODEL_UPDATES = ModelUpdates(steps_per_update=0.7, batch_size=8, optimiser=optax.adam(1e-2), recency=0.9)
 ASCENT = ShortHorizon(
     Critic(2, 6, width=8, depth=1, key=jax.random.key(9)),
     length=3,
@@ -55,7 +71,7 @@ ASCENT = ShortHorizon(
 
 @eqx.filter_jit
 def make(key):
-    """What a run learns, of one key or of several."""
+    """A model, a reward model and a policy, or several of each for several keys."""
     if key.ndim:
         return eqx.filter_vmap(make)(key)
     model_key, reward_key, policy_key = jax.random.split(key, 3)
@@ -67,8 +83,11 @@ def make(key):
 
 
 def run(key, task=Reach(), **options):
-    """BPO with two environments and a replay that is soon full; 12 steps an epoch, of which the first are the warm-up's."""
+    """A run with two environments and a replay buffer of 8 episodes, which is soon full.
+
+    Epochs have 12 steps, one episode in each environment. The first 12 steps are the warm-up's.
+    """
     defaults = {"steps": 72, "environments": 2, "warmup": Warmup(12), "capacity": 8, "evaluate_every": 12, "noise": 0.15}
-    options = {**defaults, "fitting": FITTING, "ascent": ASCENT, "progress": NoProgress(), **options}
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which only tests forbid.
+    options = {**defaults, "model_updates": MODEL_UPDATES, "ascent": ASCENT, "progress": NoProgress(), **options}
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which the tests forbid.
         return train(task, key=key, **{**make(key), **options})

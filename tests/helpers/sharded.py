@@ -1,7 +1,7 @@
-"""Fits a model and learns a policy on all devices there are; test_sharding.py runs it in processes of its own.
+"""Fit a model and train a policy on all devices. test_sharding.py runs this in other processes.
 
-python tests/sharded.py                               on this process's devices
-python tests/sharded.py 127.0.0.1:1234 2 0            on those of 2 processes, as process 0
+python tests/helpers/sharded.py                        on the devices of this process
+python tests/helpers/sharded.py 127.0.0.1:1234 2 0     on the devices of 2 processes, of which this is number 0
 """
 
 import json
@@ -10,37 +10,40 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from awmkit import AWM, fit, FullHorizon, GaussianPolicy, GRU, ModelUpdates, NoProgress, train, unroll, Warmup
-from awmkit.tasks import CancerTreatment, Discretised
+from awmkit import fit, FullHorizon, GaussianPolicy, Markov, ModelUpdates, NoProgress, train, unroll, Warmup
 
 
 def learn() -> dict:
+    from reach import Reach  # Makes arrays, which must wait until the processes are connected.
+
     mesh = jax.make_mesh((jax.device_count(),), ("episodes",)) if jax.device_count() > 1 else None
-    task = Discretised(CancerTreatment(), 10)
-    keys = jax.random.split(jax.random.key(0), 5)
-    model = AWM(task.state_size, 1, GRU(8, key=keys[0]), key=keys[1])
-    plans = jax.random.uniform(keys[2], (30, 10, 1), minval=-1.0)
-    episodes = jax.vmap(lambda plan: unroll(task, plan, task.reset(keys[0]), 10))(plans)
-    fitted = fit(model, episodes, key=keys[3], updates=20, batch_size=16, microbatch_size=8, mesh=mesh, progress=NoProgress())
+    task = Reach()
+    keys = jax.random.split(jax.random.key(0), 4)
+    model = Markov(2, 2, width=8, depth=1, key=keys[0])
+    plans = jax.random.uniform(keys[1], (30, 6, 2), minval=-1.0)
+    episodes = jax.jit(jax.vmap(lambda plan: unroll(task, plan, task.reset(keys[0]), 6)))(plans)
+    fitted = fit(model, episodes, key=keys[2], updates=20, batch_size=16, microbatch_size=8, mesh=mesh, progress=NoProgress())
     result = train(
         task,
         model,
-        GaussianPolicy(task.state_size, 1, width=8, key=keys[4]),
-        key=keys[4],
-        steps=400,
+        GaussianPolicy(2, 2, width=8, depth=1, key=keys[3]),
+        key=keys[3],
+        steps=240,
         environments=8,
-        warmup=Warmup(160),
-        model_updates=ModelUpdates(steps_per_update=10.0, batch_size=16, microbatch_size=8),
-        ascent=FullHorizon(steps_per_update=20.0, batch_size=16),
-        evaluate_every=80,
+        noise=0.2,
+        warmup=Warmup(96),
+        model_updates=ModelUpdates(steps_per_update=6.0, batch_size=16, microbatch_size=8),
+        ascent=FullHorizon(steps_per_update=6.0, batch_size=16, optimiser=optax.adam(1e-2)),
+        evaluate_every=48,
         mesh=mesh,
         progress=NoProgress(),
     )
     numbers = {"losses": fitted.losses, "held_out": fitted.held_out, "policy": result.policy, "metrics": result.metrics}
-    sample = jax.jit(lambda: result.learner.replay.sample(keys[0], 16).states)()
-    whole = {"devices": jax.device_count(), "split": not sample.sharding.is_fully_replicated}
-    return {**whole, **{name: flat(tree) for name, tree in numbers.items()}}
+    sample = jax.jit(lambda: result.state.replay.sample(keys[0], 16).states)()
+    devices = {"devices": jax.device_count(), "split": not sample.sharding.is_fully_replicated}
+    return {**devices, **{name: flat(tree) for name, tree in numbers.items()}}
 
 
 def flat(tree) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: files that hold everything, survive any moment's kill, and logs that have each epoch once."""
+"""Checkpoints are complete and survive a crash at any moment; logs have each epoch exactly once."""
 
 import functools
 import json
@@ -20,17 +20,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from misuse import says
-from reach import make, Reach, run
+from reach import host_task, make, run
 from tensorboardX.proto.event_pb2 import Event
 
 from awmkit import JSONLines, load, ModelUpdates, save, versions, Warmup
-from awmkit.gym import GymnasiumTask, TaskEnv
-from awmkit.learning._checkpoint import read_header
+from awmkit.learning import read_header
 from awmkit.learning.tensorboard import TensorBoard
 
 KEY = jax.random.key(3)
 KEYS = jax.random.split(KEY, 2)
-HOST = GymnasiumTask(TaskEnv(Reach(), time_aware=False))
 
 
 def _bits(tree) -> list:
@@ -40,64 +38,64 @@ def _bits(tree) -> list:
     return [(np.asarray(x).dtype, np.asarray(x).tobytes()) for x in jax.tree.leaves(plain)]
 
 
-def test_a_tree_comes_back_as_it_was(tmp_path):
-    kept = make(KEYS), {"keys": KEYS, "key": KEY, "n": 3, "x": np.arange(3, dtype=np.float32), "on": True}, jnp.asarray(0.1)
-    save(tmp_path / "tree", kept, config={"tries": [1, 2]})
-    for blank in (lambda x: jnp.zeros_like(x) if eqx.is_inexact_array(x) else x, lambda x: x):
-        like = jtu.tree_map(blank, kept)
-        came = load(tmp_path / "tree", like)
-        assert _bits(came) == _bits(kept) and came[1]["key"].dtype == KEY.dtype
-    shapes = eqx.filter_eval_shape(lambda: (make(KEYS), {**kept[1], "x": jnp.arange(3.0, dtype="float32")}, kept[2]))
-    came = load(tmp_path / "tree", eqx.tree_at(lambda x: (x[1]["n"], x[1]["on"]), shapes, (0, False)))
-    assert _bits(came) == _bits(kept) and came[1]["n"] == 3 and came[1]["on"] is True
-    assert came[0]["policy"].network.activation is kept[0]["policy"].network.activation  # A function, which is not written.
+def test_load_returns_exactly_the_tree_that_was_saved(tmp_path):
+    saved = make(KEYS), {"keys": KEYS, "key": KEY, "n": 3, "x": np.arange(3, dtype=np.float32), "on": True}, jnp.asarray(0.1)
+    save(tmp_path / "tree", saved, config={"tries": [1, 2]})
+    zeros = eqx.filter_jit(lambda tree: jtu.tree_map(lambda x: 0 * x if eqx.is_inexact_array(x) else x, tree))
+    for like in (zeros(saved), saved):
+        loaded = load(tmp_path / "tree", like)
+        assert _bits(loaded) == _bits(saved) and loaded[1]["key"].dtype == KEY.dtype
+    shapes = eqx.filter_eval_shape(lambda: (make(KEYS), {**saved[1], "x": jnp.arange(3.0, dtype="float32")}, saved[2]))
+    loaded = load(tmp_path / "tree", eqx.tree_at(lambda x: (x[1]["n"], x[1]["on"]), shapes, (0, False)))
+    assert _bits(loaded) == _bits(saved) and loaded[1]["n"] == 3 and loaded[1]["on"] is True
+    assert loaded[0]["policy"].network.activation is saved[0]["policy"].network.activation  # A function is not written.
     assert read_header(tmp_path / "tree") == {"config": {"tries": [1, 2]}, "versions": versions()}
 
 
 def _failing(monkeypatch, after: int):
-    """Every save from now on breaks in the middle of its file, once `after` of them have not."""
-    whole, calls = eqx.tree_serialise_leaves, iter(range(10**6))
+    """After this number of saves, every save fails in the middle of writing its file."""
+    serialise_whole, calls = eqx.tree_serialise_leaves, iter(range(10**6))
 
     def serialise(file, tree):
         if next(calls) < after:
-            return whole(file, tree)
+            return serialise_whole(file, tree)
         file.write(b"half of a")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(eqx, "tree_serialise_leaves", serialise)
 
 
-def test_a_save_that_fails_leaves_the_old_file_whole_and_no_other(tmp_path, monkeypatch):
-    save(tmp_path / "tree", jnp.arange(3))
+def test_a_failed_save_leaves_the_old_file_intact_and_no_other_file(tmp_path, monkeypatch):
+    save(tmp_path / "tree", np.arange(3))
     _failing(monkeypatch, 0)
     with pytest.raises(OSError, match="No space"):
-        save(tmp_path / "tree", jnp.arange(4))
-    assert load(tmp_path / "tree", jnp.zeros(3, int)).tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
+        save(tmp_path / "tree", np.arange(4))
+    assert load(tmp_path / "tree", np.zeros(3, int)).tolist() == [0, 1, 2] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_who_has_the_old_file_open_reads_it_whole_whatever_is_saved(tmp_path):
-    """So a kill during a save leaves it whole too: it is never written into, only replaced."""
-    save(tmp_path / "tree", jnp.arange(3))
+def test_a_save_replaces_the_file_and_never_writes_into_it(tmp_path):
+    """So a crash during a save leaves the old file intact."""
+    save(tmp_path / "tree", np.arange(3))
     (tmp_path / "old").hardlink_to(tmp_path / "tree")
-    save(tmp_path / "tree", jnp.arange(4))
-    assert load(tmp_path / "old", jnp.zeros(3, int)).tolist() == [0, 1, 2]
-    assert load(tmp_path / "tree", jnp.zeros(4, int)).tolist() == [0, 1, 2, 3]
+    save(tmp_path / "tree", np.arange(4))
+    assert load(tmp_path / "old", np.zeros(3, int)).tolist() == [0, 1, 2]
+    assert load(tmp_path / "tree", np.zeros(4, int)).tolist() == [0, 1, 2, 3]
 
 
-def test_what_is_no_checkpoint_or_does_not_fit_is_one_sentence(tmp_path):
+def test_a_file_that_does_not_fit_or_is_no_checkpoint_is_a_clear_error(tmp_path):
     path = tmp_path / "tree"
-    save(path, (jnp.zeros(3), jnp.ones(2)))
-    says(lambda: load(path, (jnp.zeros(3), jnp.ones(3))), "does not hold a tree like the one given")
-    says(lambda: load(path, (jnp.zeros(3), jnp.ones(2, int))), "does not hold a tree like the one given")
-    says(lambda: load(path, (jnp.zeros(3),) * 3), "does not hold a tree like the one given")
-    says(lambda: load(path, (jnp.zeros(3),)), "does not hold a tree like the one given")
+    save(path, (np.zeros(3), np.ones(2)))
+    says(lambda: load(path, (np.zeros(3), np.ones(3))), "does not fit the tree given")
+    says(lambda: load(path, (np.zeros(3), np.ones(2, int))), "does not fit the tree given")
+    says(lambda: load(path, (np.zeros(3),) * 3), "does not fit the tree given")
+    says(lambda: load(path, (np.zeros(3),)), "does not fit the tree given")
     path.write_bytes(path.read_bytes()[:-5])
-    says(lambda: load(path, (jnp.zeros(3), jnp.ones(2))), "does not hold a tree like the one given")
+    says(lambda: load(path, (np.zeros(3), np.ones(2))), "does not fit the tree given")
     path.write_text("[]")
     says(lambda: read_header(path), "was not written by awmkit.save")
 
 
-class _Killed(Exception):
+class _Stopped(Exception):
     pass
 
 
@@ -106,22 +104,24 @@ def _lines(path) -> list[dict]:
 
 
 @functools.cache
-def whole_run():
+def uninterrupted_run():
+    """The result of a run that was never interrupted, and the bytes of its checkpoint and of its log."""
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        return run(KEY, callbacks=[JSONLines(log)]), _lines(log)
+        run_file, log = Path(folder) / "run", Path(folder) / "log"
+        result = run(KEY, callbacks=[JSONLines(log)], checkpoint=run_file)
+        return result, {"run": run_file.read_bytes(), "log": log.read_bytes()}
 
 
 @given(epochs=st.integers(0, 4), moment=st.sampled_from(["while saving", "before the log", "after the log", "within the log"]))
-def test_a_run_stopped_at_any_moment_ends_as_one_that_never_stopped(epochs, moment):
-    seen, (whole, rows) = iter(range(99)), whole_run()
+def test_a_run_interrupted_at_any_moment_ends_as_an_uninterrupted_one(epochs, moment):
+    seen, (uninterrupted, files) = iter(range(99)), uninterrupted_run()
 
     def stop(metrics):
         if next(seen) == epochs:
             if moment == "within the log":
                 with log.open("a") as file:
                     file.write(json.dumps(metrics.row())[:40])
-            raise _Killed
+            raise _Stopped
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path, log = Path(folder) / "run", Path(folder) / "log"
@@ -129,83 +129,92 @@ def test_a_run_stopped_at_any_moment_ends_as_one_that_never_stopped(epochs, mome
         if moment == "while saving":
             callbacks = [JSONLines(log)]
             _failing(patch, epochs)
-        with pytest.raises(_Killed if moment != "while saving" else OSError):
+        with pytest.raises(_Stopped if moment != "while saving" else OSError):
             run(KEY, callbacks=callbacks, checkpoint=path)
         patch.undo()
         resumed = run(KEY, callbacks=[JSONLines(log)], checkpoint=path)
-        assert _bits((resumed.learner, resumed.metrics)) == _bits((whole.learner, whole.metrics))
-        assert _lines(log) == rows and [row["steps"] for row in rows] == [24, 36, 48, 60, 72]
+        assert _bits((resumed.state, resumed.metrics)) == _bits((uninterrupted.state, uninterrupted.metrics))
+        assert {"run": path.read_bytes(), "log": log.read_bytes()} == files
+        assert [row["steps"] for row in _lines(log)] == [24, 36, 48, 60, 72]
 
 
-@pytest.mark.parametrize(
-    ("key", "options"), [(KEY, {}), (KEYS, {}), (KEY, {"task": HOST})], ids=["one seed", "two seeds", "on the host"]
-)
-def test_a_run_given_more_steps_goes_on(key, options, tmp_path):
-    whole = run(key, **options)
+@pytest.mark.parametrize("kind", ["one seed", "two seeds", "on the host"])
+def test_a_finished_run_can_be_prolonged(kind, tmp_path):
+    key = KEYS if kind == "two seeds" else KEY
+    options = {"task": host_task()} if kind == "on the host" else {}
+    long = run(key, **options)
     run(key, steps=36, checkpoint=tmp_path / "run", **options)
-    longer = run(key, checkpoint=tmp_path / "run", **options)
-    assert _bits((longer.learner, longer.metrics)) == _bits((whole.learner, whole.metrics))
+    prolonged = run(key, checkpoint=tmp_path / "run", **options)
+    assert _bits((prolonged.state, prolonged.metrics)) == _bits((long.state, long.metrics))
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "run"
-    run(KEY, steps=24, checkpoint=path)
-    for options in ({"key": KEYS[0]}, {"fitting": ModelUpdates(batch_size=3)}, {"warmup": Warmup(24)}, {"evaluate_every": 24}):
-        says(lambda options=options: run(**{"key": KEY, "checkpoint": path, **options}), "holds another run")
+    path.write_bytes(uninterrupted_run()[1]["run"])
+    others = (
+        {"key": KEYS[0]},
+        {"model_updates": ModelUpdates(batch_size=3)},
+        {"warmup": Warmup(24)},
+        {"evaluate_every": 24},
+    )
+    for options in others:
+        says(lambda options=options: run(**{"key": KEY, "checkpoint": path, **options}), "is the checkpoint of another run")
     path.write_bytes(b"nothing")
     says(lambda: run(KEY, checkpoint=path), "was not written by awmkit.save")
 
 
-def test_a_run_that_goes_on_with_other_versions_says_so(tmp_path, monkeypatch):
-    run(KEY, steps=24, checkpoint=tmp_path / "run")
-    monkeypatch.setattr("awmkit.learning._train.versions", lambda: {**versions(), "jax": "0.0.1"})
-    with pytest.warns(UserWarning, match="run was written by .* and goes on with .*'jax': '0.0.1'"):
-        run(KEY, steps=24, checkpoint=tmp_path / "run")
+def test_a_run_resumed_with_other_versions_warns(tmp_path, monkeypatch):
+    (tmp_path / "run").write_bytes(uninterrupted_run()[1]["run"])
+    monkeypatch.setattr("awmkit.learning._resume.versions", lambda: {**versions(), "jax": "0.0.1"})
+    with pytest.warns(UserWarning, match="run was written by .* the run is resumed with .*'jax': '0.0.1'"):
+        run(KEY, checkpoint=tmp_path / "run")
 
 
 PROGRAM = """
 import signal, sys, time, jax
 from awmkit import JSONLines
-from reach import Reach, run
-signal.signal(signal.SIGINT, signal.default_int_handler)  # Whatever started the tests may have it ignored.
-pause = lambda metrics: time.sleep(0.1)
-options = {"checkpoint": f"{sys.argv[1]}/run", "callbacks": [JSONLines(f"{sys.argv[1]}/log"), pause]}
-run(jax.random.key(0), model=Reach(), reward=None, steps=132, **options)  # A simulator, for it is the quickest to compile.
+from reach import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Whatever started the tests may ignore it.
+pause = lambda metrics: time.sleep(0.3)
+run(jax.random.key(3), callbacks=[JSONLines("log"), pause], checkpoint="run")
 """
 
 
-def test_a_process_that_is_killed_or_interrupted_resumes_and_ends_bit_for_bit_as_one_that_was_not(tmp_path):
-    quick = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    program = lambda name: {
-        "args": [sys.executable, "-c", PROGRAM, str(tmp_path / name)],
-        "cwd": Path(__file__).parent.parent / "helpers",
-        "env": {**os.environ, **quick},
+def test_a_process_that_is_killed_and_then_interrupted_resumes_and_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path):
+    _, files = uninterrupted_run()  # Also puts the compiled programs in the cache that the processes read.
+    tests = Path(__file__).parents[1]
+    program = {
+        "args": [sys.executable, "-c", PROGRAM],
+        "cwd": tmp_path,
+        "env": {
+            **os.environ,
+            "PYTHONPATH": f"{tests / 'helpers'}:{tests.parent}",
+            "JAX_ENABLE_X64": "1",
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        },
         "stderr": subprocess.PIPE,
         "text": True,
     }
-    (tmp_path / "whole").mkdir()
-    subprocess.run(**program("whole"), check=True)
-    for name, sent in (("killed", signal.SIGKILL), ("interrupted", signal.SIGINT)):
-        (tmp_path / name).mkdir()
-        log = tmp_path / name / "log"
-        process = subprocess.Popen(**program(name))
-        while not (log.exists() and log.read_text().count("\n") >= 3) and process.poll() is None:
+    log = tmp_path / "log"
+    for sent, epochs in ((signal.SIGKILL, 1), (signal.SIGINT, 3)):
+        process = subprocess.Popen(**program)
+        while not (log.exists() and log.read_text().count("\n") >= epochs) and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(sent)
-        said = process.communicate()[1]
-        assert process.returncode == -sent and len(_lines(log)) < 10
-        if sent == signal.SIGINT:
-            how = f"make the same call again, with checkpoint='{tmp_path / name / 'run'}', to go on from its last whole epoch."
-            *_, last = said.splitlines()
-            assert re.fullmatch(rf"KeyboardInterrupt: train was interrupted after \d+ steps; {re.escape(how)}", last)
-        subprocess.run(**program(name), check=True)
-        for file in ("run", "log"):  # The file of a run holds every leaf of it, and each epoch's metrics.
-            assert (tmp_path / name / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-        assert len(_lines(log)) == 10
+        message = process.communicate()[1]
+        assert process.returncode == -sent and len(_lines(log)) < 5, message
+    how = "to resume after the last complete epoch, make the same call again with checkpoint='run'."
+    assert re.fullmatch(
+        rf"KeyboardInterrupt: train was interrupted after \d+ steps; {re.escape(how)}", message.splitlines()[-1]
+    )
+    subprocess.run(**program, check=True)
+    # The checkpoint has every leaf of the run's state, and each epoch's metrics.
+    assert {"run": (tmp_path / "run").read_bytes(), "log": log.read_bytes()} == files
 
 
-@pytest.mark.parametrize(("options", "how"), [({}, "they are lost.*run.awm"), ({"checkpoint": True}, "no epoch was whole")])
-def test_an_interrupt_before_anything_is_kept_says_so(options, how, tmp_path):
+@pytest.mark.parametrize(("options", "how"), [({}, "they are lost.*run.awm"), ({"checkpoint": True}, "no epoch was complete")])
+def test_an_interrupt_before_the_first_checkpoint_says_what_is_lost(options, how, tmp_path):
     def interrupt(metrics):
         raise KeyboardInterrupt
 
@@ -215,7 +224,7 @@ def test_an_interrupt_before_anything_is_kept_says_so(options, how, tmp_path):
 
 
 def _events(path: Path) -> list[Event]:
-    """Of a file of events: length (8 bytes), checksum (4), event, checksum (4)."""
+    """The events of a file, each stored as length (8 bytes), checksum (4), event, checksum (4)."""
     data, events = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
@@ -224,7 +233,7 @@ def _events(path: Path) -> list[Event]:
     return events
 
 
-def test_tensorboard_has_every_number_of_every_epoch_and_a_curve_for_each_seed(tmp_path):
+def test_tensorboard_gets_every_number_of_every_epoch_and_one_curve_per_seed(tmp_path):
     board = TensorBoard(tmp_path)
     result = run(KEYS, callbacks=[board])
     board._writer.close()

@@ -1,0 +1,70 @@
+"""Episodes of a task: compiled if JAX can trace it, else collected one after another on the host.
+
+This is the only file of the training loop that treats the two kinds of task differently.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from .._dynamics import AbstractTask
+from .._trajectory import Trajectory
+from .._unroll import unroll
+from ._loop import fori_loop
+
+T = TypeVar("T", bound=PyTree)
+
+
+def collect(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
+    """Collect episodes of one policy, or of one array of actions (H, A)."""
+    if task.on_host:
+        return task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+    episode = lambda s, k: unroll(task, policy, s, task.horizon, reward=task.reward, key=k)
+    reset_keys, unroll_keys = (jax.random.split(k, episodes) for k in jax.random.split(key))
+    return jax.vmap(episode)(jax.vmap(task.reset)(reset_keys), unroll_keys)
+
+
+def collect_each(
+    task: AbstractTask, policy: Callable[[Array], Any], noise: Float[Array, "N H A"], key: PRNGKeyArray
+) -> Trajectory:
+    """Collect one episode of `policy(row)` for each row of `noise`."""
+    episode = lambda row, k: collect(task, policy(row), 1, k)
+    keys = jax.random.split(key, len(noise))
+    if task.on_host:
+        episodes = [episode(row, k) for row, k in zip(noise, keys, strict=True)]
+        return jtu.tree_map(lambda *x: jnp.concatenate(x), *episodes)
+    return jax.vmap(lambda row, k: jtu.tree_map(lambda x: x[0], episode(row, k)))(noise, keys)
+
+
+def empty_episodes(task: AbstractTask, episodes: int) -> Trajectory:
+    """Episodes of zeros with the shapes and dtypes that `collect` returns."""
+    H, S, A = task.horizon, task.state_size, task.action_size
+    if task.on_host:
+        return Trajectory(jnp.zeros((episodes, H + 1, S)), jnp.zeros((episodes, H, A)), jnp.zeros((episodes, H)))
+    shapes = eqx.filter_eval_shape(collect, task, jnp.zeros((H, A)), episodes, jax.random.key(0))
+    return jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def call_compiled(task: AbstractTask, fn: Callable[..., T], *args: Any, **host_only: Any) -> T:
+    """Call `fn(*args)` as one compiled program, or `fn(*args, **host_only)` if it collects episodes on the host."""
+    return fn(*args, **host_only) if task.on_host else eqx.filter_jit(fn)(*args)
+
+
+def iterate(task: AbstractTask, start, stop, body: Callable[[Array, T], T], carry: T) -> T:
+    """`fori_loop`, or a Python loop if `body` collects episodes on the host."""
+    if not task.on_host:
+        return fori_loop(start, stop, body, carry)
+    for i in range(int(start), int(stop)):
+        carry = body(jnp.asarray(i), carry)
+    return carry
+
+
+def collecting_mesh(task: AbstractTask, mesh: Mesh | None) -> Mesh | None:
+    """The devices that collect episodes: those of `mesh`, or `None` if the task runs on the host."""
+    return None if task.on_host else mesh

@@ -1,0 +1,85 @@
+"""Settings of the model's updates during `train`, and the updates themselves."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import ArrayLike, Int, PRNGKeyArray, PyTree, Scalar
+
+from .._checks import check_counts, check_optimiser
+from .._normaliser import trainable
+from ..models._trainable import AbstractTrainable
+from ._minibatch import check_microbatch_size, minibatch_step
+from ._replay import Replay
+
+
+class ModelUpdates(eqx.Module):
+    """How `awmkit.train` fits the model, and a reward model with it, to the replay buffer.
+
+    **Arguments**
+
+    - `steps_per_update`: number of environment steps per update, 2 by default; may be less than 1 for several updates per
+      step. If `Metrics.model_error` stays near 1, fit more: lower this.
+    - `batch_size`: number of whole episodes per update, 64 by default, drawn with replacement.
+    - `microbatch_size`: number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
+      Small ones save memory, and time on a CPU; see `awmkit.fit`.
+    - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default.
+    - `initial_updates`: number of updates right after the warm-up, 0 by default. Some hundreds let the first policy updates
+      use a fitted model.
+    - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
+      uniformly.
+
+    **Raises:** `ValueError` if a setting is out of range.
+    """
+
+    steps_per_update: int | float = eqx.field(static=True, default=2.0)
+    batch_size: int = eqx.field(static=True, default=64)
+    microbatch_size: int | None = eqx.field(static=True, default=None)
+    optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
+    initial_updates: int = eqx.field(static=True, default=0)
+    recency: float = eqx.field(static=True, default=1.0)
+
+    def __check_init__(self):
+        check_counts("ModelUpdates", batch_size=self.batch_size)
+        check_microbatch_size("ModelUpdates", self.microbatch_size, self.batch_size)
+        check_counts("ModelUpdates", least=0, initial_updates=self.initial_updates)
+        check_optimiser(self.optimiser)
+        if not self.steps_per_update > 0 or not 0 < self.recency <= 1:
+            given = f"steps_per_update={self.steps_per_update} and recency={self.recency}"
+            raise ValueError(f"ModelUpdates needs a positive steps_per_update and a recency in (0, 1], got {given}.")
+
+
+def init_optimiser(settings: ModelUpdates, models: dict[str, AbstractTrainable]) -> PyTree:
+    """The optimiser's state before the first update."""
+    return settings.optimiser.init(eqx.filter(models, trainable(models)))
+
+
+def update_models(
+    settings: ModelUpdates,
+    models: dict[str, AbstractTrainable],
+    optimiser_state: PyTree,
+    replay: Replay,
+    updates: Int[ArrayLike, ""],
+    key: PRNGKeyArray,
+) -> tuple[dict[str, AbstractTrainable], PyTree, Scalar]:
+    """Make `updates` updates of all models on the sum of their losses.
+
+    **Returns:** the models, the optimiser's state and the sum of the losses.
+    """
+    zero = jnp.zeros((), replay.episodes.states.dtype)
+    if not models:
+        return models, optimiser_state, zero
+    weights, rest = eqx.partition(models, trainable(models))
+    loss = lambda weights, episode: sum((m.loss(episode) for m in eqx.combine(weights, rest).values()), zero)
+
+    def update(i, carry):
+        weights, optimiser_state, total = carry
+        batch = replay.sample(jax.random.fold_in(key, i), settings.batch_size, recency=settings.recency)
+        weights, optimiser_state, value = minibatch_step(
+            loss, weights, batch, settings.optimiser, optimiser_state, settings.microbatch_size
+        )
+        return weights, optimiser_state, total + value
+
+    weights, optimiser_state, total = lax.fori_loop(0, updates, update, (weights, optimiser_state, zero))
+    return eqx.combine(weights, rest), optimiser_state, total

@@ -1,0 +1,76 @@
+"""Imagined episodes: a policy run in a model, its return and its entropy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
+
+from ..._dynamics import AbstractDynamics
+from ..._reward import Reward, with_next_state
+from ..._unroll import unroll
+from ...methods import Parallel, Sequential
+from ._ascent import AbstractAscent
+
+
+class _Shifted(AbstractDynamics):
+    """A dynamics whose first step has the index `t`."""
+
+    dynamics: AbstractDynamics
+    t: ScalarLike
+    state_size: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
+
+    def __init__(self, dynamics: AbstractDynamics, t: ScalarLike):
+        self.dynamics, self.t = dynamics, t
+        self.state_size, self.action_size = dynamics.state_size, dynamics.action_size
+
+    def init(self, state, horizon):
+        return self.dynamics.init(state, horizon)
+
+    def step(self, carry, state, action, t, *, key=None):
+        return self.dynamics.step(carry, state, action, t + self.t, key=key)
+
+
+class Imagined(eqx.Module):
+    """The statistics of one imagined episode that ascents need.
+
+    - `discounted_return`: sum_t discount^t r_t.
+    - `discounted_entropy`: sum_t discount^t H(pi(s_t)); 0 for a policy without an entropy.
+    - `entropy`: mean entropy over the steps.
+    - `last_state`: the state after the last step.
+    """
+
+    discounted_return: Scalar
+    discounted_entropy: Scalar
+    entropy: Scalar
+    last_state: Float[Array, " S"]
+
+
+def imagine(
+    ascent: AbstractAscent,
+    dynamics: AbstractDynamics,
+    policy,
+    state: Float[Array, " S"],
+    horizon: int,
+    *,
+    reward: Reward,
+    key: PRNGKeyArray,
+    entropy_key: PRNGKeyArray,
+    t: ScalarLike = 0,
+) -> Imagined:
+    """Run `policy` in `dynamics` for `horizon` steps from `state`, which is the state at step `t` of an episode."""
+    method, act, scored = ascent.method, policy, reward
+    if not (isinstance(t, int) and t == 0):
+        dynamics, score, method = _Shifted(dynamics, t), with_next_state(reward), method or Sequential()
+        act = lambda state, i, key=None: policy(state, i + t, key=key)
+        scored = lambda state, action, i, next_state: score(state, action, i + t, next_state)
+    elif method is None:
+        method = Parallel() if dynamics.parallel else Sequential()
+    episode = unroll(dynamics, act, state, horizon, reward=scored, key=key, paths=ascent.paths, method=method)
+    value = episode.returns(ascent.discount)
+    if not hasattr(policy, "entropy"):
+        return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1])
+    states, steps = ascent.paths.to_policy(episode.states[:-1]), jnp.arange(horizon) + t
+    entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
+    discounts = jnp.asarray(ascent.discount, entropies.dtype) ** jnp.arange(horizon, dtype=entropies.dtype)
+    return Imagined(value, jnp.sum(discounts * entropies), jnp.mean(entropies), episode.states[-1])

@@ -1,0 +1,113 @@
+"""One optimiser step of a policy: clip the gradient, skip the step if it is not finite, adapt the entropy bonus."""
+
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import PyTree, Scalar, ScalarLike
+
+from ..._normaliser import Normaliser, trainable
+from ..._trajectory import Trajectory
+from ._ascent import AbstractAscent, UpdateInfo
+from ._target_entropy import Entropy, schedule_value, TargetEntropy
+
+
+class AscentState(eqx.Module):
+    """What an ascent carries from one policy update to the next.
+
+    - `optimiser`: the state of the policy's optimiser.
+    - `log_weight`: logarithm of the entropy weight of a `awmkit.TargetEntropy`; unused otherwise.
+    - `return_scale`: returns are divided by it.
+    """
+
+    optimiser: PyTree
+    log_weight: Scalar
+    return_scale: Scalar
+
+    def entropy_weight(self, entropy: Entropy, steps: ScalarLike) -> Scalar:
+        """The weight of the entropy bonus after `steps` environment steps."""
+        if isinstance(entropy, TargetEntropy):
+            return jnp.exp(self.log_weight)
+        return jnp.asarray(schedule_value(entropy, steps), self.log_weight.dtype)
+
+
+def init_ascent_state(ascent: AbstractAscent, policy: PyTree, episodes: Trajectory) -> AscentState:
+    """The state before the first update of `policy`.
+
+    **Arguments:** `ascent`: its settings. `policy`: the policy. `episodes`: the warm-up's episodes, with a leading axis; the
+    standard deviation of their returns is the return scale, unless the ascent has its own.
+    """
+    initial_weight = ascent.entropy.initial_weight if isinstance(ascent.entropy, TargetEntropy) else 1.0
+    log_weight = jnp.asarray(math.log(initial_weight), jnp.result_type(float))
+    if ascent.return_scale is None:
+        return_scale = Normaliser(1).fitted(episodes.returns(ascent.discount)[:, None]).scale[0]
+    else:
+        return_scale = jnp.asarray(ascent.return_scale, episodes.states.dtype)
+    return AscentState(ascent.optimiser.init(eqx.filter(policy, trainable(policy))), log_weight, return_scale)
+
+
+def trainable_gradient(objective: Callable[[PyTree], tuple[Scalar, PyTree]], module: PyTree) -> tuple[PyTree, PyTree]:
+    """The gradient of `objective(module) -> (value, aux)` with respect to the trainable weights of `module`, and `aux`.
+
+    Statistics in an `awmkit.Normaliser` are not trainable; they and all other leaves are `None` in the gradient.
+    """
+    weights, rest = eqx.partition(module, trainable(module))
+    return jax.grad(lambda weights: objective(eqx.combine(weights, rest)), has_aux=True)(weights)
+
+
+def optimiser_step(
+    optimiser: optax.GradientTransformation, state: PyTree, module: PyTree, gradient: PyTree
+) -> tuple[PyTree, PyTree]:
+    """One step of gradient ascent. Returns the optimiser's new state and the new module."""
+    weights, rest = eqx.partition(module, trainable(module))
+    updates, state = optimiser.update(jtu.tree_map(jnp.negative, gradient), state, weights)
+    return state, eqx.combine(eqx.apply_updates(weights, updates), rest)
+
+
+def policy_step(
+    ascent: AbstractAscent,
+    state: AscentState,
+    policy: PyTree,
+    gradient: PyTree,
+    *,
+    predicted_return: Scalar,
+    entropy: Scalar | None = None,
+    action_size: int = 1,
+    steps: ScalarLike,
+) -> tuple[AscentState, PyTree, UpdateInfo]:
+    """Improve the policy by one step along `gradient`, clipped to the global norm `ascent.clip`.
+
+    If the gradient is not finite, the policy and the state stay exactly as they are, and `UpdateInfo.skipped` is 1.
+
+    **Arguments**
+
+    - `ascent`: its settings.
+    - `state`: from `init_ascent_state` or the previous step.
+    - `policy`, `gradient`: the policy, and the gradient from `trainable_gradient`.
+    - `predicted_return`: mean imagined return, reported only.
+    - `entropy`: mean entropy of the policy; a `awmkit.TargetEntropy` needs it. 0 by default.
+    - `action_size`: number of entries of an action, by which a target entropy is multiplied.
+    - `steps`: number of environment steps so far.
+
+    **Returns:** the new state, the new policy and an `awmkit.UpdateInfo`.
+    """
+    norm = optax.tree.norm(gradient)
+    entropy = jnp.zeros_like(norm) if entropy is None else entropy
+    finite = jnp.isfinite(norm)
+    scale = jnp.minimum(1.0, jnp.asarray(ascent.clip, norm.dtype) / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+    clipped = jtu.tree_map(lambda g: jnp.where(finite, g * scale, 0.0), gradient)
+    optimiser_state, new_policy = optimiser_step(ascent.optimiser, state.optimiser, policy, clipped)
+    log_weight = state.log_weight
+    if isinstance(ascent.entropy, TargetEntropy):
+        target = jnp.asarray(schedule_value(ascent.entropy.target, steps), entropy.dtype)
+        log_weight = log_weight + ascent.entropy.rate * (target - entropy / action_size)
+    new_state = AscentState(optimiser_state, log_weight, state.return_scale)
+    keep_if_skipped = lambda new, old: jnp.where(finite, new, old) if eqx.is_array(new) else new
+    new_state, new_policy = jtu.tree_map(keep_if_skipped, (new_state, new_policy), (state, policy))
+    zero_if_skipped = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
+    info = map(zero_if_skipped, (predicted_return, entropy, norm, norm * scale))
+    return new_state, new_policy, UpdateInfo(*info, skipped=jnp.asarray(~finite, norm.dtype))

@@ -1,0 +1,136 @@
+"""Stochastic value gradients: a few imagined steps and a critic for the rest of the return."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jax import lax
+from jaxtyping import PyTree
+
+from ..._normaliser import Normaliser, trainable
+from ..._paths import Paths
+from ...models import AWM, HWM
+from ._ascent import AbstractAscent
+from ._critic import Critic
+from ._imagined import imagine
+from ._policy_step import AscentState, init_ascent_state, optimiser_step, policy_step, trainable_gradient
+
+
+class ShortHorizonState(eqx.Module):
+    """What `ShortHorizon` carries from one update to the next."""
+
+    policy: AscentState
+    critic: Callable
+    target_critic: Callable
+    critic_optimiser: PyTree
+
+
+class ShortHorizon(AbstractAscent):
+    """Ascend the return of k imagined steps, plus a critic's value of the state after them:
+
+        J(theta) = mean over (s_t, t) of
+            sum_{i<k} discount^i [ r_{t+i} / return_scale + entropy * H(pi(s_{t+i})) ] + discount^k V'(s_{t+k}, t+k)
+
+    The start (s_t, t) is any step in the replay buffer. The critic V is fitted to J by least squares in every update. The
+    target critic V' is an exponential moving average of V, and 0 after the last step of an episode. These are stochastic
+    value gradients, SVG(k) (Heess et al., 2015), the baseline that the paper uses with Markov models.
+
+    Use it where the gradient over the whole horizon explodes: with Markov models and simulators of chaotic dynamics. An AWM or
+    HWM cannot start in the middle of an episode; use `awmkit.FullHorizon` with those.
+
+    ```python
+    ShortHorizon(Critic(task.state_size, task.horizon, key=key), length=5)
+    ```
+
+    **Arguments**
+
+    - `critic`: a `awmkit.Critic`, or any module called as `critic(state, t) -> scalar`.
+    - `length`: number of imagined steps k, 2 by default; at most the horizon.
+    - `critic_optimiser`: an optax optimiser for the critic, `optax.adam(1e-3)` by default.
+    - `polyak`: share of the target critic that each update keeps, in [0, 1), 0.99 by default.
+    - `steps_per_update`: number of environment steps per update of policy and critic, 2 by default; may be less than 1.
+    - `batch_size`: number of starts per update, 256 by default.
+    - `optimiser`: an optax optimiser for the policy, `optax.adam(1e-4)` by default.
+    - `clip`: global norm to which the policy gradient is clipped, 100 by default.
+    - `entropy`: weight of the entropy bonus, 0.1 by default; or a schedule; or a `awmkit.TargetEntropy`.
+    - `return_scale`: returns are divided by it; by default the standard deviation of the warm-up's returns.
+    - `discount`: discount factor, 1 by default.
+    - `paths`: which edges carry gradient, all of them by default.
+    - `method`: how the gradient is computed, as in `awmkit.unroll_grad`.
+
+    **Raises:** `ValueError` if a setting is out of range, or if `critic` has a leading axis of several critics.
+    """
+
+    critic: Callable
+    length: int = eqx.field(static=True, default=2)
+    critic_optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
+    polyak: float = eqx.field(static=True, default=0.99)
+    steps_per_update: int | float = eqx.field(static=True, kw_only=True, default=2.0)
+    batch_size: int = eqx.field(static=True, kw_only=True, default=256)
+    paths: Paths = eqx.field(kw_only=True, default=Paths())
+
+    def __check_init__(self):
+        if self.length < 1 or not 0 <= self.polyak < 1:
+            given = f"length={self.length} and polyak={self.polyak}"
+            raise ValueError(f"ShortHorizon needs a length of at least 1 and a polyak in [0, 1), got {given}.")
+        if isinstance(self.critic, Critic) and self.critic.input_norm.shift.ndim > 1:
+            raise ValueError(
+                "ShortHorizon got several critics, stacked along a leading axis; pass one, from which all seeds start."
+            )
+
+    def check(self, dynamics, horizon):
+        if self.length > horizon:
+            raise ValueError(
+                f"ShortHorizon got length={self.length}, but an episode has {horizon} steps; pass a length of at most {horizon}."
+            )
+        if isinstance(dynamics, AWM | HWM):
+            raise ValueError(
+                f"ShortHorizon starts in the middle of an episode, where {type(dynamics).__name__} cannot start; use a Markov "
+                "model or a simulator, or FullHorizon."
+            )
+
+    def init(self, policy, episodes, *, key):
+        critic = self.critic
+        if isinstance(critic, Critic) and isinstance(getattr(policy, "input_norm", None), Normaliser):
+            critic = eqx.tree_at(lambda c: c.input_norm, critic, policy.input_norm)
+        critic_state = self.critic_optimiser.init(eqx.filter(critic, trainable(critic)))
+        return ShortHorizonState(init_ascent_state(self, policy, episodes), critic, critic, critic_state)
+
+    def update(self, state, policy, *, dynamics, reward, replay, steps, key):
+        draw_key, step_key, unroll_key, entropy_key = jax.random.split(key, 4)
+        horizon, return_scale = replay.episodes.actions.shape[1], state.policy.return_scale
+        times = jax.random.randint(step_key, (self.batch_size,), 0, horizon - self.length + 1)
+        episodes = replay.sample(draw_key, self.batch_size).states
+        starts = jax.vmap(lambda states, t: states[t])(episodes, times)
+        weight = state.policy.entropy_weight(self.entropy, steps)
+
+        def imagined_return(policy, start, t, key, entropy_key):
+            imagined = imagine(self, dynamics, policy, start, self.length, reward=reward, key=key, entropy_key=entropy_key, t=t)
+            end = t + self.length
+            value_of_end = jnp.where(end < horizon, state.target_critic(imagined.last_state, end), 0.0)
+            total = imagined.discounted_return + self.discount**self.length * (return_scale * value_of_end)
+            return total, imagined.discounted_entropy, imagined.entropy
+
+        def objective(policy):
+            keys = (jax.random.split(k, self.batch_size) for k in (unroll_key, entropy_key))
+            returns, entropies, entropy = jax.vmap(lambda *x: imagined_return(policy, *x))(starts, times, *keys)
+            values = returns / return_scale + weight * entropies
+            return jnp.mean(values), (values, jnp.mean(returns), jnp.mean(entropy))
+
+        gradient, (values, mean_return, entropy) = trainable_gradient(objective, policy)
+        size = dynamics.action_size
+        policy_state, policy, info = policy_step(
+            self, state.policy, policy, gradient, predicted_return=mean_return, entropy=entropy, action_size=size, steps=steps
+        )
+
+        def negative_squared_error(critic):
+            return -jnp.mean((jax.vmap(critic)(starts, times) - lax.stop_gradient(values)) ** 2), ()
+
+        critic_gradient, _ = trainable_gradient(negative_squared_error, state.critic)
+        critic_state, critic = optimiser_step(self.critic_optimiser, state.critic_optimiser, state.critic, critic_gradient)
+        average = lambda old, new: self.polyak * old + (1 - self.polyak) * new if eqx.is_inexact_array(old) else new
+        target_critic = jtu.tree_map(average, state.target_critic, critic)
+        return ShortHorizonState(policy_state, critic, target_critic, critic_state), policy, info
