@@ -1,28 +1,30 @@
-"""What each analysis costs: seconds, compilation included, and memory, for 200 steps of 4 states and 2 actions.
+"""How long does each analysis take, and how much memory, for 200 steps of 4 states and 2 actions?
 
-    python examples/analysis_cost.py                           about 10 minutes on two cores
-    python examples/analysis_cost.py --dynamics simulator      about 2 minutes
+    python examples/benchmarks/analysis_cost.py               10 minutes on two cores
+    python examples/benchmarks/analysis_cost.py --quick       the simulator only: 2 minutes
+    python examples/benchmarks/analysis_cost.py --from-raw    the published table
 
-Each analysis of each dynamics is run in a process of its own, without a compilation cache, from 16 starts where it takes many;
-then again, compiled. Memory is how far the process grew beyond what it held before, at its largest.
+Each analysis of each dynamics runs in its own process without a compilation cache, from 16 starts if it takes several: once
+with compilation, then once more. Memory is the growth of the process's peak.
 
-Expect: every first run within 60 seconds (the slowest: the spectrum of all states of a transformer) and 1 GiB.
+Expected: every first run takes less than 60 seconds (the slowest is the hop spectrum of all states of a transformer) and less
+than 1 GiB.
 """
 
 import argparse
-import importlib.metadata
 import json
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
+from raw import arguments, markdown, Raw
 
-from awmkit import AbstractDynamics, AWM, HWM, LSTM, Markov, MLPPolicy, TqdmProgress, Transformer
+from awmkit import AbstractDynamics, AWM, HWM, LSTM, Markov, MLPPolicy, Transformer
 from awmkit.analysis import (
     action_jacobian,
     fidelity,
@@ -37,7 +39,7 @@ from awmkit.tasks import DoublePendulum, DrivenDoublePendulum
 
 HORIZON, STARTS = 200, 16
 KEYS = jax.random.split(jax.random.key(0), 8)
-TASK = DrivenDoublePendulum(HORIZON, pendulum=DoublePendulum())  # Two substeps: what is timed are the analyses.
+TASK = DrivenDoublePendulum(HORIZON, pendulum=DoublePendulum())  # two substeps, so that the analyses dominate
 DYNAMICS: dict[str, Callable[[], AbstractDynamics]] = {
     "simulator": lambda: TASK,
     "Markov": lambda: Markov(4, 2, key=KEYS[0]),
@@ -48,7 +50,7 @@ DYNAMICS: dict[str, Callable[[], AbstractDynamics]] = {
 
 
 def analyses(dynamics: AbstractDynamics) -> dict[str, Callable[[], Any]]:
-    """Each analysis with its defaults."""
+    """Return each analysis with its defaults."""
     states = jax.vmap(TASK.reset)(jax.random.split(KEYS[3], STARTS))
     actions = jax.random.uniform(KEYS[4], (STARTS, HORIZON, 2), minval=-1.0)
     one, policy, judged = (states[0], actions[0]), MLPPolicy(4, 2, key=KEYS[5]), {"horizons": (20, 50, 100, 200)}
@@ -69,7 +71,7 @@ def analyses(dynamics: AbstractDynamics) -> dict[str, Callable[[], Any]]:
 
 
 def measure(dynamics: str, analysis: str) -> dict[str, float]:
-    """Seconds of the first and of a second run, and MiB."""
+    """Return the seconds of the first and of a second run, and MiB."""
     run = analyses(DYNAMICS[dynamics]())[analysis]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
@@ -81,37 +83,31 @@ def measure(dynamics: str, analysis: str) -> dict[str, float]:
     return {"first_s": round(seconds[0], 2), "again_s": round(seconds[1], 2), "MiB": round(grown)}
 
 
+def measure_apart(dynamics: str, analysis: str) -> dict[str, float]:
+    """Measure in a new process."""
+    command = [sys.executable, __file__, "--one", dynamics, analysis]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dynamics", nargs="+", default=list(DYNAMICS), choices=list(DYNAMICS), help="which dynamics")
-    parser.add_argument("--out", type=Path, help="a JSON file to write; without it, the table is only printed")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # how it calls itself
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(*arguments.one)))
+    parser = arguments(__doc__, "analysis_cost")
+    parser.add_argument("--dynamics", nargs="+", default=list(DYNAMICS), choices=list(DYNAMICS))
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # used by `measure_apart`
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(*options.one)))
         return
-    if arguments.out and arguments.out.exists():
-        parser.error(f"{arguments.out} exists; choose another file with --out.")
-    print(__doc__)
-    names = list(analyses(TASK))
-    results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
-    pairs = [(d, a) for d in arguments.dynamics for a in names]
-    with TqdmProgress().start("analyses", len(pairs)) as bar:
-        for i, (dynamics, analysis) in enumerate(pairs):
-            command = [sys.executable, __file__, "--one", dynamics, analysis]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            results[analysis][dynamics] = json.loads(output)
-            bar.update(i + 1, f"{dynamics}, {analysis}")
-    print(f"\n{'seconds, the first time / again; MiB':<38}" + "".join(f"{d:>22}" for d in arguments.dynamics))
-    for analysis, row in results.items():
-        print(f"{analysis:<38}" + "".join(f"{r['first_s']:>9.1f} /{r['again_s']:>5.1f};{r['MiB']:>5.0f}" for r in row.values()))
-    slowest = max(cell["first_s"] for row in results.values() for cell in row.values())
-    print(f"\nThe slowest first run took {slowest:.1f} s.")
-    if arguments.out:
-        versions = {p: importlib.metadata.version(p) for p in ("awmkit", "jax", "equinox", "diffrax")}
-        command = " ".join(["python", "examples/analysis_cost.py", *sys.argv[1:]])
-        device = jax.devices()[0].device_kind
-        arguments.out.write_text(json.dumps({"command": command, "versions": versions, "device": device, "results": results}))
+    dynamics = ["simulator"] if options.quick else options.dynamics
+    raw, rows, slowest = Raw(options, "analysis_cost"), [], 0.0
+    for analysis in analyses(TASK):
+        costs = [
+            raw.run(f"{d}, {analysis}", {"dynamics": d, "analysis": analysis}, partial(measure_apart, d, analysis))
+            for d in dynamics
+        ]
+        rows.append([analysis, *(f"{cost['first_s']:.1f} / {cost['again_s']:.1f}; {cost['MiB']:.0f}" for cost in costs)])
+        slowest = max(slowest, *(cost["first_s"] for cost in costs))
+    table = markdown(["seconds, first run / second run; MiB", *dynamics], rows)
+    raw.write(f"{table}\n\nThe slowest first run took {slowest:.1f} s.")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,24 @@
-"""How many steps a second our Gymnasium environments take, one copy and many, beside Gymnasium's own Pendulum-v1.
+"""How many steps per second do awmkit's Gymnasium environments take, compared with Gymnasium's own Pendulum-v1?
 
-    python examples/env_speed.py                about 1 minute on two cores
-    python examples/env_speed.py --quick        about half a minute: fewer rounds, noisier
+    python examples/benchmarks/env_speed.py               1 minute on two cores
+    python examples/benchmarks/env_speed.py --quick       half a minute: fewer rounds, noisier
+    python examples/benchmarks/env_speed.py --from-raw    the published table
 
-Random actions, episode ends and resets included, as `gymnasium.make` and `make_vec` give the environments. The yardstick is
-Pendulum-v1: alone, and as many copies in Gymnasium's SyncVectorEnv. In each round every environment runs in turn; the table
-shows medians over the rounds, and the median of each round's ratio to the yardstick. Compilation comes before.
+The environments come from `gymnasium.make` and `make_vec` and get random actions; ends of episodes and resets are included,
+compilation is not. The yardstick is Pendulum-v1: one copy, and as many copies in Gymnasium's SyncVectorEnv. All environments
+take turns in each round. The table has medians over rounds, and the median of each round's ratio to the yardstick.
 
-Expect: with 1,024 copies 70 to 150 times the yardstick for the closed-form tasks, 17 for the passive and 7 for the driven
-double pendulum, whose steps are 12 and 48 stages of a Runge-Kutta solver; alone a fifth of it, since a call into compiled code
-takes longer than a little numpy.
+Expected with 1,024 copies: 70 to 150 times the yardstick for closed-form tasks, 17 for the passive and 7 for the driven double
+pendulum, whose steps are 12 and 48 stages of a Runge-Kutta solver. One copy reaches a fifth of the yardstick, because calling
+compiled code takes longer than a little numpy.
 """
 
-import argparse
-import importlib.metadata
-import json
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import gymnasium
-import jax
 import numpy as np
+from raw import arguments, markdown, Raw
 
 import awmkit.gym  # noqa: F401  (registers the environments)
 from awmkit import TqdmProgress
@@ -32,7 +28,7 @@ IDS = sorted(id for id in gymnasium.registry if id.startswith("awmkit/") and "MJ
 
 
 def alone(env: gymnasium.Env, steps: int) -> float:
-    """Steps a second of one environment."""
+    """Return the steps per second of one environment."""
     actions = [env.action_space.sample() for _ in range(steps)]
     start = time.perf_counter()
     env.reset()
@@ -44,7 +40,7 @@ def alone(env: gymnasium.Env, steps: int) -> float:
 
 
 def together(envs: gymnasium.vector.VectorEnv, steps: int) -> float:
-    """Steps a second of all copies, which reset themselves."""
+    """Return the steps per second of all copies together."""
     actions = [envs.action_space.sample() for _ in range(steps)]
     start = time.perf_counter()
     for action in actions:
@@ -53,7 +49,7 @@ def together(envs: gymnasium.vector.VectorEnv, steps: int) -> float:
 
 
 def measure(ids: list[str], copies: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Steps a second of each environment in each round."""
+    """Return the steps per second of each environment in each round."""
     names = [YARDSTICK, *ids]
     ones = {id: gymnasium.make(id) for id in names}
     many = {id: gymnasium.make_vec(id, copies, vectorization_mode="sync" if id == YARDSTICK else None) for id in names}
@@ -76,39 +72,25 @@ def measure(ids: list[str], copies: int, rounds: int) -> dict[str, dict[str, Any
 
 
 def table(rates: dict[str, dict[str, Any]], copies: int) -> str:
-    """Medians, and ratios to the yardstick."""
-    lines = [f"{'steps a second':<34}{'alone':>12}{'':>9}{f'{copies} copies':>16}{'':>9}"]
+    """Return medians, and ratios to the yardstick."""
+    rows = []
     for id, row in rates.items():
-        cells = ""
-        for kind, width in (("alone", 12), ("together", 16)):
-            ratio = np.median(np.array(row[kind]) / np.array(rates[YARDSTICK][kind]))
-            cells += f"{np.median(row[kind]):>{width},.0f}{f'{ratio:.2f}x' if kind == 'alone' else f'{ratio:.0f}x':>9}"
-        lines.append(f"{id:<34}{cells}")
-    return "\n".join(lines)
+        ratio = {kind: np.median(np.array(row[kind]) / np.array(rates[YARDSTICK][kind])) for kind in ("alone", "together")}
+        medians = f"{np.median(row['alone']):,.0f}", f"{np.median(row['together']):,.0f}"
+        rows.append([id, medians[0], f"{ratio['alone']:.2f}x", medians[1], f"{ratio['together']:.0f}x"])
+    return markdown(["steps per second", "one copy", "ratio", f"{copies} copies", "ratio"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 11")
+    parser = arguments(__doc__, "env_speed")
     parser.add_argument("--copies", type=int, default=1024, help="copies of each vector environment")
-    parser.add_argument("--ids", nargs="+", default=IDS, help="environments; by default all of awmkit but those of MuJoCo")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="a folder for env_speed.json")
-    arguments = parser.parse_args()
-    path = arguments.out / "env_speed.json"
-    if path.exists():
-        parser.error(f"{path} exists; choose another folder with --out.")
-    print(__doc__)
-    rates = measure(arguments.ids, arguments.copies, 3 if arguments.quick else 11)
-    print("\n" + table(rates, arguments.copies))
-    record = {
-        "command": " ".join(["python", "examples/env_speed.py", *sys.argv[1:]]),
-        "device": jax.devices()[0].device_kind,
-        "versions": {p: importlib.metadata.version(p) for p in ("awmkit", "jax", "jaxlib", "equinox", "gymnasium", "numpy")},
-        "copies": arguments.copies,
-        "steps_per_second": rates,
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1))
+    parser.add_argument("--ids", nargs="+", default=IDS, help="environments; by default all of awmkit without MuJoCo")
+    options = parser.parse_args()
+    raw = Raw(options, "env_speed")
+    if not raw.rows:
+        rates = measure(options.ids, options.copies, 3 if options.quick else 11)
+        raw.add({id: ({"id": id, "copies": options.copies}, row) for id, row in rates.items()})
+    raw.write(table(raw.rows, options.copies))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,32 @@
-"""How long a policy gradient takes, and a model's update: every dynamics, by every method, to horizons of thousands of steps.
+"""How long does a policy gradient take, and a model's update, for every dynamics and method?
 
-    python examples/speed.py --repeats 7          ten systems, eight horizons: 45 minutes
-    python examples/speed.py --quick              a transformer AWM at two horizons: about a minute
-    python examples/speed.py --systems "AWM transformer" --horizons 400 2000 --methods Sequential "Sequential, nested" Parallel
+    python examples/benchmarks/speed.py               ten systems, horizons from 20 to 4,096: 45 minutes
+    python examples/benchmarks/speed.py --quick       a transformer AWM at two horizons: 1 minute
+    python examples/benchmarks/speed.py --from-raw    the published table and figure
+    python examples/benchmarks/speed.py --systems "AWM transformer" --horizons 400 2000 --methods Sequential Parallel
 
-Measured is the mean BPO gradient over a batch of 16 initial states with respect to an MLP policy, models of the paper's size
-(width 48, 2 layers, 3 heads). Compilation is timed apart. Runs are synchronised, on inputs that differ, and taken in turns by
-the methods of one system and horizon. Memory is what the compiled program allocates beside its inputs and outputs, as XLA plans
-it. FLOPs are those of its matrix products, against the rate at which this machine multiplies matrices of 2,048. Errors are of
-single gradients in float32 against `Sequential` in float64. What would take longer than --patience or more than --memory is
-left out, and said so.
+A policy gradient is the mean BPO gradient over 16 initial states with respect to an MLP policy. Models have the paper's size
+(width 48, 2 layers, 3 heads) and are not trained. The methods of a system and a horizon take turns, on inputs that differ;
+compilation is timed separately. Memory is what XLA plans for the compiled program, without inputs and outputs. FLOPs are those
+of the matrix products, as a share of the rate at which this machine multiplies matrices of size 2,048. Errors are those of one
+gradient in float32 against `Sequential` in float64. Runs longer than --patience or larger than --memory are left out.
 
-An update of a model is on 64 episodes of 100 steps, all at once and a few at a time, as `fit(microbatch_size=)` does; for the
-transformer beside the same network written the straightforward way with Equinox's own attention, which has to give the same
-gradient.
+An update of a model uses 64 episodes of 100 steps, all at once or 16 at a time (`fit(microbatch_size=16)`). The transformer is
+compared with the same network written with Equinox's own attention, which must give the same gradient.
 
-Expect `Parallel()` of the transformer AWM to be 6 times as fast as the fastest sequential method at 400 steps and 9 times at
-2,000, with `Picard()` 13 times; 20 s and under 2 GiB at 4,096; time and memory of the state-space AWM linear in the horizon;
-errors of at most 3e-5 in float32 where the gradient does not overflow, as that of an untrained Markov model does from 1,000
-steps on, and 2e-4 with bfloat16; an update with 16 episodes at once 1.6 times as fast as the straightforward one.
+Expected: `Parallel()` of the transformer AWM is 6 times as fast as the fastest sequential method at 400 steps and 9 times at
+2,000; with `Picard()` 13 times. 4,096 steps take 20 s and less than 2 GiB. Time and memory of the state-space AWM are linear in
+the horizon. Errors are at most 3e-5 in float32 (an untrained Markov model's gradient overflows from 1,000 steps on) and 2e-4
+with bfloat16. An update with 16 episodes at a time is 1.6 times as fast as the straightforward one.
 """
 
-# The parts of a model by name, and what a compiled program may not know of itself.
+# Parts of models are accessed by name, and a compiled program may lack a memory analysis.
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -39,7 +39,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
-from study import arguments, Study
+from raw import arguments, markdown, Raw
 
 from awmkit import (
     AbstractDynamics,
@@ -54,23 +54,24 @@ from awmkit import (
     MLPPolicy,
     Parallel,
     Picard,
+    plot,
     RNN,
     Sequential,
     Trajectory,
     Transformer,
     unroll,
 )
-from awmkit.learning._minibatch import loss_and_gradient  # What `fit` descends by, without its loop.
+from awmkit.learning._minibatch import loss_and_gradient  # the update of `fit` without its loop
 from awmkit.mjx import cartpole
 from awmkit.tasks import DrivenDoublePendulum
 
 WIDTH, STATES, ACTIONS = 48, 4, 2
-EPISODES, LENGTH, FEW = 64, 100, 16  # of a model's update; and how many episodes it handles at once
+EPISODES, LENGTH, FEW = 64, 100, 16  # a model's update: episodes, their steps, and the smaller microbatch
 Build = Callable[[int, PRNGKeyArray], AbstractDynamics]
 
 
 def awm(backbone: Callable[[int, PRNGKeyArray], Any]) -> Build:
-    """A builder of an AWM from one of its backbone."""
+    """Return a builder of an AWM from a builder of its backbone."""
     return lambda horizon, key: AWM(STATES, ACTIONS, backbone(horizon, key), key=key)
 
 
@@ -91,7 +92,7 @@ if jax.default_backend() == "gpu":
         lambda n, key: Transformer(WIDTH, horizon=n, matmul_dtype=jnp.bfloat16, attention=CuDNNAttention(), key=key)
     )
 LEARNED = [name for name in SYSTEMS if "AWM" in name or name in ("HWM transformer", "Markov")]
-# Horizons of what tells little more at others, or takes minutes to compile.
+# Systems that are measured at some horizons only: others tell little more, or take minutes to compile.
 ONLY = {"AWM transformer, bfloat16": (100, 400), "HWM transformer": (20, 100, 400), "cart-pole in MJX": (100,)}
 METHODS = {
     "Sequential": Sequential(),
@@ -109,7 +110,7 @@ def reward(state, action, t):
 
 
 def gradient(system: str, horizon: int, method) -> Callable[[Float[Array, "N S"]], Float[Array, " P"]]:
-    """The mean gradient over initial states, in their dtype, of weights that were drawn in float32."""
+    """Return a function of initial states: the mean gradient, computed in their dtype with weights drawn in float32."""
     model_key, policy_key = jax.random.split(jax.random.key(0))
     model = SYSTEMS[system](horizon, model_key)
     policy = MLPPolicy(model.state_size, model.action_size, key=policy_key)
@@ -130,7 +131,7 @@ def first_states(system: str, horizon: int, batch: int) -> Float[Array, "N S"]:
 
 
 def multiplications(jaxpr, sweeps: float) -> float:
-    """FLOPs of the matrix products of a program, whose loops of unknown length go round so many times."""
+    """Return the FLOPs of a program's matrix products; `sweeps` is the number of iterations of while loops."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -143,7 +144,7 @@ def multiplications(jaxpr, sweeps: float) -> float:
 
 
 def _programs(values) -> list:
-    """The programs among the parameters of an operation."""
+    """Return the programs among the parameters of an operation."""
     found = []
     for value in values:
         if isinstance(value, tuple | list):
@@ -156,16 +157,16 @@ def _programs(values) -> list:
 
 
 def synchronised(fn: Callable, *inputs) -> float:
-    """Milliseconds of one call."""
+    """Return the milliseconds of one call."""
     start = time.perf_counter()
     jax.block_until_ready(fn(*inputs))
     return 1e3 * (time.perf_counter() - start)
 
 
 def in_turns(calls: dict[str, Callable[[int], Any]], options) -> dict[str, list[float]]:
-    """Milliseconds of every call, one of each in turn, after one that does not count.
+    """Return the milliseconds of every call. The calls take turns, after a first turn that is not counted.
 
-    No more turns than three once they have taken twice the patience with a single run.
+    After three turns the measurement stops if it has taken twice the patience.
     """
     for call in calls.values():
         jax.block_until_ready(call(0))
@@ -179,7 +180,7 @@ def in_turns(calls: dict[str, Callable[[int], Any]], options) -> dict[str, list[
 
 
 def compile_method(system: str, horizon: int, method: str, states: Array, limit_GiB: float) -> tuple[Any, dict]:
-    """The compiled gradient and what there is to say of it; no program where it does not fit in memory."""
+    """Return the compiled gradient (`None` if it does not fit in memory) and its costs."""
     run, sweeps = gradient(system, horizon, METHODS[method]), None
     if "Picard" in method:
         model = SYSTEMS[system](horizon, jax.random.split(jax.random.key(0))[0])
@@ -197,7 +198,7 @@ def compile_method(system: str, horizon: int, method: str, states: Array, limit_
 
 
 def gradient_cell(system: str, horizon: int, methods: list[str], options) -> dict[str, Any]:
-    """Times, memory and errors of a system's gradient at a horizon, by method."""
+    """Measure a system's gradient at a horizon, by every method."""
     states = first_states(system, horizon, options.batch)
     same = jnp.broadcast_to(states[:1], states.shape)
     rows, compiled = {}, {}
@@ -216,7 +217,7 @@ def gradient_cell(system: str, horizon: int, methods: list[str], options) -> dic
 
 
 class Plain(eqx.Module):
-    """A transformer AWM written the straightforward way: Equinox's attention, all of it, token by token elsewhere."""
+    """A transformer AWM written in the straightforward way, with Equinox's attention and `vmap` over tokens."""
 
     embed_state: eqx.nn.Linear
     embed_action: eqx.nn.Linear
@@ -248,13 +249,13 @@ class Plain(eqx.Module):
 
 
 def linear(ours) -> eqx.nn.Linear:
-    """Equinox's layer with the weights of one of ours."""
+    """Return Equinox's layer with the weights of awmkit's."""
     layer = eqx.nn.Linear(*ours.weight.shape[::-1], key=jax.random.key(0))
     return eqx.tree_at(lambda x: (x.weight, x.bias), layer, (ours.weight, ours.bias))
 
 
 def attention(ours) -> eqx.nn.MultiheadAttention:
-    """Equinox's attention with the weights of ours."""
+    """Return Equinox's attention with the weights of awmkit's."""
     biases = {f"use_{name}_bias": True for name in ("query", "key", "value", "output")}
     theirs = eqx.nn.MultiheadAttention(ours.heads, WIDTH, **biases, key=jax.random.key(0))
     projections = lambda x: (x.query_proj, x.key_proj, x.value_proj)
@@ -266,7 +267,7 @@ def attention(ours) -> eqx.nn.MultiheadAttention:
 
 
 def update_cell(options) -> dict[str, Any]:
-    """Times of one update of each learned model, and of the straightforward transformer, by all episodes at once and by few."""
+    """Measure an update of each model and of the straightforward transformer, with all episodes at once and with few."""
     keys = jax.random.split(jax.random.key(0), 3)
     models: dict[str, Any] = {name: SYSTEMS[name](LENGTH, keys[0]) for name in LEARNED}
     models["straightforward"] = Plain(models["AWM transformer"])
@@ -300,14 +301,14 @@ def update_cell(options) -> dict[str, Any]:
 
 
 def rate_cell(options) -> dict[str, Any]:
-    """FLOPs a second of products of 2,048 x 2,048 matrices in float32."""
+    """Measure the FLOPs per second of products of 2,048 x 2,048 matrices in float32."""
     matrix, matmul = jnp.ones((2048, 2048)), jax.jit(jnp.matmul)
     times = in_turns({"matmul": lambda i: matmul(matrix, matrix + i)}, options)["matmul"]
     return {"flops_per_s": 2 * 2048**3 / (1e-3 * np.median(times)), "ms": times}
 
 
 def predicted_s(cells: dict, system: str, method: str, horizon: int) -> float:
-    """Seconds of a run, guessed from the longest shorter horizon as growing like the square."""
+    """Guess the seconds of a run from the longest shorter horizon; the time grows like the square of the horizon."""
     known = [(h, cell["methods"][method]) for (s, h), cell in cells.items() if s == system and method in cell["methods"]]
     timed = [(h, row["ms"]) for h, row in known if "ms" in row]
     if known and not timed:
@@ -316,7 +317,7 @@ def predicted_s(cells: dict, system: str, method: str, horizon: int) -> float:
 
 
 def exponents(cells: dict, system: str, method: str) -> str:
-    """Slopes of time and memory against the horizon, log-log, from 400 steps on."""
+    """Return the exponents of time and memory in the horizon, fitted from 400 steps on."""
     rows = [(h, cell["methods"].get(method, {})) for (s, h), cell in cells.items() if s == system and h >= 400]
     rows = [(h, np.median(row["ms"]), row["memory_MiB"]) for h, row in rows if "ms" in row]
     if len(rows) < 2:
@@ -326,100 +327,117 @@ def exponents(cells: dict, system: str, method: str) -> str:
 
 
 def table(cells: dict, updates: dict, rate: float) -> str:
-    """All of it in Markdown."""
-    lines = [f"matrix products: {rate / 1e9:.0f} GFLOP/s", ""]
-    head = "| system | H | method | median ms | quartiles | times faster | compile s | MiB | % of rate | sweeps | error |"
-    lines += [head, "|---" * 11 + "|"]
+    """Return the tables of gradients, exponents and updates."""
+    gradients, updated = [], []
     for (system, horizon), cell in cells.items():
         rows = cell["methods"]
         base = min((np.median(r["ms"]) for m, r in rows.items() if "Sequential" in m and "ms" in r), default=math.nan)
         for method, row in ((m, rows[m]) for m in METHODS if m in rows):
-            start = f"| {system} | {horizon} | {method} |"
-            end = f"{row['compile_s']:.1f} | {row['memory_MiB']:.0f} |"
+            start, compiled = [system, horizon, method], [f"{row['compile_s']:.1f}", f"{row['memory_MiB']:.0f}"]
             if "ms" not in row:
-                lines.append(f"{start} does not fit | | | {end} | | |")
+                gradients.append([*start, "does not fit", "", "", *compiled, "", "", ""])
                 continue
             low, middle, high = np.quantile(row["ms"], [0.25, 0.5, 0.75])
             share = 100 * row["flops"] / (1e-3 * middle) / rate
             times = "" if math.isnan(base) else f"{base / middle:.1f}"
             sweeps = "" if row["sweeps"] is None else f"{row['sweeps']:.0f}"
-            numbers = f" {middle:.1f} | {low:.1f}-{high:.1f} | {times} | {end} {share:.1f} | {sweeps} | {row['error']:.0e} |"
-            lines.append(start + numbers)
-    lines += ["", "| system | method | grows, from H = 400 on |", "|---|---|---|"]
-    for system, method in dict.fromkeys((s, m) for (s, _), cell in cells.items() for m in cell["methods"]):
-        if text := exponents(cells, system, method):
-            lines.append(f"| {system} | {method} | {text} |")
-    lines += [
-        "",
-        "Times faster than the fastest sequential method that fits. The straightforward transformer's gradient differs from",
-        f"ours by {updates['difference']:.0e} of its norm.",
-        "",
-        f"| update, {EPISODES} episodes of {LENGTH} steps | median ms | quartiles | compile s | % of rate |",
-        "|---" * 5 + "|",
-    ]
+            numbers = [
+                f"{middle:.1f}",
+                f"{low:.1f}-{high:.1f}",
+                times,
+                *compiled,
+                f"{share:.1f}",
+                sweeps,
+                f"{row['error']:.0e}",
+            ]
+            gradients.append([*start, *numbers])
+    pairs = dict.fromkeys((s, m) for (s, _), cell in cells.items() for m in cell["methods"])
+    growth = [[*pair, text] for pair in pairs if (text := exponents(cells, *pair))]
     for name, row in updates["models"].items():
         low, middle, high = np.quantile(row["ms"], [0.25, 0.5, 0.75])
         share = 100 * row["flops"] / (1e-3 * middle) / rate
-        lines.append(f"| {name} | {middle:.1f} | {low:.1f}-{high:.1f} | {row['compile_s']:.1f} | {share:.1f} |")
-    return "\n".join(lines)
+        updated.append([name, f"{middle:.1f}", f"{low:.1f}-{high:.1f}", f"{row['compile_s']:.1f}", f"{share:.1f}"])
+    head = [
+        "system",
+        "H",
+        "method",
+        "median ms",
+        "quartiles",
+        "times faster",
+        "compile s",
+        "MiB",
+        "% of rate",
+        "sweeps",
+        "error",
+    ]
+    notes = (
+        "Times faster than the fastest sequential method that fits. The straightforward transformer's gradient differs from "
+        f"ours by {updates['difference']:.0e} of its norm."
+    )
+    update_head = [f"update, {EPISODES} episodes of {LENGTH} steps", "median ms", "quartiles", "compile s", "% of rate"]
+    tables = (
+        markdown(head, gradients),
+        markdown(["system", "method", "grows, from H = 400 on"], growth),
+        notes,
+        markdown(update_head, updated),
+    )
+    return "\n\n".join([f"matrix products: {rate / 1e9:.0f} GFLOP/s", *tables])
 
 
 def figure(cells: dict) -> Figure:
-    """Time and memory of the transformer AWM's gradient by method, and time of every system's by its fastest method."""
-    fig, axes = plt.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
+    """Draw the transformer AWM's time and memory by method, and every system's time with its fastest method."""
+    plt.rcParams.update(plot.STYLE)
+    fig, axes = plt.subplots(1, 3, figsize=(14, 4.5))
+
+    def draw(axis, name: str, colour: str, points: list[tuple[int, float]]) -> None:
+        if points:
+            axis.loglog(*zip(*points, strict=True), "o-", color=colour, label=name)
+
+    transformer = {horizon: cell["methods"] for (system, horizon), cell in cells.items() if system == "AWM transformer"}
     for axis, quantity in zip(axes[:2], ("ms", "memory_MiB"), strict=True):
-        for i, method in enumerate(METHODS):
-            rows = [
-                (h, c["methods"][method]) for (s, h), c in cells.items() if s == "AWM transformer" and method in c["methods"]
-            ]
-            points = [(h, np.median(row[quantity])) for h, row in rows if quantity in row]
-            axis.loglog(*zip(*points, strict=True), "o-", color=f"C{i}", ms=3, label=method) if points else None
-    for i, system in enumerate(SYSTEMS):
-        rows = [
-            (h, [np.median(r["ms"]) for r in c["methods"].values() if "ms" in r]) for (s, h), c in cells.items() if s == system
-        ]
-        points = [(h, min(times)) for h, times in rows if times]
-        axes[2].loglog(*zip(*points, strict=True), "o-", color=f"C{i}", ms=3, label=system) if points else None
-    axes[0].set(title="AWM transformer: a gradient, batch 16", xlabel="horizon", ylabel="ms")
-    axes[1].set(title="its memory", xlabel="horizon", ylabel="MiB")
-    axes[2].set(title="every system, by its fastest method", xlabel="horizon", ylabel="ms")
-    axes[0].legend(fontsize=7)
-    axes[2].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        for method, colour in plot.colours(METHODS).items():
+            rows = {h: methods[method] for h, methods in transformer.items() if method in methods}
+            draw(axis, method, colour, [(h, np.median(row[quantity])) for h, row in rows.items() if quantity in row])
+    for system, colour in plot.colours(SYSTEMS).items():
+        times = {
+            h: [np.median(r["ms"]) for r in c["methods"].values() if "ms" in r] for (s, h), c in cells.items() if s == system
+        }
+        draw(axes[2], system, colour, [(h, min(ms)) for h, ms in times.items() if ms])
+    axes[0].set(title="AWM transformer: a gradient, batch 16", xlabel="horizon (steps)", ylabel="ms")
+    axes[1].set(title="Its memory", xlabel="horizon (steps)", ylabel="MiB")
+    axes[2].set(title="Every system, by its fastest method", xlabel="horizon (steps)", ylabel="ms")
+    axes[0].legend()
+    axes[2].legend(loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 
 def main() -> None:
-    parser = arguments(__doc__, "speed", seeds=1)
+    parser = arguments(__doc__, "speed")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--horizons", type=int, nargs="+", default=[20, 50, 100, 200, 400, 1000, 2000, 4096])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--patience", type=float, default=60, help="seconds that one run may take")
-    parser.add_argument("--memory", type=float, default=16, help="GiB that a program may allocate")
+    parser.add_argument("--batch", type=int, default=16, help="number of initial states")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each program")
+    parser.add_argument("--patience", type=float, default=60, help="longest run, in seconds")
+    parser.add_argument("--memory", type=float, default=16, help="largest program, in GiB")
     options = parser.parse_args()
     if options.quick:
         options.systems, options.horizons, options.repeats = ["AWM transformer"], [50, 100], 3
         options.methods = ["Sequential", "Parallel", "Parallel, Picard"]
-    horizons = {s: [h for h in sorted(options.horizons) if h in ONLY.get(s, (h,))] for s in options.systems}
-    study = Study(options.out, total=2 + sum(map(len, horizons.values())))
-    sizes = {"batch": options.batch, "repeats": options.repeats}
-    rate = study.run("rate", sizes, lambda: rate_cell(options))["flops_per_s"]
-    updates = study.run("update", sizes, lambda: update_cell(options))
-    cells = {}
+    raw, sizes, cells = Raw(options, "speed"), {"batch": options.batch, "repeats": options.repeats}, {}
+    rate = raw.run("rate", sizes, lambda: rate_cell(options))["flops_per_s"]
+    updates = raw.run("update", sizes, lambda: update_cell(options))
     for system in options.systems:
         sequential = SYSTEMS[system](1, jax.random.key(0)).reads_state
-        for horizon in horizons[system]:
-            able = [m for m in options.methods if m.startswith("Sequential") or not sequential]
+        able = [m for m in options.methods if m.startswith("Sequential") or not sequential]
+        for horizon in (h for h in sorted(options.horizons) if h in ONLY.get(system, (h,))):
             quick = [m for m in able if predicted_s(cells, system, m, horizon) <= options.patience]
             config = {"system": system, "horizon": horizon, "methods": quick, **sizes}
-            fn = lambda s=system, h=horizon, m=quick: gradient_cell(s, h, m, options)
-            cells[system, horizon] = study.run(f"{system}-H{horizon}", config, fn)
-            text = table(cells, updates, rate)
-            (study.out / "speed.md").write_text(text + "\n")
-            figure(cells).savefig(study.out / "speed.png", dpi=110)
-            plt.close("all")
-    print("\n" + text)
+            cells[system, horizon] = raw.run(
+                f"{system}-H{horizon}", config, partial(gradient_cell, system, horizon, quick, options)
+            )
+    figure(cells).savefig(options.out / "speed.png", dpi=110)
+    raw.write(table(cells, updates, rate))
 
 
 if __name__ == "__main__":

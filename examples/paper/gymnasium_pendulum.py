@@ -1,26 +1,28 @@
-"""BPO on an environment that is not ours: Gymnasium's Pendulum-v1, lived through `env.step`, beside soft actor-critic.
+"""Does BPO work on an environment that is not awmkit's? Gymnasium's Pendulum-v1, beside soft actor-critic.
 
-    python examples/gymnasium_pendulum.py                     three seeds of 20,000 steps: about 20 minutes of one core
-    python examples/gymnasium_pendulum.py --quick             one seed of one method, 6,000 steps: 40 seconds
-    python examples/gymnasium_pendulum.py --reward learned    a RewardModel in place of the known reward
-    python examples/gymnasium_pendulum.py --methods "AWM GRU" SAC --seeds 5 --steps 10000
+    python examples/paper/gymnasium_pendulum.py                     three seeds of 20,000 steps: 20 minutes on one core
+    python examples/paper/gymnasium_pendulum.py --quick             one seed of one method, 6,000 steps: 40 seconds
+    python examples/paper/gymnasium_pendulum.py --from-raw          the table and the figure again, from the published values
+    python examples/paper/gymnasium_pendulum.py --reward learned    with a fitted RewardModel instead of the known reward
+    python examples/paper/gymnasium_pendulum.py --methods "AWM GRU" SAC --seeds 5 --steps 10000
 
-An episode has 200 steps and begins anywhere. The number reported is the mean return over the same 20 episodes of
-`env.step` for all, of the last policy's mode; the reward, where it is known, is that of the documentation, checked against
-the environment first. SAC needs a task in JAX and gets the same equations, checked too; curves have starts of their own.
+An episode has 200 steps. The score is the mean return of the final policy's mode over the same 20 episodes of `env.step` for
+all methods. The known reward is the documented one. SAC needs a task in JAX and gets the same equations. Both are checked
+against the environment first.
 
-Over 200 steps the pendulum is out of an AWM's reach: it passes near its upright, where the smallest difference decides
-where it goes, so that s_0 and the actions of a hundred episodes do not tell where it is ("AWM GRU, whole episodes"; the
-figure's right side). So here an AWM predicts segments of 20 steps that begin anywhere (`Segments`), and the policy climbs 10
-imagined steps and a critic. That is the same algorithm with another `ascent=`, and Markov's is the same too.
+An AWM cannot predict 200 steps of this pendulum: near the upright, tiny differences decide which way it falls, and a hundred
+episodes do not show where s_0 and the actions lead ("AWM GRU, whole episodes", right side of the figure). The other AWMs
+therefore predict segments of 20 steps from any state (`Segments`), and the policy is improved over 10 imagined steps and a
+critic (`ShortHorizon`), as Markov's is.
 
-Expect, medians of three seeds: AWM GRU -157 (-200 passed after 5,000 steps), AWM transformer -155 (5,000), Markov -156
-(5,000), SAC -153 (4,000), the AWM of whole episodes -1209 (never), random actions -1237. A run takes, in seconds of one core:
-60 to 70, the transformer 190, SAC 20.
+Expected medians of three seeds: AWM GRU -157 (above -200 after 5,000 steps), AWM transformer -155 (5,000), Markov -156 (5,000),
+SAC -153 (4,000), AWM of whole episodes -1209 (never), random actions -1237. Seconds per run on one core: 60 to 70, transformer
+190, SAC 20.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -32,7 +34,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
-from study import arguments, Study
+from study import arguments, markdown, Row, Study
 
 from awmkit import (
     AbstractDynamics,
@@ -57,20 +59,21 @@ from awmkit import (
 from awmkit.baselines import sac
 from awmkit.gym import GymnasiumTask
 from awmkit.models import AbstractWorldModel
+from awmkit.plot import colours as colours_of
 
-SEGMENT, AHEAD = 20, 10  # steps that an AWM predicts, and that a policy climbs
+SEGMENT, AHEAD = 20, 10  # steps that an AWM predicts, and steps that a policy imagines
 WARMUP, EVALUATIONS = 10, 20  # episodes
 
 
 def reward(state, action, t):
-    """-(angle^2 + 0.1 speed^2 + 0.001 torque^2), of (cos, sin, speed) and a torque of 2 N m."""
+    """-(angle^2 + 0.1 speed^2 + 0.001 torque^2) for the state (cos, sin, speed) and an action of 2 N m."""
     del t
     cosine, sine, speed = state
     return -(jnp.arctan2(sine, cosine) ** 2 + 0.1 * speed**2 + 0.001 * (2 * action[0]) ** 2)
 
 
 class Pendulum(AbstractTask):
-    """Pendulum-v1 in JAX, for SAC alone: a rod of 1 kg and 1 m, g = 10, steps of 0.05 s, the speed before the angle."""
+    """Pendulum-v1 in JAX, for SAC: a rod of 1 kg and 1 m, g = 10, semi-implicit Euler steps of 0.05 s."""
 
     state_size: int = 3
     action_size: int = 1
@@ -94,9 +97,9 @@ class Pendulum(AbstractTask):
 
 
 class Segments(AbstractWorldModel):
-    """An AWM of segments, which begin anywhere in an episode: s_{t+k} from s_t and a_t ... a_{t+k-1}, for k up to `length`.
+    """An AWM that predicts s_{t+k} from s_t and a_t ... a_{t+k-1}, for any t and for k up to `length`.
 
-    Cut from one episode they are many, and their starts are all over the place, for dynamics that do not depend on time.
+    It is for dynamics that do not depend on time. Each episode is cut into many segments, which start in many states.
     """
 
     awm: AWM
@@ -114,11 +117,11 @@ class Segments(AbstractWorldModel):
         return self.awm.action_size
 
     @property
-    def inputs(self):
+    def input_norm(self):
         return self.awm.input_norm
 
     @property
-    def targets(self):
+    def output_norm(self):
         return self.awm.output_norm
 
     @property
@@ -129,7 +132,7 @@ class Segments(AbstractWorldModel):
         return self.awm.init(state, horizon), jnp.asarray(0)
 
     def step(self, carry, state, action, t, *, key=None):
-        memory, since = carry  # the segment's own time, not the episode's
+        memory, since = carry  # steps since the segment began
         memory, state = self.awm.step(memory, state, action, since, key=key)
         return (memory, since + 1), state
 
@@ -145,13 +148,13 @@ class Segments(AbstractWorldModel):
 
 
 def gru(key: PRNGKeyArray) -> AWM:
-    """The AWM of both methods that have one."""
+    """Return an AWM with a GRU."""
     backbone_key, key = jax.random.split(key)
     return AWM(3, 1, GRU(64, key=backbone_key), key=key)
 
 
 def transformer(key: PRNGKeyArray) -> AWM:
-    """An AWM that attends to its segment."""
+    """Return an AWM with a transformer over a segment."""
     backbone_key, key = jax.random.split(key)
     return AWM(3, 1, Transformer(horizon=SEGMENT, key=backbone_key), key=key)
 
@@ -164,23 +167,24 @@ MODELS: dict[str, Callable[[PRNGKeyArray], AbstractDynamics]] = {
     WHOLE: gru,
 }
 METHODS = (*MODELS, "SAC")
+RANDOM = "random actions", 0  # the key of their cell, like the (method, seed) of the others
 
 
 def learn(task: GymnasiumTask, method: str, learned: bool, *, steps: int, key: PRNGKeyArray) -> TrainResult:
-    """One set of hyper-parameters for all models, but for what whole episodes need: fewer and longer updates."""
+    """Train a policy. All models have the same hyper-parameters, except that whole episodes allow fewer updates."""
     model_key, policy_key, critic_key, reward_key, key = jax.random.split(key, 5)
-    fits, climbs = 20, 16 if method == WHOLE else 50
+    model_updates, policy_updates = 20, 16 if method == WHOLE else 50
     episodes = steps // task.horizon - WARMUP
     adam = lambda rate, updates: optax.adam(optax.cosine_decay_schedule(rate, updates, 0.03))
     fitting = ModelUpdates(
-        steps_per_update=task.horizon / fits,
+        steps_per_update=task.horizon / model_updates,
         batch_size=16,
         initial_updates=300,
-        optimiser=optax.chain(optax.clip_by_global_norm(1.0), adam(2e-3, 300 + fits * episodes)),
+        optimiser=optax.chain(optax.clip_by_global_norm(1.0), adam(2e-3, 300 + model_updates * episodes)),
     )
     shared: dict[str, Any] = {
-        "every": task.horizon / climbs,
-        "optimiser": adam(3e-3, climbs * episodes),
+        "steps_per_update": task.horizon / policy_updates,
+        "optimiser": adam(3e-3, policy_updates * episodes),
         "clip": 1.0,
         "entropy": TargetEntropy(optax.linear_schedule(-0.5, -2.0, episodes * task.horizon, WARMUP * task.horizon)),
         "discount": 0.98,
@@ -206,7 +210,7 @@ def learn(task: GymnasiumTask, method: str, learned: bool, *, steps: int, key: P
 
 
 def cell(task: GymnasiumTask, method: str, learned: bool, *, steps: int, seed: int) -> dict:
-    """One run: its curve, the returns of 20 episodes in Gymnasium at its end, and the model's error by step."""
+    """Run one seed; return its curve, its final returns in Gymnasium, and the model's error by step."""
     key = jax.random.key(seed)
     if method == "SAC":
         run = jax.jit(lambda key: sac(Pendulum(), key=key, steps=steps, evaluate_every=1_000, evaluations=EVALUATIONS))
@@ -224,12 +228,12 @@ def cell(task: GymnasiumTask, method: str, learned: bool, *, steps: int, seed: i
 
 
 def true_returns(task: GymnasiumTask, policy: Callable[..., Array]) -> Float[Array, " N"]:
-    """Of the mode in Gymnasium, from starts that are the same for all methods and seeds."""
+    """Return the returns of the policy's mode in Gymnasium, from the same starts for all methods and seeds."""
     return task.collect(lambda state, t, key: policy(state, t), EVALUATIONS, key=jax.random.key(0)).returns()
 
 
 def error_by_step(task: GymnasiumTask, result: TrainResult) -> Float[Array, " K"]:
-    """Mean square error of what the model predicts, 1 to K steps ahead, of new episodes; in variances of their states."""
+    """Return the mean square error of predictions 1 to K steps ahead in new episodes, in variances of the states."""
     episodes = task.collect(result.policy, EVALUATIONS, key=jax.random.key(1))
     model, truth = result.model, episodes.states[:, 1:]
     assert isinstance(model, AbstractWorldModel)
@@ -239,7 +243,7 @@ def error_by_step(task: GymnasiumTask, result: TrainResult) -> Float[Array, " K"
 
 
 def check_equations(env: gymnasium.Env) -> None:
-    """Raise where the reward or the task in JAX are not those of `env.step`."""
+    """Raise `AssertionError` if the reward or the task in JAX differ from `env.step`."""
     task = Pendulum()
     plan = jax.random.uniform(jax.random.key(2), (task.horizon, 1), minval=-1.0)
     episode = GymnasiumTask(env).collect(plan, 1, key=jax.random.key(3))
@@ -249,70 +253,72 @@ def check_equations(env: gymnasium.Env) -> None:
     after = jax.vmap(lambda s, a, t: task.step(None, s, a, t)[1])(states[:-1], plan, steps)
     paid = jax.vmap(task.reward)(states[:-1], plan, steps)
     for name, ours, theirs in (("reward", paid, rewards), ("next state", after, states[1:])):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=f"{name} is not Gymnasium's")
-    print("reward and equations equal Gymnasium's to 1e-5 over an episode of random actions")
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5, err_msg=f"{name} differs from Gymnasium's")
 
 
-def random_return(task: GymnasiumTask) -> float:
-    """The mean return of actions drawn at random."""
+def random_cell(task: GymnasiumTask) -> dict[str, Any]:
+    """Return the returns of random actions."""
     act = lambda state, t, key: jax.random.uniform(key, (1,), minval=-1.0)
-    return float(jnp.mean(task.collect(act, EVALUATIONS, key=jax.random.key(0)).returns()))
+    return {"returns": task.collect(act, EVALUATIONS, key=jax.random.key(0)).returns()}
 
 
-def figure(runs: dict[str, list[dict]], random: float) -> Figure:
-    """Returns along the runs, each seed and their median; and the models' errors, medians over seeds."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for i, (method, seeds) in enumerate(runs.items()):
+def by_method(cells: dict[Any, Row]) -> dict[str, list[Row]]:
+    """Group the rows by method, a row per seed."""
+    return {m: [row for (method, _), row in cells.items() if method == m] for m in METHODS if (m, 0) in cells}
+
+
+def figure(cells: dict[Any, Row]) -> Figure:
+    """Draw the return during training (each seed and the median) and the final models' errors (medians over seeds)."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    colours = colours_of(METHODS)
+    for method, seeds in by_method(cells).items():
         steps, curves = seeds[0]["steps"], np.array([run["curve"] for run in seeds])
-        left.plot(steps, curves.T, color=f"C{i}", lw=0.7, alpha=0.5)
-        left.plot(steps, np.median(curves, axis=0), color=f"C{i}", lw=2, label=method)
+        left.plot(steps, curves.T, color=colours[method], lw=0.7, alpha=0.5)
+        left.plot(steps, np.median(curves, axis=0), color=colours[method], lw=2, label=method)
         if "error_by_step" in seeds[0]:
             errors = np.median([run["error_by_step"] for run in seeds], axis=0)
-            right.semilogy(1 + np.arange(errors.size), errors, color=f"C{i}", label=method)
-    left.axhline(random, color="k", ls=":", label="random actions")
+            right.semilogy(1 + np.arange(errors.size), errors, color=colours[method])
+    left.axhline(np.mean(cells[RANDOM]["returns"]), color="grey", ls=":", label="random actions")
     left.set(xlabel="environment steps", ylabel="mean return of 20 episodes", title="Gymnasium's Pendulum-v1")
-    left.legend(fontsize=8, loc="lower right")
-    right.axhline(1, color="k", lw=0.5)
-    right.set(xlabel="steps ahead", ylabel="mean square error / variance", title="the model after the last step")
+    right.axhline(1, color="grey", ls=":")
+    right.set(xlabel="steps ahead", ylabel="mean square error / variance", title="the final model's predictions")
+    fig.legend(loc="outside lower center", ncols=3)
     return fig
 
 
-def table(runs: dict[str, list[dict]], random: float) -> str:
-    """Median, least and greatest over seeds, in Markdown; and where each seed's curve first reached -200."""
-    rows = ["| method | mean return | first -200 after | seconds |", "|---|---|---|---|"]
-    for method, seeds in runs.items():
+def table(cells: dict[Any, Row]) -> str:
+    """Return the median and range over seeds, and when each seed's curve first reached -200."""
+    rows = []
+    for method, seeds in by_method(cells).items():
         means = [np.mean(run["returns"]) for run in seeds]
         first = [next((n for n, x in zip(run["steps"], run["curve"], strict=True) if x >= -200), None) for run in seeds]
         reached = ", ".join("never" if n is None else f"{n:,}" for n in first)
         seconds = np.median([run["seconds"] for run in seeds])
-        rows.append(f"| {method} | {np.median(means):.0f} ({min(means):.0f} .. {max(means):.0f}) | {reached} | {seconds:.0f} |")
-    return "\n".join([*rows, f"| random actions | {random:.0f} | | |"])
+        rows.append([method, f"{np.median(means):.0f} ({min(means):.0f} .. {max(means):.0f})", reached, f"{seconds:.0f}"])
+    rows.append(["random actions", f"{np.mean(cells[RANDOM]['returns']):.0f}", "", ""])
+    return markdown(["method", "mean return", "first -200 after", "seconds"], rows)
 
 
 def main() -> None:
     parser = arguments(__doc__, "gymnasium_pendulum", seeds=3)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=20_000, help="of the environment, warm-up included")
-    parser.add_argument("--reward", choices=("known", "learned"), default="known", help="what imagined episodes pay")
+    parser.add_argument("--steps", type=int, default=20_000, help="number of environment steps, warm-up included")
+    parser.add_argument("--reward", choices=("known", "learned"), default="known", help="the reward in imagined episodes")
     options = parser.parse_args()
     if options.quick:
         options.methods, options.steps, options.seeds = ["AWM GRU"], 6_000, 1
-    env = gymnasium.make("Pendulum-v1")
-    check_equations(env)
-    learned = options.reward == "learned"
+    env, learned = gymnasium.make("Pendulum-v1"), options.reward == "learned"
+    if not options.from_raw:
+        check_equations(env)
     task = GymnasiumTask(env, reward=None if learned else reward)
-    random = random_return(task)
-    study = Study(options.out, total=len(options.methods) * options.seeds)
-    runs = {method: [] for method in options.methods}
-    for seed in range(options.seeds):
-        for method in options.methods:
-            config = {"method": method, "reward": options.reward, "steps": options.steps, "seed": seed}
-            fn = lambda m=method, s=seed: cell(task, m, learned, steps=options.steps, seed=s)
-            runs[method].append(study.run(f"{method}-{options.reward}-{options.steps}-{seed}", config, fn))
-    text = f"{options.steps} steps, {options.seeds} seeds, {options.reward} reward\n\n{table(runs, random)}\n"
-    (options.out / "table.md").write_text(text)
-    figure(runs, random).savefig(options.out / "pendulum.png", dpi=110)
-    print("\n" + text)
+    cells: dict[Any, Any] = {RANDOM: ("random", {"episodes": EVALUATIONS}, partial(random_cell, task))}
+    for method, seed in [(m, s) for s in range(options.seeds) for m in options.methods]:
+        config = {"method": method, "reward": options.reward, "steps": options.steps, "seed": seed}
+        run = partial(cell, task, method, learned, steps=options.steps, seed=seed)
+        cells[method, seed] = f"{method}-{options.reward}-{options.steps}-{seed}", config, run
+    study = Study(options, "gymnasium_pendulum")
+    rows = study.collect(cells, figure)
+    study.write(f"{options.steps} steps, {options.seeds} seeds, {options.reward} reward\n\n{table(rows)}")
 
 
 if __name__ == "__main__":

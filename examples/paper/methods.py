@@ -1,4 +1,4 @@
-"""What is compared by the examples that learn: kinds of models, and of each the hyper-parameters that serve all tasks."""
+"""The models that the learning experiments compare, and the one set of hyper-parameters that each uses for all tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,8 +47,7 @@ MODELS: dict[str, Build] = {
     "Markov, critic": lambda task, k1, k2: MODELS["Markov"](task, k1, k2),
     "simulator": lambda task, k1, k2: task,
 }
-COLOURS = {method: f"C{i}" for i, method in enumerate(MODELS)} | {"simulator": "black", "SAC": "C8"}
-WARMUP = 15  # episodes, of the paper's 1,500 steps
+WARMUP = 15  # episodes of random actions; with 100 steps each they are the paper's 1,500 steps
 
 
 def learn(
@@ -62,15 +61,25 @@ def learn(
     actions: Callable[..., Array] = held_actions,
     paths: Paths = BPO,
 ) -> TrainResult:
-    """The hyper-parameters, the same for all tasks, for all seeds at once. Many episodes are lived four side by side.
+    """Train a policy with one method, all seeds in one program.
 
-    Updates are counted by the episode, so that a longer one is not more of them; a transformer needs more of them.
-    `starts` an update and `evaluations` an epoch: a task that always begins alike needs few. `actions`: of the warm-up.
+    The number of updates depends on the number of episodes, not on their length. Transformers are fitted with more updates
+    than the other models. From 100 episodes on, several are collected at once, at most four.
+
+    **Arguments**
+
+    - `task`, `method`: the task and a name in `MODELS`.
+    - `episodes`: number of episodes to collect, those of the warm-up included.
+    - `keys`: one per seed.
+    - `starts`: batch size of a policy update. A task that always starts in the same state needs few.
+    - `evaluations`: episodes per evaluation.
+    - `actions`: the random actions of the warm-up.
+    - `paths`: the paths of the policy gradient.
     """
     environments = max(1, min(4, episodes // 50))
     iterations = -(-(episodes - WARMUP) // environments)
-    climbs = 16 if environments == 1 else 32
-    fits = 30 if environments == 1 and "transformer" not in method else 60
+    policy_updates = 16 if environments == 1 else 32
+    model_updates = 30 if environments == 1 and "transformer" not in method else 60
     per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
 
     def make(key):
@@ -80,23 +89,31 @@ def learn(
 
     model, policy = eqx.filter_vmap(make)(keys)
     fitting = ModelUpdates(
-        steps_per_update=per_iteration / fits,
+        steps_per_update=per_iteration / model_updates,
         batch_size=12,
-        microbatch_size=3,  # What fits the processor's cache; results are equal to rounding.
+        microbatch_size=3,  # fits in a CPU's cache; the result is the same up to rounding
         initial_updates=500,
-        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + fits * iterations, 0.03)),
+        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates * iterations, 0.03)),
     )
     entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before))
-    ascent = FullHorizon(
-        steps_per_update=per_iteration / climbs,
-        batch_size=starts,
-        optimiser=optax.adam(optax.cosine_decay_schedule(6e-3, climbs * iterations, 0.03)),
-        clip=1.0,
-        entropy=entropy,
-        paths=paths,
-    )
-    if method == "Markov, critic":
-        ascent = short_unroll(task, 8 * climbs, per_iteration, iterations, entropy, keys[0])
+    if method == "Markov, critic":  # the SVG baseline
+        ascent = ShortHorizon(
+            critic=Critic(task.state_size, task.horizon, key=keys[0]),
+            steps_per_update=per_iteration / (8 * policy_updates),
+            optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, 8 * policy_updates * iterations, 0.03)),
+            polyak=0.9,
+            clip=1.0,
+            entropy=entropy,
+        )
+    else:
+        ascent = FullHorizon(
+            steps_per_update=per_iteration / policy_updates,
+            batch_size=starts,
+            optimiser=optax.adam(optax.cosine_decay_schedule(6e-3, policy_updates * iterations, 0.03)),
+            clip=1.0,
+            entropy=entropy,
+            paths=paths,
+        )
     return train(
         task,
         task if method == "simulator" else model,
@@ -113,22 +130,11 @@ def learn(
     )
 
 
-def short_unroll(task: AbstractTask, updates: int, per_iteration: int, iterations: int, entropy, key) -> ShortHorizon:
-    """The SVG baseline's ascent, so many updates an iteration."""
-    return ShortHorizon(
-        critic=Critic(task.state_size, task.horizon, key=key),
-        steps_per_update=per_iteration / updates,
-        optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, updates * iterations, 0.03)),
-        polyak=0.9,
-        clip=1.0,
-        entropy=entropy,
-    )
-
-
 def train_sac(task: AbstractTask, episodes: int, keys: PRNGKeyArray, *, evaluations: int = 1) -> Baseline:
-    """Soft actor-critic for all seeds at once: the same warm-up in length, and hyper-parameters of its own, for all tasks too.
+    """Train a policy with soft actor-critic, all seeds in one program.
 
-    Of actions drawn step by step it learns more than of held ones.
+    Its warm-up is as long as that of the other methods but draws a new action at each step, from which SAC learns more. It has
+    one set of hyper-parameters of its own for all tasks.
     """
     steps = episodes * task.horizon
     learn = lambda key: sac(
@@ -146,6 +152,6 @@ def train_sac(task: AbstractTask, episodes: int, keys: PRNGKeyArray, *, evaluati
 
 
 def record(result: TrainResult) -> dict[str, Any]:
-    """What a run saw, for its file: a list a seed."""
+    """Return the raw values of a run: one list per seed."""
     metrics = result.metrics.row()
     return {"steps": metrics.pop("steps")[0], "curve": metrics.pop("true_return"), "metrics": metrics}

@@ -1,22 +1,25 @@
-"""The paper's table: realistic optimal control, twelve Myriad tasks by every kind of model, by the simulator and by SAC.
+"""Which model learns the better policy on the paper's optimal-control tasks?
 
-    python examples/myriad.py                           nine tasks, N = 100, 5,000 and 20,000 steps: some 8 hours of a core
-    python examples/myriad.py --quick                   one task, two methods, 1,500 steps: about 2 minutes
-    python examples/myriad.py --tasks CancerTreatment --methods "AWM transformer" --episodes 50 --seeds 5
-    python examples/myriad.py --episodes 50 --horizons 50 100 200 500 --tasks CancerTreatment MouldFungicide HIVTreatment
+    python examples/paper/myriad.py --table 5000        nine tasks, 50 episodes of 100 steps: 2 hours on one core
+    python examples/paper/myriad.py --table 20000       nine tasks, 200 episodes: 3 hours
+    python examples/paper/myriad.py --table horizons    three tasks, 50 to 500 steps per episode: 2 hours
+    python examples/paper/myriad.py --table degenerate  the three tasks in which a constant action is (nearly) optimal
+    python examples/paper/myriad.py --quick             one task, two methods, 1,500 steps: 2 minutes
+    python examples/paper/myriad.py --tasks CancerTreatment --methods "AWM transformer" --episodes 50
+    python examples/paper/myriad.py --from-raw          the four tables again, from the published values: 10 seconds
 
-Every run learns from whole episodes of N steps; 50 episodes of 100 are the paper's 5,000 environment steps. A method has one
-set of hyper-parameters for all tasks (see `train`). The score is the gap closed, (R - best constant action) / (optimal - best
-constant action), of the final policy's mode on the true task, evaluated in float64; optimal returns are an independent
-solver's. All seeds of a task and a method run as one program. Runs are kept one by one: stop it, start it again, add to it.
+The score is the gap closed, (R - best constant action) / (optimal - best constant action), of the final policy's mode on the
+true task, in float64. Optimal returns come from an independent solver. Each method has one set of hyper-parameters for all
+tasks (methods.py). All seeds of a cell run as one program.
 
-Expect at 5,000 steps, of five seeds and the nine tasks, interquartile means of 0.955 for the AWM transformer, 0.973 for the AWM
-GRU, 0.957 for the HWM LSTM, 0.966 for Markov, 0.994 for the simulator and 0.10 for SAC. A cell of five seeds then takes, in
-seconds of one core: AWM transformer 270, AWM GRU 100, HWM LSTM 120, Markov 75, simulator 25, SAC 115.
-At 20,000 steps, 0.987, 0.990, 0.992, 0.986, 0.999 and 0.81. Seconds then: AWM transformer 300 to 370, AWM GRU 130 to 155, HWM
-LSTM 150 to 170, Markov 85, simulator 20, SAC 500.
+Expected interquartile means over five seeds and nine tasks, at 5,000 and at 20,000 steps: AWM transformer 0.955, 0.987; AWM GRU
+0.973, 0.990; HWM LSTM 0.957, 0.992; Markov 0.966, 0.986; simulator 0.994, 0.999; SAC 0.10, 0.81.
+Seconds per cell on one core: AWM transformer 270 (at 20,000 steps 300 to 370), AWM GRU 100 (130 to 155), HWM LSTM 120 (150 to
+170), Markov 75 (85), simulator 25 (20), SAC 115 (500).
 """
 
+import argparse
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -26,20 +29,41 @@ import jax.tree_util as jtu
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from methods import COLOURS, learn, MODELS, record, train_sac
-from study import arguments, Study
+from methods import learn, MODELS, record, train_sac
+from study import arguments, Row, Study
 
 from awmkit import unroll
+from awmkit.plot import COLOURS
 from awmkit.scores import gap_closed, table, TELLING
 from awmkit.tasks import Discretised, MYRIAD
 
-METHODS = (*MODELS, "SAC")
-FLOOR = -0.5  # of the figure
+FLOOR = -0.5  # lowest score in the figure
 TASKS: dict[str, Any] = {problem.__name__: problem for problem in MYRIAD}
+NINE = [problem.__name__ for problem in TELLING]
+COMPARED = ["AWM transformer", "AWM GRU", "HWM LSTM", "Markov", "simulator", "SAC"]
+TABLES: dict[str, dict[str, Any]] = {
+    "5000": {"tasks": NINE, "methods": COMPARED, "episodes": [50], "horizons": [100], "seeds": 5},
+    "20000": {"tasks": NINE, "methods": COMPARED, "episodes": [200], "horizons": [100], "seeds": 5},
+    "horizons": {
+        "tasks": ["CancerTreatment", "HIVTreatment", "MouldFungicide"],
+        "methods": ["AWM transformer", "HWM LSTM", "Markov", "AWM LSTM", "simulator"],
+        "episodes": [50],
+        "horizons": [50, 100, 200, 500],
+        "seeds": 3,
+    },
+    "degenerate": {
+        "tasks": ["Bioreactor", "PredatorPrey", "Epidemic"],
+        "methods": COMPARED,
+        "episodes": [50],
+        "horizons": [100],
+        "seeds": 5,
+    },
+    "quick": {"tasks": ["CancerTreatment"], "methods": ["AWM LSTM", "Markov"], "episodes": [30], "horizons": [50], "seeds": 2},
+}
 
 
 def cell(task: Discretised, method: str, episodes: int, seeds: int) -> dict:
-    """All seeds of a method on a task."""
+    """Train all seeds of a method on a task."""
     keys = jax.random.split(jax.random.key(0), seeds)
     if method == "SAC":
         result = train_sac(task, episodes, keys)
@@ -49,7 +73,7 @@ def cell(task: Discretised, method: str, episodes: int, seeds: int) -> dict:
 
 
 def exact_returns(task: Discretised, policies) -> np.ndarray:
-    """True returns of the modes, one a seed, in float64: glucose pays differences of 0.1 in 3,200."""
+    """Return the true return of each policy's mode, in float64: in Glucose, differences of 0.1 in 3,200 matter."""
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(np.asarray(x), float) if eqx.is_inexact_array(x) else x
         policies = jtu.tree_map(double, policies)
@@ -61,69 +85,69 @@ def exact_returns(task: Discretised, policies) -> np.ndarray:
         return np.asarray(eqx.filter_jit(eqx.filter_vmap(true_return))(policies))
 
 
-def figure(cells: dict, horizons: list[int], episodes: list[int]) -> Figure:
-    """Scores of every seed by task, or against the horizon where there are several; triangles are below the figure."""
-    names = list(dict.fromkeys(name for name, *_ in cells))
-    methods = list(dict.fromkeys(method for _, method, *_ in cells))
-    panels = [(e, n) for e in episodes for n in horizons] if len(horizons) == 1 else [(e, None) for e in episodes]
-    width = len(names) if len(horizons) == 1 else len(names) * len(horizons)
-    fig, axes = plt.subplots(len(panels), 1, figsize=(2 + 1.1 * width, 3 * len(panels)), layout="constrained", squeeze=False)
-    for axis, (count, horizon) in zip(axes[:, 0], panels, strict=True):
-        slots = [(name, n) for name in names for n in ([horizon] if horizon else horizons)]
-        for i, (name, n) in enumerate(slots):
-            for j, method in enumerate(methods):
-                run = cells.get((name, method, n, count))
+def figure(options: argparse.Namespace, cells: dict[Any, Row]) -> Figure:
+    """Draw every seed's score by task, or by task and horizon if there are several; triangles lie below the axis."""
+    panels = [(e, [n]) for e in options.episodes for n in options.horizons]
+    if len(options.horizons) > 1:
+        panels = [(e, options.horizons) for e in options.episodes]
+    slots = len(options.tasks) * len(panels[0][1])
+    fig, axes = plt.subplots(len(panels), 1, figsize=(2 + 1.1 * slots, 3.6 * len(panels)), squeeze=False)
+    for axis, (episodes, horizons) in zip(axes[:, 0], panels, strict=True):
+        ticks = [(name, n) for name in options.tasks for n in horizons]
+        for i, (name, n) in enumerate(ticks):
+            for j, method in enumerate(options.methods):
+                run = cells.get((name, method, n, episodes))
                 if run is None or TASKS[name] not in TELLING:
                     continue
                 scores = gap_closed(Discretised(TASKS[name](), n), run["returns"])
-                x = np.full(scores.size, i + 0.8 * ((j + 0.5) / len(methods) - 0.5))
+                x = np.full(scores.size, i + 0.8 * ((j + 0.5) / len(options.methods) - 0.5))
                 for mark, where in ((".", scores >= FLOOR), ("v", scores < FLOOR)):
                     axis.plot(x[where], np.maximum(scores, FLOOR)[where], mark, color=COLOURS[method], alpha=0.6)
-                axis.plot(
-                    x[0], max(np.median(scores), FLOOR), "_", color=COLOURS[method], ms=9, label=method if i == 0 else None
-                )
-        labels = [name if horizon else f"{name}\nN = {n}" for name, n in slots]
-        axis.set_xticks(range(len(slots)), labels, fontsize=7)
-        axis.set(
-            ylabel="gap closed",
-            ylim=(FLOOR - 0.05, 1.05),
-            title=f"{count} episodes" + (f" of {horizon} steps" if horizon else ""),
-        )
+                median = max(np.median(scores), FLOOR)
+                axis.plot(x[0], median, "_", color=COLOURS[method], ms=9, label=None if i else method)
+        labels = [name if len(horizons) == 1 else f"{name}\nN = {n}" for name, n in ticks]
+        axis.set_xticks(range(len(ticks)), labels, fontsize=7)
+        title = f"{episodes} episodes" + (f" of {horizons[0]} steps" if len(horizons) == 1 else "")
+        axis.set(ylabel="gap closed", ylim=(FLOOR - 0.05, 1.05), title=title)
+        axis.margins(x=0.01)
         axis.axhline(1, color="k", lw=0.5)
         axis.axhline(0, color="k", lw=0.5, ls=":")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=len(methods))
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(options.methods))
     return fig
+
+
+def run(options: argparse.Namespace, title: str) -> None:
+    """Run the cells that are missing and write the table and the figure."""
+    study = Study(options, "myriad", title=title)
+    grid = [(t, m, n, e) for e in options.episodes for n in options.horizons for m in options.methods for t in options.tasks]
+    cells = {}
+    for name, method, horizon, episodes in grid:
+        config = {"task": name, "method": method, "horizon": horizon, "episodes": episodes, "seeds": options.seeds}
+        task = Discretised(TASKS[name](), horizon)
+        label = f"{name}-{method}-N{horizon}-E{episodes}"
+        cells[name, method, horizon, episodes] = label, config, partial(cell, task, method, episodes, options.seeds)
+    scored = any(TASKS[name] in TELLING for name in options.tasks)
+    rows = study.collect(cells, partial(figure, options) if scored else None)
+    texts = []
+    for episodes in options.episodes:
+        for n in options.horizons:
+            returns = {m: {t: rows[t, m, n, episodes]["returns"] for t in options.tasks} for m in options.methods}
+            texts.append(f"{episodes} episodes of {n} steps\n\n{table(returns, n)}")
+    study.write("\n".join(texts))
 
 
 def main() -> None:
     parser = arguments(__doc__, "myriad")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=[problem.__name__ for problem in TELLING])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument(
-        "--episodes", nargs="+", type=int, default=[50, 200], help="of the environment in all, warm-up included"
-    )
-    parser.add_argument("--horizons", nargs="+", type=int, default=[100])
+    parser.add_argument("--table", choices=TABLES, help="a published table; sets the options below and --seeds")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=NINE)
+    parser.add_argument("--methods", nargs="+", choices=(*MODELS, "SAC"), default=[*MODELS, "SAC"])
+    parser.add_argument("--episodes", nargs="+", type=int, default=[50, 200], help="number of episodes, warm-up included")
+    parser.add_argument("--horizons", nargs="+", type=int, default=[100], help="steps per episode")
     options = parser.parse_args()
-    if options.quick:
-        options.tasks, options.methods = ["CancerTreatment"], ["AWM LSTM", "Markov"]
-        options.episodes, options.horizons, options.seeds = [30], [50], 2
-    grid = [(t, m, n, e) for e in options.episodes for n in options.horizons for m in options.methods for t in options.tasks]
-    study = Study(options.out, total=len(grid))
-    cells = {}
-    for name, method, horizon, episodes in grid:
-        task = Discretised(TASKS[name](), horizon)
-        config = {"task": name, "method": method, "horizon": horizon, "episodes": episodes, "seeds": options.seeds}
-        label = f"{name}-{method}-N{horizon}-E{episodes}"
-        run = study.run(label, config, lambda t=task, m=method, e=episodes: cell(t, m, e, options.seeds))
-        cells[name, method, horizon, episodes] = run
-        figure(cells, options.horizons, options.episodes).savefig(study.out / "myriad.png", dpi=110)
-        plt.close("all")
-    for episodes in options.episodes:
-        for horizon in options.horizons:
-            returns = {m: {t: cells[t, m, horizon, episodes]["returns"] for t in options.tasks} for m in options.methods}
-            text = f"{episodes} episodes of {horizon} steps\n\n{table(returns, horizon)}\n"
-            (study.out / f"table-N{horizon}-E{episodes}.md").write_text(text)
-            print("\n" + text)
+    chosen = "quick" if options.quick else options.table
+    titles = [name for name in TABLES if name != "quick"] if options.from_raw and chosen is None else [chosen]
+    for name in titles:
+        run(argparse.Namespace(**vars(options) | TABLES.get(name, {})), f"myriad_{name}" if name else "myriad")
 
 
 if __name__ == "__main__":

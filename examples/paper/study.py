@@ -1,30 +1,43 @@
-"""What the examples that learn share: a folder of runs that can be stopped at any time and gone on with, one JSON file a run.
+"""Run the cells of an experiment, keep their raw values, and write its table and figure.
 
-    study = Study(Path("out"), "myriad", total=54)
-    cell = study.run("CancerTreatment-AWM", {"task": ...}, lambda: {"returns": [...]})
+An experiment is a grid of cells, for example one method on one task. All its raw values are in one file, a gzipped JSON object
+per line and cell:
 
-A run that is there already is read and not repeated. Each file holds the raw values of each seed, what the run was, versions,
-the commit, and the seconds it took: by the clock, of all cores, and of compiling by itself.
+    pandas.read_json("examples/paper/results/myriad.jsonl.gz", lines=True, precise_float=True)
+
+A row has the cell's `name`, its `config`, the `command`, the `host` (device, versions, commit), the time it took (`seconds` of
+wall-clock time, `cpu_seconds` of all cores, `compile_seconds`), and the values. A cell in the file is never run again, so a run
+can be stopped at any time: Ctrl-C loses at most the cell that is running. Several processes may work on one file.
 """
 
 import argparse
-import contextlib
+import fcntl
+import gzip
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from tabulate import tabulate
 
-from awmkit import versions
+from awmkit import plot, versions
 
-_compiling = [0.0]  # seconds in all
+plt.rcParams.update(plot.STYLE)
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+Cell = tuple[str, dict[str, Any], Callable[[], dict[str, Any]]]  # its name, its config, and the function that runs it
+
+_compiling = [0.0]  # seconds in total
 
 
 def _listen(event: str, duration_secs: float, **_: str | int) -> None:
@@ -36,87 +49,151 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 class Study:
-    """A folder of runs.
+    """The raw values, table and figure of one experiment.
 
-    **Arguments:** `out`: the folder. `total`: how many runs there will be, for the progress line.
+    **Arguments**
+
+    - `options`: what `arguments` parsed: the output folder, and whether to read the published values instead of running cells.
+    - `raw`: the name of the file of raw values, without `.jsonl.gz`.
+    - `title`: the name of the table and the figure; by default `raw`.
     """
 
-    def __init__(self, out: Path, *, total: int):
-        out.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(out / ".cache"))
-        self.out = out
-        self._total = total
-        self._done = 0
-        self._ran = 0.0
-        self._fresh = 0
+    def __init__(self, options: argparse.Namespace, raw: str, *, title: str | None = None):
+        options.out.mkdir(parents=True, exist_ok=True)
+        if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+            jax.config.update("jax_compilation_cache_dir", str(options.out / ".cache"))
+        self._out = options.out
+        self._title = title or raw
+        self._from_raw = options.from_raw
+        self._path = (RESULTS if options.from_raw else options.out) / f"{raw}.jsonl.gz"
 
-    def run(self, name: str, config: dict[str, Any], fn: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `fn` returns, by name, from the file of an earlier run of the same `config` or from running it now.
+    def collect(self, cells: Mapping[Any, Cell], figure: Callable[[dict[Any, Row]], Figure] | None = None) -> dict[Any, Row]:
+        """Return the row of each cell, running those that are not in the file.
 
-        A kept run of more seeds will do.
+        `figure` draws the rows so far; its picture is saved after each new cell and at the end.
 
-        **Raises:** `ValueError` where the file is of another `config`.
+        **Raises:** `ValueError` if the file has a cell of the same name and another config, or, with `--from-raw`, if it lacks
+        a cell.
         """
-        path = self.out / f"{name.replace(' ', '_').replace(',', '')}.json"
-        config = json.loads(json.dumps(config))
-        self._done += 1
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept["config"].get("seeds", 0) > config.get("seeds", 0):
-                config["seeds"] = kept["config"]["seeds"]
-            if kept["config"] != config:
-                raise ValueError(f"{path} is of {kept['config']}, and asked for is {config}; choose another folder with --out.")
-            return kept
+        rows, found, spent = {}, read(self._path), []
+        for i, (key, (name, config, run)) in enumerate(cells.items()):
+            if name not in found and not self._from_raw:
+                found = read(self._path)  # Another process may have finished the cell since.
+            if name in found:
+                _check_config(self._path, found[name], config)
+                rows[key] = found[name]
+                continue
+            if self._from_raw:
+                raise ValueError(f"{self._path} has no cell {name!r}; run it without --from-raw.")
+            print(f"[{i + 1}/{len(cells)}] {name}", file=sys.stderr, flush=True)
+            rows[key] = found[name] = add(self._path, self._run(name, config, run))
+            spent.append(rows[key]["seconds"])
+            missing = sum(label not in found for label, *_ in cells.values())
+            left = missing * np.mean(spent) / 60
+            print(f"    took {spent[-1]:.0f} s; at most {left:.0f} minutes left", file=sys.stderr, flush=True)
+            if figure is not None:
+                self.save(figure(rows))
+        if figure is not None and not spent:
+            self.save(figure(rows))
+        return rows
+
+    def save(self, figure: Figure, title: str | None = None) -> None:
+        """Save a figure in the output folder."""
+        figure.savefig(self._out / f"{title or self._title}.png", dpi=110)
+        plt.close(figure)
+
+    def write(self, text: str) -> None:
+        """Print the table and save it in the output folder."""
+        path = self._out / f"{self._title}.md"
+        path.write_text(text.rstrip() + "\n")
+        print(f"\n{text}\n\nTable, figure and raw values: {self._out}/{self._title}.*")
+
+    def _run(self, name: str, config: dict[str, Any], run: Callable[[], dict[str, Any]]) -> Row:
         started, processor, compiling = time.monotonic(), time.process_time(), _compiling[0]
-        print(f"[{self._done}/{self._total}] {name}", file=sys.stderr, flush=True)
-        with resumable(self.out):
-            values = jax.tree_util.tree_map(_plain, fn())
-        seconds = time.monotonic() - started
-        self._ran, self._fresh = self._ran + seconds, self._fresh + 1
-        left = (self._total - self._done) * self._ran / self._fresh
-        compiling = _compiling[0] - compiling
-        print(
-            f"    took {seconds:.0f} s, {compiling:.0f} of them to compile; at most {left / 60:.0f} minutes left",
-            file=sys.stderr,
-            flush=True,
-        )
-        times = {"seconds": seconds, "cpu_seconds": time.process_time() - processor, "compile_seconds": compiling}
-        record = {"command": command(), "config": config, **times, "host": host(), **values}
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(record, indent=1))
-        os.replace(beside, path)
-        return record
+        try:
+            values = jax.tree_util.tree_map(_plain, run())
+        except KeyboardInterrupt:
+            again = command() if "--out" in sys.argv else f"{command()} --out {shlex.quote(str(self._out))}"
+            print(f"\nInterrupted. Finished cells are in {self._path}. To continue: {again}", file=sys.stderr)
+            sys.exit(130)
+        times = {
+            "seconds": time.monotonic() - started,
+            "cpu_seconds": time.process_time() - processor,
+            "compile_seconds": _compiling[0] - compiling,
+        }
+        return {"name": name, "command": command(), "config": config, **times, "host": host(), **values}
 
 
-@contextlib.contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Ctrl-C ends the program with one line that says how to go on with what `out` holds."""
+def read(path: Path) -> dict[str, Row]:
+    """Return the rows of a file of raw values by name; none if there is no such file."""
+    if not path.exists():
+        return {}
+    with gzip.open(path, "rt") as lines:
+        return {row["name"]: row for row in map(json.loads, lines)}
+
+
+def add(path: Path, row: Row) -> Row:
+    """Add a row to a file of raw values, unless it has one of that name; return the row that the file has now.
+
+    The file is complete at any moment. Processes that add rows at the same time wait for each other: they lock the folder.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        yield
-    except KeyboardInterrupt:
-        again = command() if "--out" in sys.argv else f"{command()} --out {shlex.quote(str(out))}"
-        print(f"\nInterrupted; what is done is kept in {out}. To go on: {again}", file=sys.stderr)
-        sys.exit(130)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        rows = read(path)
+        if row["name"] not in rows:
+            rows[row["name"]] = json.loads(json.dumps(row))
+            _replace(path, rows.values())
+            os.fsync(folder)
+        return rows[row["name"]]
+    finally:
+        os.close(folder)  # This releases the lock.
+
+
+def _replace(path: Path, rows: Iterable[Row]) -> None:
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # Without name and time, equal rows give equal bytes.
+            packed.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _check_config(path: Path, row: Row, config: dict[str, Any]) -> None:
+    """A cell with more seeds than asked for will do."""
+    config, kept = json.loads(json.dumps(config)), dict(row["config"])
+    if kept.get("seeds", 0) > config.get("seeds", 0):
+        config["seeds"] = kept["seeds"]
+    if kept != config:
+        raise ValueError(
+            f"cell {row['name']!r} of {path} has the config {kept}, not {config}; choose another folder with --out"
+        )
 
 
 def arguments(doc: str | None, name: str, *, seeds: int = 5) -> argparse.ArgumentParser:
-    """The options that all examples have: --quick, --seeds and --out."""
+    """Return a parser with the options that all drivers have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it works")
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many, {seeds} by default")
-    parser.add_argument(
-        "--out", type=Path, default=Path("examples/out") / name, help="a folder; runs found there are not repeated"
-    )
+    parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"number of seeds, {seeds} by default")
+    parser.add_argument("--from-raw", action="store_true", help="draw the published values again; nothing is run")
+    default = Path("examples/out") / name
+    parser.add_argument("--out", type=Path, default=default, help=f"output folder, {default} by default; its cells are kept")
     return parser
 
 
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a Markdown table."""
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+
+
 def command() -> str:
-    """The command that is running."""
-    return shlex.join(["python", "examples/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command that is running."""
+    return shlex.join(["python", "examples/paper/" + Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def host() -> dict[str, Any]:
-    """The device, versions and commit."""
+    """Return the device, the versions and the commit."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )

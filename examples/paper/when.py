@@ -1,37 +1,36 @@
 """When do actions world models give better policy gradients? A map over tasks, horizons and models.
 
-    python examples/when.py                 34 points, five methods: 5 hours of one core
-    python examples/when.py --quick         two points, two methods, one seed: about 2 minutes
-    python examples/myriad.py --episodes 50 --seeds 3 --horizons 50 100 200 500 \\
-        --tasks CancerTreatment HIVTreatment MouldFungicide --methods "AWM transformer" "AWM LSTM" "HWM LSTM" Markov simulator
+    python examples/paper/when.py               34 points, five methods: 5 hours on one core
+    python examples/paper/when.py --quick       two points, two methods, one seed: 2 minutes
+    python examples/paper/when.py --from-raw    the table and the figure again, from the published values
 
-Every point is a task at a horizon, from contracting to chaotic; noisy, with distracting states, and seen in part. At each, a
-policy is learned from 50 episodes through five dynamics, by the hyper-parameters in methods.py. The advantage of the AWM
-transformer over every other method is the difference of true returns as a share of what there is to gain, (best median of all
-methods - mean of random plans). The figure has it against three things:
+A point is a task and a horizon. The tasks range from contracting to chaotic; some are noisy, have distracting states, or show
+only part of their state. At each point a policy is trained on 50 episodes with five methods (methods.py). The advantage of the
+AWM transformer over another method is the difference of their true returns divided by (best median of all methods - mean of
+random plans). The figure shows it against
 
-- how much the simulator's ds_t/da_0 grows from the first step to the last, in decades, states in units of their standard
+- the growth of the simulator's ds_t/da_0 from the first step to the last, in decades, with states in units of their standard
   deviations (median over 16 random plans, float64);
-- the transformer's open-loop error on the policy's own last episodes, before it was fitted to them;
-- the norm of the policy's gradient while it learned, before clipping, the other method's over the transformer's.
+- the transformer's open-loop error on the policy's last episodes, before it was fitted to them;
+- the norm of the policy gradient during training, before clipping: the other method's divided by the transformer's.
 
-Runs of Myriad tasks are myriad.py's and in its folder, where each of the two finds what the other did; the third command
-reads from there how scores of three tasks change with the horizon.
+The raw values are in myriad.jsonl.gz, which myriad.py shares.
 
-The answer: AWM transformers give better policy gradients than models that feed their predictions back where those models'
-gradients are several times larger than theirs (chaos, a wall, delay, hidden state), no better ones where they are
-not, worse ones on the driven pendulum at 50 and 200 steps, and better ones than the simulator only where its own explode; of
-what was measured the ratio of gradients predicts it best, better than the system's growth or the model's error.
+The answer: AWM transformers give better policy gradients than models that feed predictions back if the gradients of those
+models are several times larger than theirs (chaos, a wall, delay, hidden state). Otherwise they give no better ones, and on the
+driven pendulum at 50 and 200 steps they give worse ones. They beat the simulator's gradient only where it explodes. The ratio
+of gradients predicts the advantage better than the system's growth or the model's error.
 
-Expect of 34 points, ahead of Markov by more than 0.02 at 12 and behind at 4: where Markov's gradient is more than 3 times the
-transformer's, ahead at 9 of 11 and behind at 2 (the driven pendulum), elsewhere ahead at 3 of 23 and behind at 2. Rank
-correlations with the ratio +0.61 (p = 0.0002), growth +0.30 (0.09), the error +0.24 (0.18). Of the HWM LSTM, ahead at 7 and
-behind at 5; +0.44 (0.01), +0.32 (0.07), +0.14 (0.44). Of the AWM LSTM, 13 and 2; of the simulator, 1 (the passive pendulum at
-100 steps) and 8. The ratio was added when two thirds of the points were seen, and no p is corrected for there being twelve.
-Growth is that along random plans, which do not swing the driven pendulum up; learned policies go where it is chaotic.
+Expected at the 34 points, counting advantages above 0.02: over Markov ahead at 12 and behind at 4; where Markov's gradient is
+more than 3 times larger, ahead at 9 of 11 and behind at 2 (the driven pendulum), elsewhere ahead at 3 of 23 and behind at 2.
+Rank correlation with the ratio +0.61 (p = 0.0002), with growth +0.30 (0.09), with the error +0.24 (0.18). Over the HWM LSTM
+ahead at 7 and behind at 5; +0.44 (0.01), +0.32 (0.07), +0.14 (0.44). Over the AWM LSTM 13 and 2. Over the simulator 1 (passive
+pendulum, 100 steps) and 8. Caveats: the ratio was added after two thirds of the points had been seen, and no p is corrected for
+twelve tests. Growth is measured along random plans, which do not swing the driven pendulum up to where it is chaotic.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -44,7 +43,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from methods import learn, record
 from scipy.stats import spearmanr
-from study import arguments, Study
+from study import arguments, markdown, Study
 
 from awmkit import AbstractTask, held_actions, unroll
 from awmkit.scores import TELLING
@@ -60,13 +59,13 @@ from awmkit.tasks import (
 
 METHODS = ("AWM transformer", "AWM LSTM", "HWM LSTM", "Markov", "simulator")
 PLANS = 64
-CLEAR = 0.02  # of an advantage that is more than the spread of seeds on easy points
-LARGER = 3.0  # of a ratio of gradients that sets the points apart
-LARGEST = 1e6  # of a ratio of gradients in the figure, or its inverse; also where one is not finite
+CLEAR = 0.02  # a clear advantage: more than the spread of seeds at easy points
+LARGER = 3.0  # ratio of gradients that divides the points into two groups
+LARGEST = 1e6  # the figure clips ratios of gradients to [1 / LARGEST, LARGEST]
 
 
 class Partial(AbstractTask):
-    """A task of which only the entries before `shown` are seen; those hidden begin as `task.reset` says, alike each time."""
+    """A task that shows only the first `shown` entries of its state. The hidden entries start in the same state each time."""
 
     task: AbstractTask
     shown: int
@@ -119,7 +118,7 @@ POINTS: dict[str, tuple[Callable[[int], AbstractTask], list[int]]] = {
 
 
 def growth(task: AbstractTask) -> float:
-    """Decades by which |ds_t/da_0| grows from the first step that it reaches to the last one, median over 16 plans."""
+    """Return the decades by which |ds_t/da_0| grows from the first step where it is not 0 to the last; median over 16 plans."""
     with jax.enable_x64(True):
 
         def norms(key: PRNGKeyArray):
@@ -139,7 +138,7 @@ def growth(task: AbstractTask) -> float:
 
 
 def random_return(task: AbstractTask) -> float:
-    """The mean true return of random plans."""
+    """Return the mean true return of random plans."""
 
     def episode(key):
         start_key, plan_key, noise_key = jax.random.split(key, 3)
@@ -149,8 +148,13 @@ def random_return(task: AbstractTask) -> float:
     return float(jnp.mean(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(2), PLANS))))
 
 
+def plans_cell(task: AbstractTask) -> dict[str, float]:
+    """Measure a point with random plans."""
+    return {"growth": growth(task), "random": random_return(task)}
+
+
 def cell(name: str, task: AbstractTask, method: str, episodes: int, seeds: int) -> dict[str, Any]:
-    """All seeds of a method at a point."""
+    """Train all seeds of a method at a point."""
     if isinstance(task, Discretised) and name in myriad.TASKS:
         return myriad.cell(task, method, episodes, seeds)
     keys = jax.random.split(jax.random.key(0), seeds)
@@ -159,18 +163,18 @@ def cell(name: str, task: AbstractTask, method: str, episodes: int, seeds: int) 
 
 
 def model_error(run: dict[str, Any]) -> float:
-    """Of the last episodes, median over seeds."""
+    """Return the error in the last episodes, median over seeds."""
     return float(np.median([curve[-1] for curve in run["metrics"]["model_error"]]))
 
 
 def gradient_norm(run: dict[str, Any]) -> float:
-    """Of the policy's updates, before clipping: median over epochs and seeds, each the largest number if none was finite."""
+    """Return the median over epochs and seeds of the gradient's norm before clipping; infinite ones count as the largest float."""
     norms, skipped = (np.asarray(run["metrics"][name]) for name in ("gradient_norm", "skipped"))
     return float(np.median(np.where((norms == 0) & (skipped > 0), np.finfo(np.float32).max, norms)))
 
 
 def predictors(point: dict[str, Any], method: str) -> dict[str, float]:
-    """What might say beforehand, or while learning, whether the first method will be ahead of `method`."""
+    """Return the quantities that may predict whether the first method is ahead of `method`."""
     first = next(iter(point["runs"].values()))
     return {
         "growth": point["growth"],
@@ -180,7 +184,7 @@ def predictors(point: dict[str, Any], method: str) -> dict[str, float]:
 
 
 def advantages(point: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Of the first method, the AWM transformer, over every other, each pair of seeds, as a share of what there is to gain."""
+    """Return the first method's advantage over each other one, for every pair of seeds."""
     returns = {method: np.asarray(run["returns"]) for method, run in point["runs"].items()}
     gain = max(np.median(r) for r in returns.values()) - point["random"]
     first, *others = returns
@@ -188,25 +192,24 @@ def advantages(point: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def by_growth(points: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """From contracting to chaotic."""
+    """Sort the points from contracting to chaotic."""
     return sorted(points.items(), key=lambda item: item[1]["growth"])
 
 
 def table(points: dict[str, dict[str, Any]]) -> str:
-    """A row a point: growth, median true returns, the AWM transformer's model error, and the best method."""
+    """Return a row per point: growth, median true returns, the first method's model error, and the best method."""
     methods = list(next(iter(points.values()))["runs"])
-    lines = [f"| point | decades | {' | '.join(methods)} | error of {methods[0]} | best |", "|---" * (len(methods) + 4) + "|"]
+    rows = []
     for name, point in by_growth(points):
         medians = {m: float(np.median(run["returns"])) for m, run in point["runs"].items()}
         error = model_error(point["runs"][methods[0]])
-        cells = " | ".join(f"{medians[m]:.5g}" for m in methods)
         best = max(medians, key=lambda m: medians[m])
-        lines.append(f"| {name} | {point['growth']:.1f} | {cells} | {error:.2g} | {best} |")
-    return "\n".join(lines)
+        rows.append([name, f"{point['growth']:.1f}", *(f"{medians[m]:.5g}" for m in methods), f"{error:.2g}", best])
+    return markdown(["point", "decades", *methods, f"error of {methods[0]}", "best"], rows)
 
 
 def correlations(points: dict[str, dict[str, Any]]) -> str:
-    """Where the first method is ahead of every other, and what predicts it: Spearman's rank correlations over points."""
+    """Say where the first method is ahead of each other one, with rank correlations (Spearman) of the predictors."""
     lines, (first, *others) = [], next(iter(points.values()))["runs"]
     for method in others:
         advantage = np.array([np.median(advantages(point)[method]) for point in points.values()])
@@ -227,7 +230,7 @@ def correlations(points: dict[str, dict[str, Any]]) -> str:
 
 
 def figure(points: dict[str, dict[str, Any]]) -> Figure:
-    """The advantage over each method against each predictor, quartiles over pairs of seeds; points are numbered by growth."""
+    """Draw the advantage over each method against each predictor: quartiles over pairs of seeds. Points are numbered by growth."""
     first, *others = next(iter(points.values()))["runs"]
     labels = {
         "growth": "growth of the simulator's $ds_t/da_0$, decades",
@@ -235,7 +238,7 @@ def figure(points: dict[str, dict[str, Any]]) -> Figure:
         "ratio of gradients": f"gradient norm over the {first}'s",
     }
     size = (3.4 * len(others) + 2, 9)
-    fig, axes = plt.subplots(3, len(others), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    fig, axes = plt.subplots(3, len(others), figsize=size, squeeze=False, sharey=True)
     for column, method in enumerate(others):
         for i, (name, point) in enumerate(by_growth(points)):
             low, middle, high = np.quantile(np.clip(advantages(point)[method], -1, 1), [0.25, 0.5, 0.75])
@@ -266,31 +269,30 @@ def main() -> None:
     parser = arguments(__doc__, "myriad", seeds=3)
     parser.add_argument("--points", nargs="+", choices=POINTS, default=list(POINTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--episodes", type=int, default=50, help="lived in all, warm-up included")
+    parser.add_argument("--episodes", type=int, default=50, help="number of episodes, warm-up included")
     options = parser.parse_args()
     if len(options.methods) < 2:
-        parser.error("a map compares; give at least two --methods, the first of which is compared with the others.")
+        parser.error("--methods needs at least two: the first is compared with the others")
     grid = [(name, horizon) for name in options.points for horizon in POINTS[name][1]]
     if options.quick:
         grid, options.methods = [("CancerTreatment", 50), ("driven double pendulum", 10)], ["AWM LSTM", "Markov"]
         options.seeds, options.episodes = 1, 25
-    study = Study(options.out, total=len(grid) * len(options.methods))
-    points: dict[str, dict[str, Any]] = {}
+    cells: dict[Any, Any] = {}
     for name, horizon in grid:
-        task = POINTS[name][0](horizon)
-        point: dict[str, Any] = {"growth": growth(task), "random": random_return(task), "runs": {}}
+        task, at = POINTS[name][0](horizon), {"task": name, "horizon": horizon}
+        cells[name, horizon, "plans"] = f"{name}-plans-N{horizon}", at | {"plans": PLANS}, partial(plans_cell, task)
         for method in options.methods:
-            config = {"task": name, "method": method, "horizon": horizon, "episodes": options.episodes, "seeds": options.seeds}
-            point["runs"][method] = study.run(
-                f"{name}-{method}-N{horizon}-E{options.episodes}",
-                config,
-                lambda n=name, t=task, m=method: cell(n, t, m, options.episodes, options.seeds),
-            )
-        points[f"{name}, H = {horizon}"] = point
-    text = f"{table(points)}\n\n{correlations(points)}\n"
-    (study.out / "when.md").write_text(text)
-    print("\n" + text)
-    figure(points).savefig(study.out / "when.png", dpi=110)
+            config = at | {"method": method, "episodes": options.episodes, "seeds": options.seeds}
+            run = partial(cell, name, task, method, options.episodes, options.seeds)
+            cells[name, horizon, method] = f"{name}-{method}-N{horizon}-E{options.episodes}", config, run
+    study = Study(options, "myriad", title="when")
+    rows = study.collect(cells)
+    points = {}
+    for name, horizon in grid:
+        plans, runs = rows[name, horizon, "plans"], {m: rows[name, horizon, m] for m in options.methods}
+        points[f"{name}, H = {horizon}"] = {"growth": plans["growth"], "random": plans["random"], "runs": runs}
+    study.save(figure(points))
+    study.write(f"{table(points)}\n\n{correlations(points)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Raw values of the benchmarks: one file per benchmark, a gzipped JSON object per line and row.
+
+    pandas.read_json("examples/benchmarks/results/speed.jsonl.gz", lines=True, precise_float=True)
+
+A row has its `name`, its `config`, the `command`, the `host` (device and versions), and the measured values. A row in the file
+is not measured again, so a benchmark can be stopped and continued.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from tabulate import tabulate
+
+from awmkit import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Raw:
+    """The rows of a benchmark, read from the output folder, or with `--from-raw` from the published values."""
+
+    def __init__(self, options: argparse.Namespace, name: str):
+        options.out.mkdir(parents=True, exist_ok=True)
+        self._path = (RESULTS if options.from_raw else options.out) / f"{name}.jsonl.gz"
+        self._report = options.out / f"{name}.md"
+        self._from_raw = options.from_raw
+        self.rows: dict[str, dict[str, Any]] = {}
+        if self._path.exists():
+            with gzip.open(self._path, "rt") as lines:
+                self.rows = {row["name"]: row for row in map(json.loads, lines)}
+
+    def run(self, name: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a row, measuring it unless the file has it.
+
+        **Raises:** `ValueError` if the file has a row of the same name and another config, or, with `--from-raw`, no such row.
+        """
+        if name not in self.rows:
+            if self._from_raw:
+                raise ValueError(f"{self._path} has no row {name!r}; measure it without --from-raw")
+            print(name, file=sys.stderr, flush=True)
+            self.add({name: (config, measure())})
+        if self.rows[name]["config"] != json.loads(json.dumps(config)):
+            kept = self.rows[name]["config"]
+            raise ValueError(
+                f"row {name!r} of {self._path} has the config {kept}, not {config}; choose another folder with --out"
+            )
+        return self.rows[name]
+
+    def add(self, rows: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        """Add rows, each a config and values, and save the file."""
+        command = shlex.join(["python", "examples/benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+        shared = {"command": command, "host": {"device": jax.devices()[0].device_kind, **versions()}}
+        self.rows |= {name: {"name": name, "config": config, **shared, **values} for name, (config, values) in rows.items()}
+        beside = self._path.with_name(self._path.name + ".part")
+        with beside.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            packed.write("".join(json.dumps(row) + "\n" for row in self.rows.values()).encode())
+        os.replace(beside, self._path)
+
+    def write(self, text: str) -> None:
+        """Print the table and save it in the output folder."""
+        self._report.write_text(text.rstrip() + "\n")
+        print(f"\n{text}\n\nTable: {self._report}. Raw values: {self._path}")
+
+
+def arguments(doc: str | None, name: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
+    parser.add_argument("--from-raw", action="store_true", help="write the published table again; nothing is measured")
+    default = Path("examples/out") / name
+    parser.add_argument("--out", type=Path, default=default, help=f"output folder, {default} by default; its rows are kept")
+    return parser
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a Markdown table."""
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
