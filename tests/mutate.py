@@ -257,7 +257,7 @@ MUTANTS = (
         "analysis/_jacobian.py",
         "jnp.where(t > k, t - k - 1, horizon)",
         "jnp.where(t > k, t - k, horizon)",
-        "analysis/test_hops.py::test_norms_by_lag_are_those_of_powers_and_all_of_it_composes_with_vmap_and_grad",
+        "analysis/test_hops.py::test_norms_by_lag_are_powers_and_analyses_compose_with_vmap_and_grad",
     ),
     Mutant(
         "the gap is closed from the wrong end",

@@ -225,13 +225,14 @@ def _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
     policy_of = lambda flat: eqx.combine(unravel(flat), rest)
     closed_loop = lambda flat: unroll(dynamics, policy_of(flat), state, horizon, key=key).actions
     given = lambda actions: unroll(dynamics, actions, state, horizon, reward=reward, key=key).returns(discount)
-    loop = lambda flat: passes(dynamics, policy_of(flat), state, horizon, key=key, paths=Paths())
-    act, predict = loop(flat)
+
+    def respond(flat, actions):
+        """The policy's actions on the states that follow from `actions`."""
+        act, predict = passes(dynamics, policy_of(flat), state, horizon, key=key, paths=Paths())
+        return act(predict(actions))
 
     actions, pull_rest = jax.vjp(closed_loop, flat)
-    states = predict(actions)
-    pull_policy = jax.vjp(lambda flat: loop(flat)[0](states), flat)[1]
-    pull_round = jax.vjp(lambda actions: act(predict(actions)), actions)[1]
-    sweep = lambda adjoint, _: (pull_round(adjoint)[0], pull_policy(adjoint)[0])
+    pull = jax.vjp(respond, flat, actions)[1]
+    sweep = lambda adjoint, _: pull(adjoint)[::-1]
     adjoint, parts = lax.scan(sweep, jax.grad(given)(actions), length=hops + 1)
     return HopSpectrum(jnp.concatenate([parts, pull_rest(adjoint)[0][None]])[:, None])

@@ -1,4 +1,4 @@
-"""The whole derivative and its parts: sums are exact, and spectra are where theory puts them."""
+"""Derivatives by all actions and their split by hops: the parts sum to the whole and are where theory says."""
 
 import math
 from functools import partial
@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from hypothesis import given, strategies as st
+from jax import lax
 from jax.flatten_util import ravel_pytree
 from mixed import Mixed
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
-from awmkit import BPO, unroll, unroll_grad
+from awmkit import Paths, unroll, unroll_grad
 from awmkit.analysis import action_jacobian, hop_spectrum, policy_hop_spectrum
 
 transition = lambda state, action, t, next_state: reward(state, action, t) + state @ next_state
@@ -20,12 +21,11 @@ transition = lambda state, action, t, next_state: reward(state, action, t) + sta
 
 @eqx.filter_jit
 def analyse(dynamics, policy, seed, hops):
-    """Everything about one dynamics at one random start, compiled once for each number of hops."""
+    """Everything about one dynamics at one random start, as one compiled program."""
     state_key, action_key, key = jax.random.split(jax.random.key(seed), 3)
     state = start(dynamics) + 0.1 * jax.random.normal(state_key, (dynamics.state_size,))
     actions = 0.5 * jax.random.normal(action_key, (HORIZON, dynamics.action_size))
     gradient = partial(unroll_grad, dynamics, state=state, horizon=HORIZON, reward=transition, key=key, discount=0.9)
-    flat = lambda value_and_grads: ravel_pytree(value_and_grads[1])[0]
     options = {"reward": transition, "discount": 0.9, "hops": hops, "key": key}
     spectrum = hop_spectrum(dynamics, state, actions, hops=hops, key=key)
     states, steps = unroll(dynamics, actions, state, HORIZON, key=key).states, jnp.arange(HORIZON)
@@ -33,16 +33,19 @@ def analyse(dynamics, policy, seed, hops):
     weights = 0.9 ** steps.astype(float)[:, None]
     by_states = jnp.pad(weights * by_state, ((0, 1), (0, 0))) + jnp.pad(weights * by_next, ((1, 0), (0, 0)))
     through_states = jnp.einsum("ts,ntksa->nka", by_states, spectrum.parts)
+    # One program for both gains of the policy edge: 0 (BPO) and 1 (the full gradient).
+    policy_gradient = lambda gain: ravel_pytree(gradient(policy=policy, paths=Paths(state_to_policy=gain))[1])[0]
+    bpo, full = lax.map(policy_gradient, jnp.array([0.0, 1.0]))
     return {
-        "jacobian": action_jacobian(dynamics, state, actions, key=key),
+        "jacobian": action_jacobian(dynamics, state, actions, key=key, mode="forward"),
         "reverse": action_jacobian(dynamics, state, actions, key=key, mode="reverse"),
         "states": spectrum,
         "return": hop_spectrum(dynamics, state, actions, **options),
         "policy": policy_hop_spectrum(dynamics, policy, state, HORIZON, **options),
         "return by states": through_states.at[0].add(weights * by_action),
         "return whole": gradient(policy=actions)[1],
-        "policy whole": flat(gradient(policy=policy)),
-        "policy BPO": flat(gradient(policy=policy, paths=BPO)),
+        "policy whole": full,
+        "policy BPO": bpo,
     }
 
 
@@ -74,7 +77,7 @@ def test_parts_sum_to_the_whole_for_every_dynamics(name):
         check_identities(dynamics, found)
         parts = found["states"].norms
         t, k = jnp.indices(parts.shape[1:])
-        if markovian:  # One spike at t-k-1 hops, or in the last part where that is more than N.
+        if markovian:  # All in one part, at t-k-1 hops, or in the last part if that is more than 2.
             for n in range(parts.shape[0]):
                 assert (parts[n, (k < t) & (jnp.minimum(t - k - 1, 3) != n)] == 0).all()
         if "HWM" in name:
@@ -86,27 +89,40 @@ def test_parts_sum_to_the_whole_for_every_dynamics(name):
 POSITIVE = st.floats(0.05, 1.0)
 
 
-@given(feedback=POSITIVE, memory=POSITIVE, hops=st.sampled_from([0, 2, HORIZON]))
-def test_the_spectrum_of_a_users_own_dynamics_is_binomial(feedback, memory, hops):
-    found = analyse(Mixed(feedback, memory), POLICIES["MLP"](1, 1), jnp.asarray(0), hops)
-    check_identities(Mixed(feedback, memory), found)
-    spectrum, lag = found["states"], HORIZON - 1
+@given(feedback=POSITIVE, memory=POSITIVE)
+def test_the_spectrum_of_a_users_own_dynamics_is_binomial(feedback, memory):
+    mixed, lag = Mixed(feedback, memory), HORIZON - 1
+    found = analyse(mixed, POLICIES["MLP"](1, 1), jnp.asarray(0), HORIZON)
+    check_identities(mixed, found)
+    spectrum = found["states"]
     terms = [math.comb(lag, n) * feedback**n * memory ** (lag - n) for n in range(lag + 1)]
-    expected = jnp.array(terms[: hops + 1] + [0.0] * max(0, hops - lag) + [sum(terms[hops + 1 :])])
-    assert jnp.allclose(spectrum.parts[:, HORIZON, 0, 0, 0], expected, rtol=1e-12, atol=1e-15)
-    if hops >= lag:
-        assert (found["policy"].parts[-1] == 0).all() and (found["policy"].parts[lag] != 0).any()
-        share = feedback / (feedback + memory)
-        assert jnp.isclose(spectrum.mean_hops[HORIZON, 0], lag * share)
-        assert jnp.isclose(spectrum.beyond(2)[HORIZON, 0], sum(terms[3:]) / sum(terms))
-        entropy = -sum(p * math.log(p) for p in (x / sum(terms) for x in terms))
-        assert jnp.isclose(spectrum.effective_hops[HORIZON, 0], math.exp(entropy))
-    coarse = analyse(Mixed(feedback, memory), POLICIES["MLP"](1, 1), jnp.asarray(0), 1)["states"]
-    if hops >= 1:  # How much lies beyond one hop does not depend on how far hops were told apart.
-        assert jnp.allclose(coarse.beyond(1), spectrum.beyond(1))
+    assert jnp.allclose(spectrum.parts[:, HORIZON, 0, 0, 0], jnp.array([*terms, 0.0, 0.0]), rtol=1e-12, atol=1e-15)
+    assert (found["policy"].parts[-1] == 0).all() and (found["policy"].parts[lag] != 0).any()
+    share = feedback / (feedback + memory)
+    assert jnp.isclose(spectrum.mean_hops[HORIZON, 0], lag * share)
+    assert jnp.isclose(spectrum.beyond(2)[HORIZON, 0], sum(terms[3:]) / sum(terms))
+    entropy = -sum(p * math.log(p) for p in (x / sum(terms) for x in terms))
+    assert jnp.isclose(spectrum.effective_hops[HORIZON, 0], math.exp(entropy))
 
 
-def test_norms_by_lag_are_those_of_powers_and_all_of_it_composes_with_vmap_and_grad():
+@given(feedback=POSITIVE, memory=POSITIVE)
+def test_a_smaller_largest_number_of_hops_only_sums_the_last_parts(feedback, memory):
+    mixed, policy, state, actions = Mixed(feedback, memory), POLICIES["MLP"](1, 1), jnp.ones(1), jnp.ones((HORIZON, 1))
+    spectra = {
+        "states": lambda hops: hop_spectrum(mixed, state, actions, hops=hops),
+        "return": lambda hops: hop_spectrum(mixed, state, actions, reward=transition, hops=hops),
+        "policy": lambda hops: policy_hop_spectrum(mixed, policy, state, HORIZON, reward=transition, hops=hops),
+    }
+    for name, spectrum in spectra.items():
+        fine = spectrum(HORIZON)
+        for hops in (0, 2) if name == "states" else (0,):
+            coarse = spectrum(hops)
+            assert jnp.allclose(coarse.parts[:-1], fine.parts[: hops + 1], rtol=1e-12)
+            assert jnp.allclose(coarse.parts[-1], fine.parts[hops + 1 :].sum(axis=0), rtol=1e-12)
+            assert jnp.allclose(coarse.beyond(hops), fine.beyond(hops), rtol=1e-12)
+
+
+def test_norms_by_lag_are_powers_and_analyses_compose_with_vmap_and_grad():
     mixed, actions = Mixed(0.5, 0.7), jnp.zeros((HORIZON, 1))
     assert jnp.allclose(action_jacobian(mixed, jnp.ones(1), actions).by_lag, 1.2 ** jnp.arange(HORIZON, dtype=float))
     states = jnp.ones((3, 1))
@@ -116,7 +132,7 @@ def test_norms_by_lag_are_those_of_powers_and_all_of_it_composes_with_vmap_and_g
     assert jnp.isclose(jax.grad(last)(0.5), (HORIZON - 1) * 1.2 ** (HORIZON - 2))
 
 
-def test_batches_of_passes_that_do_not_divide_the_whole_change_nothing():
+def test_a_batch_size_that_does_not_divide_the_number_of_passes_changes_nothing():
     mixed, actions = Mixed(0.5, 0.7), jnp.ones((HORIZON, 1))
     whole, split = (hop_spectrum(mixed, jnp.ones(1), actions, batch_size=b).parts for b in (99, 4))
     assert jnp.allclose(whole, split, rtol=1e-14)
