@@ -1,7 +1,4 @@
-"""A guide runs in a notebook, where results are read and figures are seen.
-
-In a kernel of its own, with the first guide and two cells more: the whole of the guides is test_guides.py's.
-"""
+"""A guide runs in a notebook, where results are readable and each figure is shown once."""
 
 import json
 
@@ -11,14 +8,14 @@ from nbclient import NotebookClient
 from notebook import GUIDES, notebook
 
 SHOWN = """
-## And see it
+## Look at it
 
 ```python
 from awmkit import NoProgress, plot
 from awmkit.analysis import report
 
-starts, actions = 0.1 * jax.random.normal(keys[2], (2, 2)), jnp.zeros((2, 8, 1))
-found = report(boat, starts, actions, reward=boat.reward, key=keys[3], progress=NoProgress())
+starts, actions = 0.1 * jax.random.normal(start_key, (2, 2)), jnp.zeros((2, 8, 1))
+found = report(boat, starts, actions, reward=boat.reward, key=start_key, progress=NoProgress())
 found
 ```
 
@@ -32,11 +29,11 @@ plot.growth(found.entries["Boat"].state_growth)
 """
 
 
-@pytest.mark.skipif(not GUIDES.exists(), reason="a wheel brings no examples")
+@pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
 @pytest.mark.filterwarnings("default")  # Those of Jupyter are its own.
 def test_a_guide_runs_in_a_notebook_whose_results_can_be_read_and_whose_figures_are_seen_once(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    guide = GUIDES.read_text().split("# Guides")[1].split("## Bring your own world model")[0]
+    guide = (GUIDES / "own_simulator.md").read_text().split("## Differentiate with respect to its parameters")[0]
     book = nbformat.reads(json.dumps(notebook(guide + SHOWN)), as_version=4)
     nbformat.validate(book)
     NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()

@@ -1,6 +1,6 @@
-"""Makes a notebook of the guides in examples/README.md; test_notebook.py runs it in a kernel.
+"""Make a notebook of a guide in examples/guides/.
 
-python tests/notebook.py guides.ipynb
+python tests/helpers/notebook.py own_simulator own_simulator.ipynb
 """
 
 import json
@@ -8,16 +8,17 @@ import re
 import sys
 from pathlib import Path
 
-GUIDES = Path(__file__).parent.parent.parent / "examples" / "README.md"
+GUIDES = Path(__file__).parent.parent.parent / "examples" / "guides"
 
 
-def blocks(text: str) -> list[str]:
-    """The Python of a Markdown text, block by block."""
-    return re.findall(r"```python\n(.*?)```", text, re.S)
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The Python blocks of a Markdown text, each with the output that the next block of text shows, or ""."""
+    found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.S)
+    return [(code, output) for code, output in found]
 
 
 def notebook(text: str) -> dict:
-    """The text as a notebook: what stands between two blocks of Python is a cell of Markdown."""
+    """The text as a notebook: Python blocks become code cells, the prose between them Markdown cells."""
     cells = []
     for i, part in enumerate(re.split(r"```python\n(.*?)```\n", text, flags=re.S)):
         cell = {"id": f"cell-{i}", "metadata": {}, "source": part.strip()}
@@ -28,5 +29,5 @@ def notebook(text: str) -> dict:
 
 
 if __name__ == "__main__":
-    guides = GUIDES.read_text().split("# Guides")[1].split("# Measured")[0]
-    Path(sys.argv[1]).write_text(json.dumps(notebook(guides), indent=1))
+    guide, path = sys.argv[1:]
+    Path(path).write_text(json.dumps(notebook((GUIDES / f"{guide}.md").read_text()), indent=1))
