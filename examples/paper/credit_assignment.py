@@ -98,7 +98,7 @@ def figure(options: argparse.Namespace, cells: dict[Any, Row]) -> Figure:
         for (name, _), style in zip(bounds(variant, 20).items(), ("--", ":"), strict=True):
             if VARIANTS[variant] or name == "best":
                 upper.plot(delays, [bounds(variant, h)[name] for h in delays], style, color="grey", lw=1, label=name)
-        upper.set(title=variant, ylabel="true return")
+        upper.set(title=variant.capitalize(), ylabel="true return")
         lower.set(xlabel="delay H, steps", ylabel="$|a_0 - 0.5|$, mean over starts", xscale="log", yscale="log")
         lower.axhline(CLOSE, color="grey", ls=":", lw=1)
         lower.set_xticks(horizons, [str(h) for h in horizons])

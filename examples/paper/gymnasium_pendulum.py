@@ -34,6 +34,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from study import arguments, markdown, Row, Study
 
 from awmkit import (
@@ -59,7 +60,7 @@ from awmkit import (
 from awmkit.baselines import sac
 from awmkit.gym import GymnasiumTask
 from awmkit.models import AbstractWorldModel
-from awmkit.plot import colours as colours_of
+from awmkit.plot import COLOURS
 
 SEGMENT, AHEAD = 20, 10  # steps that an AWM predicts, and steps that a policy imagines
 WARMUP, EVALUATIONS = 10, 20  # episodes
@@ -270,7 +271,7 @@ def by_method(cells: dict[Any, Row]) -> dict[str, list[Row]]:
 def figure(cells: dict[Any, Row]) -> Figure:
     """Draw the return during training (each seed and the median) and the final models' errors (medians over seeds)."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    colours = colours_of(METHODS)
+    colours = COLOURS | {WHOLE: COLOURS["AWM RNN"]}
     for method, seeds in by_method(cells).items():
         steps, curves = seeds[0]["steps"], np.array([run["curve"] for run in seeds])
         left.plot(steps, curves.T, color=colours[method], lw=0.7, alpha=0.5)
@@ -280,8 +281,9 @@ def figure(cells: dict[Any, Row]) -> Figure:
             right.semilogy(1 + np.arange(errors.size), errors, color=colours[method])
     left.axhline(np.mean(cells[RANDOM]["returns"]), color="grey", ls=":", label="random actions")
     left.set(xlabel="environment steps", ylabel="mean return of 20 episodes", title="Gymnasium's Pendulum-v1")
+    left.xaxis.set_major_locator(MaxNLocator(5))
     right.axhline(1, color="grey", ls=":")
-    right.set(xlabel="steps ahead", ylabel="mean square error / variance", title="the final model's predictions")
+    right.set(xlabel="steps ahead", ylabel="mean square error / variance", title="The final model's predictions")
     fig.legend(loc="outside lower center", ncols=3)
     return fig
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from methods import learn, record, train_sac
 from study import arguments, markdown, Row, Study
 
@@ -68,6 +69,7 @@ def figure(cells: dict[Any, Row]) -> Figure:
     for style, (name, level) in zip((":", "--"), baselines(cells).items(), strict=True):
         axis.axhline(level, color="grey", ls=style, lw=1, label=name)
     axis.set(xlabel="environment steps", ylabel=f"true return, mean of {EVALUATIONS} episodes", title="MJX cart-pole")
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.set_yscale("symlog", linthresh=1.5, linscale=3)  # A cart that runs away gets returns of -30 and less.
     ticks = (-30, -10, -1, -0.5, 0, 0.5, 1)
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

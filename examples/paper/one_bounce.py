@@ -165,9 +165,11 @@ def figure(setting: Setting, cells: dict[Any, Row]) -> Figure:
             if policy:
                 x = i + np.linspace(-0.2, 0.2, len(policy["returns"]))
                 row[2].plot(x, np.maximum(-np.array(policy["returns"]), FLOOR), "o", color=colour)
-        row[0].set(title=f"{variant}: true return (thick) and models' returns", xlabel="first action", ylabel="return")
-        row[1].set(title="plans after ascent", xlabel="share of starts, worst first", ylabel="true regret", yscale="log")
-        row[2].set(title="policies after BPO, each seed", ylabel="true regret", yscale="log", xlim=(-0.5, len(methods) - 0.5))
+        row[0].set(
+            title=f"{variant.capitalize()}: true return (thick) and models' returns", xlabel="first action", ylabel="return"
+        )
+        row[1].set(title="Plans after ascent", xlabel="share of starts, worst first", ylabel="true regret", yscale="log")
+        row[2].set(title="Policies after BPO, each seed", ylabel="true regret", yscale="log", xlim=(-0.5, len(methods) - 0.5))
         row[2].set_xticks(range(len(methods)), [name.replace(" ", "\n") for name in methods], fontsize=8)
         for axis in row[1:]:
             axis.set_ylim(FLOOR / 2, 2)

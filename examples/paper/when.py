@@ -249,10 +249,11 @@ def figure(points: dict[str, dict[str, Any]]) -> Figure:
                 bars = [[middle - low], [high - middle]]
                 axis.errorbar(x, middle, bars, fmt="o", ms=3, color=f"C{i % 10}", lw=0.6, alpha=0.7, label=label)
                 axis.annotate(str(i + 1), (x, middle), fontsize=6, xytext=(2, 2), textcoords="offset points")
-        axes[0, column].set(title=f"over {method}")
+        axes[0, column].set(title=f"Over {method}")
         for axis, text in zip(axes[:, column], labels.values(), strict=True):
             axis.set_yscale("symlog", linthresh=CLEAR)
             axis.set_ylim(-1.3, 1.3)
+            axis.tick_params(labelsize=8)
             axis.set_xlabel(text, fontsize=8)
             axis.axhspan(-CLEAR, CLEAR, color="0.93")
         for axis in axes[1:, column]:
