@@ -1,21 +1,21 @@
 """Fit models and train policies, and everything a run needs: replay buffer, checkpoints, logs, ascents."""
 
-from ._checkpoint import load as load, read_header as read_header, save as save, versions as versions
-from ._fit import fit as fit, FitResult as FitResult
-from ._json_lines import JSONLines as JSONLines
-from ._metrics import Metrics as Metrics
-from ._model_updates import ModelUpdates as ModelUpdates
-from ._replay import Replay as Replay
-from ._train import train as train, TrainResult as TrainResult
-from ._train_state import TrainState as TrainState
-from ._warmup import held_actions as held_actions, uniform_actions as uniform_actions, Warmup as Warmup
+from ._checkpoint import load, read_header, save, versions
+from ._fit import fit, FitResult
+from ._json_lines import JSONLines
+from ._metrics import Metrics
+from ._model_updates import ModelUpdates
+from ._replay import Replay
+from ._train import train, TrainResult
+from ._train_state import TrainState
+from ._warmup import held_actions, uniform_actions, Warmup
 from .ascents import (
-    AbstractAscent as AbstractAscent,
-    Critic as Critic,
-    FullHorizon as FullHorizon,
-    ShortHorizon as ShortHorizon,
-    TargetEntropy as TargetEntropy,
-    UpdateInfo as UpdateInfo,
+    AbstractAscent,
+    Critic,
+    FullHorizon,
+    ShortHorizon,
+    TargetEntropy,
+    UpdateInfo,
 )
 
 __all__ = [

@@ -48,13 +48,13 @@ def loss_and_gradient(
 
 
 def minibatch_step(
-    loss: Callable[[W, Trajectory], Scalar],
-    weights: W,
+    loss: Callable[[PyTree, Trajectory], Scalar],
+    weights: PyTree,
     batch: Trajectory,
     optimiser: optax.GradientTransformation,
     optimiser_state: PyTree,
     microbatch_size: int | None,
-) -> tuple[W, PyTree, Scalar]:
+) -> tuple[PyTree, PyTree, Scalar]:
     """One optimiser step. Returns the new weights, the optimiser's new state and the loss before the step."""
     value, gradient = loss_and_gradient(loss, weights, batch, microbatch_size)
     updates, optimiser_state = optimiser.update(gradient, optimiser_state, weights)

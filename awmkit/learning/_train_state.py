@@ -75,7 +75,7 @@ class RunConfig(eqx.Module):
         """Number of episodes of the warm-up, a multiple of the number of environments."""
         return -(-self.warmup.steps // self.steps_per_iteration) * self.environments
 
-    def steps_after(self, iterations: Int[ArrayLike, ""]) -> Int[ArrayLike, ""]:
+    def steps_after(self, iterations: Int[ArrayLike, ""]) -> Any:
         """Number of environment steps, the warm-up's included, after `iterations` iterations."""
         return self.warmup_episodes * self.task.horizon + iterations * self.steps_per_iteration
 

@@ -17,9 +17,14 @@ from awmkit.learning._sharding import split
 
 def _start(devices: int, *arguments: str) -> subprocess.Popen:
     """Run sharded.py in a process that has this number of devices."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
+    }
     command = [sys.executable, sharded.__file__, *arguments]
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
