@@ -46,7 +46,7 @@ BEST_FIRST, CLOSE, EVALUATIONS = 0.5, 0.05, 256
 def cell(task: CreditAssignment, method: str, episodes: int, seeds: int) -> dict:
     """Train and evaluate all seeds of a method at one delay.
 
-    Warm-up actions are independent of each other, so that a model can tell the effect of the first from that of the others.
+    Warm-up actions are independent of each other, so that a model can tell their effects apart.
     """
     keys = jax.random.split(jax.random.key(0), seeds)
     result = learn(task, method, episodes, keys, starts=8, evaluations=16, actions=uniform_actions)

@@ -12,8 +12,8 @@ episodes of random releases. For the simulator and each model:
 2. the return against the release angle;
 3. gradient ascent from the same 64 evenly spaced releases, and the *true* return at its end.
 
-Expected: over 200 steps the simulator's gradient grows exponentially, at the rate of its Lyapunov exponent; that of the
-transformer AWM does not. At 40 steps, ascent ends at -0.004 (median) in the transformer AWM and at -0.13 in the simulator. No
+Expected: over 200 steps the simulator's gradient grows exponentially, at the rate of its Lyapunov exponent; the
+transformer AWM's does not. At 40 steps, ascent ends at -0.004 (median) in the transformer AWM and at -0.13 in the simulator. No
 model beats the simulator at 100 steps; at 200 steps both AWMs do.
 """
 

@@ -133,7 +133,7 @@ def learn(
 def train_sac(task: AbstractTask, episodes: int, keys: PRNGKeyArray, *, evaluations: int = 1) -> Baseline:
     """Train a policy with soft actor-critic, all seeds in one program.
 
-    Its warm-up is as long as that of the other methods but draws a new action at each step, from which SAC learns more. It has
+    Its warm-up is as long as the other methods' but draws a new action at each step, from which SAC learns more. It has
     one set of hyper-parameters of its own for all tasks.
     """
     steps = episodes * task.horizon

@@ -1,4 +1,4 @@
-"""Can BPO swing up a cart-pole in MuJoCo, with the simulator's gradient and with that of world models?
+"""Can BPO swing up a cart-pole in MuJoCo, through the simulator's gradient and through world models?
 
     python examples/paper/mjx_cartpole.py                   three seeds, 100 episodes of 100 steps: 8 minutes on one core
     python examples/paper/mjx_cartpole.py --episodes 400    40,000 steps: 25 minutes

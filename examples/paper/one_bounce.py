@@ -145,7 +145,7 @@ CELLS = {"plan": plan_cell, "policy": policy_cell}
 
 
 def figure(setting: Setting, cells: dict[Any, Row]) -> Figure:
-    """Draw the landscapes, the regret of the plans, and that of the policies; one row per wall."""
+    """Draw the landscapes, and the regrets of the plans and of the policies; one row per wall."""
     variants, methods = ([name for name in names if any(name in key for key in cells)] for names in (VARIANTS, METHODS))
     fig, axes = plt.subplots(len(variants), 3, figsize=(13, 3.8 * len(variants)), squeeze=False)
     grid = np.linspace(-1, 1, setting.landscape)
