@@ -100,21 +100,22 @@ def train(
     3. After about `evaluate_every` steps an epoch ends: evaluate the policy's mode on the true task, call the callbacks, and
        write the checkpoint.
 
-    Numbers of updates are proportional to environment steps: with `steps_per_update=2.0`, 100 steps are followed by 50
-    updates, however many environments collect them.
+    The number of updates is proportional to the number of environment steps: `steps_per_update=2.0` makes 50 updates for 100
+    steps, whatever the number of environments.
 
     **If it does not learn**, look at `result.metrics`:
 
     - `model_error` near 1: the model predicts no better than the mean state. Fit more (`ModelUpdates(steps_per_update=0.5,
       initial_updates=500)`), try a larger learning rate, or collect a longer warm-up.
     - `model_error` small on the warm-up's episodes but growing as the policy changes: add `noise`, about 0.1 to 0.3.
-    - `policy_update.predicted_return` does not grow: raise the policy's learning rate, `FullHorizon(optimiser=optax.adam(1e-2),
+    - `policy_update.predicted_return` does not grow: the policy hardly moves, so raise the policy's learning rate, `FullHorizon(optimiser=optax.adam(1e-2),
       clip=1.0)`. The default, 1e-4, suits long runs.
     - `policy_update.predicted_return` grows but `true_return` does not: the policy exploits errors of the model; fit more, or
       improve the policy less often.
     - `policy_update.gradient_norm` is huge, or updates are skipped: the gradient explodes. Use an AWM, shorten the horizon,
       use `ShortHorizon`, or damp the gradient with `FullHorizon(paths=Paths(state_to_policy=0.0, state_to_model=0.95))`.
-    - `policy_update.entropy` falls to a narrow policy too early: use a `TargetEntropy` with a schedule.
+    - `policy_update.entropy` falls early, and `true_return` stops growing: keep the policy wide for longer with a
+      `TargetEntropy` and a schedule.
 
     **Several seeds in one program**: pass an array of keys, and a model and a policy with a leading axis of the same length,
     built by `eqx.filter_vmap(make)(keys)`. All seeds share a simulator.
@@ -129,8 +130,8 @@ def train(
       that a stochastic policy takes its mode.
     - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
     - `steps`: number of environment steps, the warm-up's included, rounded up to whole episodes.
-    - `environments`: number of episodes collected per iteration. More of them run faster on an accelerator, but the policy is
-      improved less often.
+    - `environments`: number of episodes collected per iteration, 1 by default, by the same policy. More of them run faster
+      side by side, especially on an accelerator; the number of updates per step does not change.
     - `noise`: standard deviation of the pink noise added to the policy's actions while it collects; the sum is clipped to
       [-1, 1]. 0 by default; 0.1 to 0.3 helps a near-deterministic policy explore.
     - `warmup`: length and actions of the warm-up; see `awmkit.Warmup`.
@@ -155,8 +156,8 @@ def train(
     **Returns:** a `awmkit.TrainResult`.
 
     **Raises:** `ValueError` if arguments do not fit together, or the checkpoint belongs to another run. `RuntimeError` if a
-    return of the task or the model's loss is not finite. A policy gradient that is not finite is skipped and counted in
-    `Metrics.policy_update.skipped`; a warning says so if all of an epoch are.
+    return of the task or the model's loss is not finite. An update whose policy gradient is not finite is skipped and counted
+    in `Metrics.policy_update.skipped`; a warning says so if all updates of an epoch are skipped.
     """
     began = time.monotonic()
     check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress)
@@ -167,8 +168,8 @@ def train(
     iterations = config.iterations(steps)
     if iterations < 1:
         raise ValueError(
-            f"train got steps={steps}, all of which the warm-up of {config.steps_after(0)} steps takes; raise steps, or shorten "
-            "the warm-up."
+            f"train got steps={steps}, but the warm-up alone takes {config.steps_after(0)} steps; raise steps, or shorten the "
+            "warm-up."
         )
     if capacity is None:
         config = dataclasses.replace(config, capacity=config.warmup_episodes + iterations * environments)

@@ -184,7 +184,7 @@ MISUSES = {
     "an epoch of no steps": (lambda: _train(evaluate_every=0), "evaluate_every=0.*at least 1"),
     "negative noise": (lambda: _train(noise=-1.0), "a standard deviation of at least 0, got -1.0"),
     "no evaluations": (lambda: _train(evaluations=0), "evaluations=0.*at least 1"),
-    "nothing but a warm-up": (lambda: _train(warmup=Warmup(24)), "steps=24, all of which the warm-up of 24 steps takes"),
+    "nothing but a warm-up": (lambda: _train(warmup=Warmup(24)), "steps=24, but the warm-up alone takes 24 steps"),
     "the entropy of an MLP": (
         lambda: _train(policy=_shapes(lambda: MLPPolicy(2, 2, key=KEY))),
         r"method entropy, which MLPPolicy lacks.*FullHorizon\(entropy=0\)",
