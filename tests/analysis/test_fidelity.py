@@ -1,10 +1,12 @@
-"""Directions judged against gradients that are known in closed form, and landscapes whose shape is."""
+"""Fidelity against gradients known in closed form, and landscapes of known shape."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jaxtyping import Array, Float
 
 from awmkit import AbstractDynamics, BPO, MLPPolicy, Paths
 from awmkit.analysis import fidelity, landscape, true_gradient
@@ -21,9 +23,9 @@ def distance(state, action, t):
 
 
 class Folded(AbstractDynamics):
-    """s_1 = sin(w a_0), s_2 = s_1, and so on: a landscape of as many folds as one likes."""
+    """s_1 = sin(w a_0), s_2 = s_1, and so on: a landscape whose number of folds grows with w."""
 
-    w: float
+    w: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, float))  # Arrays share one compiled program.
     state_size: int = 1
     action_size: int = 1
 
@@ -39,8 +41,10 @@ def truth():
     return true_gradient(SYSTEM, PLAN, STARTS, reward=distance, horizons=(4, 10), key=KEY, pairs=2000, batch_size=100)
 
 
-def test_smoothing_leaves_the_gradient_of_a_quadratic_within_its_standard_error(truth):
-    assert (truth.exact[0, :, 3:] == 0).all() and (truth.exact[1, :, :9] != 0).all()  # a_3 comes after s_3, the last in J_4.
+def test_the_smoothed_gradient_of_a_quadratic_is_the_exact_one_within_its_standard_error(truth):
+    assert (truth.exact[0, :, 3:] == 0).all() and (
+        truth.exact[1, :, :9] != 0
+    ).all()  # J_4 does not depend on a_3, which acts after s_3.
     each = (truth.smoothed - truth.exact) / truth.standard_error
     z = (truth.smoothed - truth.exact).mean(axis=1) / truth.standard_error_of_mean
     assert 0.8 < np.std(each) < 1.2 and np.abs(each).max() < 5
@@ -51,7 +55,7 @@ def test_smoothing_leaves_the_gradient_of_a_quadratic_within_its_standard_error(
 
 
 @given(w=st.floats(0.5, 12), sigma=st.floats(0.05, 0.4))
-def test_smoothing_flattens_folds_finer_than_its_width(w, sigma):
+def test_smoothing_flattens_folds_finer_than_sigma(w, sigma):
     actions, starts = jnp.full((2, 1), 0.1), jnp.zeros((2, 1))
     reward = lambda s, a, t: s[0]
     found = true_gradient(
@@ -64,8 +68,8 @@ def test_smoothing_flattens_folds_finer_than_its_width(w, sigma):
 
 
 @given(gain=st.floats(0.1, 2), sign=st.sampled_from([-1.0, 1.0]))
-def test_a_gradient_that_is_the_true_one_times_a_gain_is_judged_so(truth, gain, sign):
-    found = fidelity(SYSTEM, truth, paths=Paths(action_to_model=sign * gain)).exact
+def test_a_scaled_true_gradient_has_the_scale_as_its_norm_ratio(truth, gain, sign):
+    found = fidelity(SYSTEM, truth, paths=Paths(action_to_model=jnp.asarray(sign * gain))).exact
     for part, expected in (
         (found.cosine, sign),
         (found.cosine_of_each, sign),
@@ -76,7 +80,7 @@ def test_a_gradient_that_is_the_true_one_times_a_gain_is_judged_so(truth, gain, 
             assert np.allclose(figure, expected, atol=1e-6)
 
 
-def test_variance_and_signal_to_noise_are_those_of_the_starts(truth):
+def test_variance_and_signal_to_noise_ratio_are_taken_over_starts(truth):
     found = fidelity(SYSTEM, truth)
     variance = truth.exact.var(axis=1, ddof=1).sum(axis=-1)
     assert np.allclose(found.variance.value, variance)
@@ -85,7 +89,7 @@ def test_variance_and_signal_to_noise_are_those_of_the_starts(truth):
     assert (found.finite == 1).all()
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
+def test_a_95_percent_interval_contains_the_truth_in_about_95_percent_of_cases():
     rng, hits = np.random.default_rng(0), []
     from awmkit.analysis._fidelity import _agreement
 
@@ -98,7 +102,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert 0.85 < np.mean(hits) < 0.99
 
 
-def test_what_bpo_leaves_out_is_measured_on_the_true_system():
+def test_fidelity_on_the_true_system_measures_what_bpo_leaves_out():
     policy = MLPPolicy(2, 1, width=4, key=jax.random.key(3))
     reference = true_gradient(SYSTEM, policy, STARTS, reward=distance, horizons=(10,), key=KEY, pairs=16)
     closed, open_ = fidelity(SYSTEM, reference).exact, fidelity(SYSTEM, reference, paths=BPO).exact
@@ -106,7 +110,7 @@ def test_what_bpo_leaves_out_is_measured_on_the_true_system():
     assert open_.bias.value > 0.01 and open_.cosine.value < 1
 
 
-def test_a_gradient_that_is_not_finite_is_counted_and_a_truth_that_is_not_is_refused():
+def test_gradients_that_are_not_finite_are_counted_and_an_infinite_true_gradient_raises():
     class Broken(AbstractDynamics):
         state_size: int = 2
         action_size: int = 1
@@ -120,26 +124,26 @@ def test_a_gradient_that_is_not_finite_is_counted_and_a_truth_that_is_not_is_ref
     reference = true_gradient(SYSTEM, PLAN, STARTS, reward=distance, horizons=(10,), key=KEY, pairs=16)
     found = fidelity(Broken(), reference)
     assert 0 < found.finite[0] < 1 and np.isnan(found.exact.cosine.value).all()
-    with pytest.raises(ValueError, match="exact gradient is not finite at horizon 10"):
+    with pytest.raises(ValueError, match="gradient is not finite at horizon 10"):
         true_gradient(Broken(), PLAN, STARTS, reward=distance, horizons=(10,), key=KEY, pairs=16)
 
 
 def cut(w, **options):
-    """The return sin(w x) against x, the first action, moved so that no maximum lies half-way between two points."""
+    """The return sin(w x) against the first action x, shifted so that no maximum lies midway between two points."""
     plan, direction = jnp.full((2, 1), 1e-4 / 3), jnp.zeros((2, 1)).at[0].set(1.0)
     options = {"reward": lambda s, a, t: s[0], "directions": [direction], "key": KEY, **options}
     return landscape(Folded(w), plan, jnp.zeros(1), 2, **options)
 
 
 @given(folds=st.integers(1, 12))
-def test_a_sine_has_as_many_maxima_hills_and_as_much_curvature_as_it_has(folds):
+def test_maxima_variation_and_curvature_of_a_sine_are_known(folds):
     found = cut(folds * jnp.pi, points=2001)
     assert int(found.local_maxima) == folds
     assert jnp.isclose(found.total_variation, 2 * folds, rtol=1e-3)
     assert jnp.isclose(found.lipschitz, (folds * jnp.pi) ** 2, rtol=1e-2)
 
 
-def test_a_square_through_two_actions_is_a_product_of_lines():
+def test_a_square_landscape_of_two_actions_is_a_sum_of_two_lines():
     reward = lambda s, a, t: jnp.where(t == 0, jnp.cos(3 * jnp.pi * a[0]), jnp.cos(2 * jnp.pi * a[0]))
     options = {"reward": reward, "directions": list(jnp.eye(2)[..., None]), "key": KEY, "points": 61}
     found = landscape(Folded(1.0), jnp.zeros((2, 1)), jnp.zeros(1), 2, **options)
@@ -160,10 +164,10 @@ def test_random_directions_of_a_network_are_filter_normalised():
         assert jnp.isclose(jnp.linalg.norm(layer.bias), jnp.linalg.norm(moved.bias)) and not jnp.allclose(
             layer.bias, moved.bias
         )
-    assert not jax.tree.leaves(direction.input_norm)  # statistics are no place to go
+    assert not jax.tree.leaves(direction.input_norm)  # Statistics are not parameters.
 
 
-def test_landscapes_compose_with_vmap_and_a_runaway_is_infinitely_rough():
+def test_landscapes_compose_with_vmap_and_a_diverging_one_is_infinitely_rough():
     run = lambda s: landscape(SYSTEM, MLPPolicy(2, 1, width=4, key=KEY), s, 10, reward=distance, key=KEY, points=21)
     assert jax.vmap(run)(STARTS[:3]).values.shape == (3, 21)
     runaway = spiral(1e200, 0.1)

@@ -1,4 +1,4 @@
-"""Lyapunov exponents of systems that have known ones, and of a model that has learned one of them."""
+"""Lyapunov exponents of systems with known exponents, and of a model fitted to one of them."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def test_exponents_of_a_rotation_are_zero():
     assert jnp.abs(exponents).max() < 1e-6
 
 
-def test_exponents_of_a_linear_map_are_its_log_rates_in_order_and_converge():
+def test_exponents_of_a_linear_map_are_the_logarithms_of_its_eigenvalues_and_converge():
     system = LinearQuadratic(jnp.array([[0.5, 1.0, 0.0], [0.0, 1.2, 0.3], [0.0, 0.0, 0.9]]), jnp.ones((3, 1)))
     result = lyapunov(system, jnp.ones(3), jnp.zeros((2000, 1)), count=3)
     assert jnp.allclose(result.exponents, jnp.log(jnp.array([1.2, 0.9, 0.5])), atol=2e-3)
@@ -32,13 +32,13 @@ def test_exponents_of_a_linear_map_are_its_log_rates_in_order_and_converge():
     assert settled.running.shape == (1500, 3)
 
 
-def test_exponents_of_lorenz_and_henon_are_those_of_the_literature():
+def test_exponents_of_lorenz_and_henon_agree_with_the_literature():
     lorenz, henon, free = Lorenz(), Henon(), jnp.zeros((20_000, 1))
     starts = jax.vmap(lorenz.reset)(jax.random.split(jax.random.key(0), 8))
     on_attractor = jax.vmap(lambda s: unroll(lorenz, free[:2000], s, 2000).states[-1])(starts)
     each = jax.vmap(lambda s: lyapunov(lorenz, s, free, count=3).exponents)(on_attractor) / lorenz.dt
     assert abs(each[:, 0].mean() / 0.9056 - 1) < 0.02
-    assert jnp.allclose(each.sum(axis=1), -(10 + 1 + 8 / 3), atol=1e-4)  # The volume shrinks at the same rate everywhere.
+    assert jnp.allclose(each.sum(axis=1), -(10 + 1 + 8 / 3), atol=1e-4)  # Volumes shrink at the same rate everywhere.
     starts = jax.vmap(henon.reset)(jax.random.split(jax.random.key(0), 8))
     each = jax.vmap(lambda s: lyapunov(henon, s, free[:10_000], count=2).exponents)(starts)
     assert abs(each[:, 0].mean() / 0.4192 - 1) < 0.01
@@ -51,14 +51,14 @@ def test_exponents_of_a_hamiltonian_system_come_in_pairs():
     assert exponents[0] > 0.5 and abs(exponents[0] + exponents[3]) < 0.2 and abs(exponents[1] + exponents[2]) < 0.2
 
 
-def test_memory_counts_and_what_is_forgotten_has_no_exponent():
+def test_exponents_include_the_carry():
     each = lyapunov(Mixed(0.5, 0.7), jnp.ones(1), jnp.zeros((300, 1)), count=2).exponents
     assert jnp.isclose(each[0], jnp.log(1.2), atol=1e-2) and each[1] < -0.1
     awm = AWM(3, 2, RNN(8, key=jax.random.key(0)), key=jax.random.key(1))
     assert lyapunov(awm, jnp.ones(3), jnp.zeros((200, 2)), count=2).exponents[0] < 0.1
 
 
-def test_a_model_that_has_learned_a_system_shares_its_exponents():
+def test_an_accurate_model_has_the_exponents_of_the_system_it_was_fitted_to():
     henon = Henon()
     keys = jax.random.split(jax.random.key(0), 4)
     settle = lambda s: unroll(henon, jnp.zeros((100, 1)), s, 100).states[-1]
@@ -70,7 +70,7 @@ def test_a_model_that_has_learned_a_system_shares_its_exponents():
         optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, 1500))
         options = {"updates": 1500, "batch_size": 16, "optimiser": optimiser, "progress": NoProgress()}
         model = fit(model, episodes, key=keys[3], **options).model
-    # Free of noise, an almost perfect model may still settle on a periodic orbit, of which the Henon map has many near by.
+    # Without noise even an accurate model may settle on one of the many periodic orbits close to the attractor.
     noise = jax.random.uniform(keys[1], (1500, 1), minval=-1.0)
     mean = lambda d: jax.vmap(lambda s: lyapunov(d, s, noise).exponents[0])(episodes.states[:8, -1]).mean()
     assert abs(mean(model) / mean(henon) - 1) < 0.1
