@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from .._dynamics import AbstractTask
-from ._ode import ode_step
+from ._ode import ode_step, Parameter
 
 
 class Lorenz(AbstractTask):
@@ -31,10 +31,10 @@ class Lorenz(AbstractTask):
     - `horizon`: number of steps H.
     """
 
-    sigma: float
-    rho: float
-    beta: float
-    dt: float
+    sigma: Parameter
+    rho: Parameter
+    beta: Parameter
+    dt: Parameter
     solver: diffrax.AbstractSolver
     substeps: int = eqx.field(static=True)
     horizon: int = eqx.field(static=True)
@@ -44,10 +44,10 @@ class Lorenz(AbstractTask):
     def __init__(
         self,
         *,
-        sigma: float = 10.0,
-        rho: float = 28.0,
-        beta: float = 8 / 3,
-        dt: float = 0.01,
+        sigma: Parameter = 10.0,
+        rho: Parameter = 28.0,
+        beta: Parameter = 8 / 3,
+        dt: Parameter = 0.01,
         substeps: int = 1,
         solver: diffrax.AbstractSolver | None = None,
         horizon: int = 100,
@@ -96,8 +96,8 @@ class Henon(AbstractTask):
     **Arguments:** `p`, `q`: parameters of the map. `horizon`: number of steps H.
     """
 
-    p: float = 1.4
-    q: float = 0.3
+    p: Parameter = 1.4
+    q: Parameter = 0.3
     horizon: int = eqx.field(static=True, default=100)
     state_size: int = eqx.field(static=True, default=2, init=False)
     action_size: int = eqx.field(static=True, default=1, init=False)

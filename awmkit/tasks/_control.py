@@ -15,7 +15,6 @@ from .._trajectory import Trajectory
 from ._ode import ode_step
 
 Bounds = tuple[tuple[float, float], ...]
-Parameter = float | Float[Array, ""]
 
 
 class AbstractControlProblem(eqx.Module):

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._dynamics import AbstractDynamics, AbstractTask
-from ._ode import ode_step
+from ._ode import ode_step, Parameter
 
 
 class AbstractCoordinates(eqx.Module):
@@ -87,11 +87,11 @@ class DoublePendulum(AbstractDynamics):
     """
 
     coordinates: AbstractCoordinates
-    torque: float
-    dt: float
-    masses: tuple[float, float]
-    lengths: tuple[float, float]
-    gravity: float
+    torque: Parameter
+    dt: Parameter
+    masses: tuple[Parameter, Parameter]
+    lengths: tuple[Parameter, Parameter]
+    gravity: Parameter
     solver: diffrax.AbstractSolver
     substeps: int = eqx.field(static=True)
     state_size: int = eqx.field(static=True)
@@ -101,13 +101,13 @@ class DoublePendulum(AbstractDynamics):
         self,
         coordinates: AbstractCoordinates = Angles(),
         *,
-        torque: float = 5.0,
-        dt: float = 0.05,
+        torque: Parameter = 5.0,
+        dt: Parameter = 0.05,
         substeps: int = 2,
         solver: diffrax.AbstractSolver | None = None,
-        masses: tuple[float, float] = (1.0, 1.0),
-        lengths: tuple[float, float] = (1.0, 1.0),
-        gravity: float = 9.8,
+        masses: tuple[Parameter, Parameter] = (1.0, 1.0),
+        lengths: tuple[Parameter, Parameter] = (1.0, 1.0),
+        gravity: Parameter = 9.8,
     ):
         self.coordinates = coordinates
         self.torque = torque
@@ -207,7 +207,7 @@ class PassiveDoublePendulum(AbstractTask):
         self.goal = _drift(pendulum, at_rest(release[0]), jnp.asarray(horizon - 1))
 
     @property
-    def dt(self) -> float:
+    def dt(self) -> Parameter:
         """Seconds per step."""
         return self.pendulum.dt
 
@@ -270,7 +270,7 @@ class DrivenDoublePendulum(AbstractTask):
         self.action_size = 2
 
     @property
-    def dt(self) -> float:
+    def dt(self) -> Parameter:
         """Seconds per step."""
         return self.pendulum.dt
 

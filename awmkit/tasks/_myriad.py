@@ -8,7 +8,8 @@ import math
 
 import jax.numpy as jnp
 
-from ._control import AbstractControlProblem, Bounds, Parameter
+from ._control import AbstractControlProblem, Bounds
+from ._ode import Parameter
 
 UNBOUNDED = (-math.inf, math.inf)
 

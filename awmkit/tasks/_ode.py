@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from .._checks import check_counts
 
+Parameter = float | Float[Array, ""]  # A number in an equation, which may be traced and differentiated.
+
 
 def ode_step(
     field: Callable[[ScalarLike, Array, PyTree], Array],

@@ -1,4 +1,4 @@
-"""One bounce and credit assignment: closed forms, the saltation matrix, and what each option changes."""
+"""One bounce and credit assignment: closed forms, the saltation matrix, and the options."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ value_of_throw = jax.jit(
 
 
 @given(a=st.floats(-1, 0.9))
-def test_a_thrown_ball_rests_at_minus_a_and_the_gradient_says_so(a):
-    """v dt sum_k (1 - 10 dt)^k = 2 - a metres, of which 1 is before the wall."""
+def test_the_final_position_of_a_thrown_ball_and_its_gradient_are_known(a):
+    """The ball covers v dt sum_k (1 - 10 dt)^k = 2 - a metres, 1 of them before the wall."""
     value, gradient = value_of_throw(a)
     np.testing.assert_allclose(value, -((-a - throw.goal) ** 2), atol=1e-7)
     np.testing.assert_allclose(gradient[0, 0], -2 * (a + throw.goal), atol=1e-7)
@@ -28,8 +28,8 @@ jacobian_of_step = jax.jit(jax.jacobian(lambda s: throw.step(None, s, jnp.zeros(
 
 
 @given(x=st.floats(-1, 2), v=st.floats(-400, 30))
-def test_the_jacobian_of_a_bounce_is_the_free_one_times_the_saltation_matrix(x, v):
-    """At the wall x = w with f = (v, -c v) before and (-v, c v) after, DR + (f+ - DR f-) n' / (n' f-) = -I."""
+def test_the_jacobian_of_a_bounce_is_the_free_jacobian_times_the_saltation_matrix(x, v):
+    """With f = (v, -c v) before the wall and (-v, c v) after it, DR + (f+ - DR f-) n' / (n' f-) = -I."""
     free = np.array([[1, throw.dt], [0, 1 - throw.friction * throw.dt]])
     bounced = x + throw.dt * v < throw.wall
     f_before, f_after, n = np.array([v, -throw.friction * v]), np.array([-v, throw.friction * v]), np.array([1.0, 0.0])
@@ -39,7 +39,7 @@ def test_the_jacobian_of_a_bounce_is_the_free_one_times_the_saltation_matrix(x, 
 
 
 @pytest.mark.parametrize("options", [{}, {"hidden": True, "phase": True}, {"distraction": 0.0, "scale": 3.0}])
-def test_the_best_return_of_credit_assignment_is_known(options):
+def test_the_optimal_return_of_credit_assignment_is_known(options):
     task, key = CreditAssignment(20, **options), jax.random.key(1)
     chase = lambda state, t, *, key: jnp.where(t == 0, 0.5, jnp.clip(state[1], -1, 1))[None]
     episode = unroll(task, chase, task.reset(key), 20, reward=task.reward, key=key)
@@ -48,7 +48,7 @@ def test_the_best_return_of_credit_assignment_is_known(options):
     np.testing.assert_allclose(episode.returns(), 10 - options.get("distraction", 1.0) * missed, rtol=1e-12)
 
 
-def test_a_hidden_action_shows_in_the_last_state_only_and_pays_the_same():
+def test_a_hidden_action_is_in_the_last_state_only_and_has_the_same_rewards():
     seen, hidden = CreditAssignment(20), CreditAssignment(20, hidden=True, phase=True)
     key, actions = jax.random.key(2), jnp.full((20, 1), 0.3)
     run = lambda task: unroll(task, actions, task.reset(key), 20, reward=task.reward, key=key)
@@ -61,7 +61,7 @@ def test_a_hidden_action_shows_in_the_last_state_only_and_pays_the_same():
     np.testing.assert_allclose(gradients[0][0, 0], -40 * (0.3 - 0.5))
 
 
-def test_noise_on_the_reward_has_its_scale():
+def test_the_noise_of_rewards_has_its_standard_deviation():
     task, keys = CreditAssignment(50, reward_noise=0.5, distraction=0.0), jax.random.split(jax.random.key(0), 200)
     run = lambda key: unroll(task, jnp.zeros((50, 1)), task.reset(key), 50, reward=task.reward, key=key).rewards[:-1]
     np.testing.assert_allclose(jnp.std(jax.jit(jax.vmap(run))(keys)), 0.5, rtol=0.05)
