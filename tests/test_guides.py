@@ -61,9 +61,7 @@ def test_a_users_script_runs_and_its_results_say_their_numbers(tmp_path, capsys)
     gradient, last_return = user_script.main(tmp_path)
     assert np.isfinite(gradient) and last_return < 0
     fitted, growth, result, *_, episode = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(
-        r"FitResult\(model=AWM, losses=\S+ to \S+ in 3 updates, held_out=\S+ in the mean over steps, .*\)", fitted
-    )
+    assert re.fullmatch(r"FitResult\(model=AWM, losses: .* of 3, held_out=\S+ \(mean over steps\), seconds=\S+\)", fitted)
     assert re.fullmatch(r"GradientGrowth\(of='state', law=.*, horizons=\[.*, 5\], starts=8\)", growth)
-    assert result == "TrainResult(model=Markov, policy=GaussianPolicy, reward=NoneType, learner=TrainState,"
+    assert result == "TrainResult(model=Markov, policy=GaussianPolicy, reward=NoneType, state=TrainState,"
     assert episode == "Trajectory(states=f64[6,2], actions=f64[5,2])"

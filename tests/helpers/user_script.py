@@ -1,6 +1,6 @@
-"""What a user writes, annotated as a user would: pyright must be content with it, and test_guides.py runs it.
+"""A script as a user would write and annotate it: pyright checks it, and test_guides.py runs it.
 
-It uses the public names only, each as the README and the guides show them, and asks every result for its fields.
+It uses public names only, as the README and the guides show them, and reads the fields of every result.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ from awmkit.tasks import LinearQuadratic
 
 
 class Damped(AbstractDynamics):
-    """Somebody's own dynamics: s' = rate s + a."""
+    """A user's own dynamics: s' = rate s + a."""
 
     rate: float
     state_size: int = eqx.field(static=True, default=2)
@@ -53,7 +53,7 @@ class Damped(AbstractDynamics):
         return carry, self.rate * state + action
 
 
-def lived(task: AbstractTask, horizon: int, key: Array) -> Trajectory:
+def collect(task: AbstractTask, horizon: int, key: Array) -> Trajectory:
     """Eight episodes of random actions."""
     start_key, action_key = jax.random.split(key)
     starts = jax.vmap(task.reset)(jax.random.split(start_key, 8))
@@ -62,10 +62,10 @@ def lived(task: AbstractTask, horizon: int, key: Array) -> Trajectory:
 
 
 def main(folder: Path, horizon: int = 5) -> tuple[float, float]:
-    """The gradient's norm through a fitted model, and the last return of a run."""
+    """Return the value and gradient norm of a fitted model, summed, and the last return of a run."""
     keys = jax.random.split(jax.random.key(0), 8)
     task = LinearQuadratic(0.9 * jnp.eye(2), jnp.eye(2), horizon=horizon)
-    episodes = lived(task, horizon, keys[0])
+    episodes = collect(task, horizon, keys[0])
     model = AWM(2, 2, GRU(8, key=keys[1]), key=keys[2]).normalised(episodes.states)
     fitted: FitResult[AWM] = fit(model, episodes, key=keys[3], updates=3, batch_size=4, progress=NoProgress())
     save(folder / "model", fitted.model)
