@@ -105,8 +105,13 @@ def style() -> Iterator[None]:
 
     To use it for a whole program, call `plt.rcParams.update(plot.STYLE)` instead.
     """
-    with plt.rc_context(STYLE):
+    # Not `plt.rc_context`: it would undo what a notebook's backend sets when the first figure loads it.
+    before = {name: plt.rcParams[name] for name in STYLE}
+    plt.rcParams.update(STYLE)
+    try:
         yield
+    finally:
+        plt.rcParams.update(before)
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
