@@ -289,7 +289,7 @@ def _finite(scores: ArrayLike) -> np.ndarray:
     try:
         scores = np.asarray(scores, float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"scores must hold numbers, got something else ({error}).") from None
+        raise ValueError(f"scores must hold numbers; {error}.") from None
     if not scores.size or not np.isfinite(scores).all():
         given = f"{scores.size} scores, {np.sum(~np.isfinite(scores))} of them not finite"
         raise ValueError(f"scores must hold at least one number, all finite, got {given}; drop or repeat failed runs.")

@@ -78,7 +78,7 @@ def gradient_growth(
     - `dynamics`: a simulator or a model; or a list of models of one kind, such as one per seed, whose norms are pooled.
     - `states`: N initial states, shape (N, S).
     - `actions`: the actions taken from each, shape (N, H, A).
-    - `reward`: `reward(state, action, t) -> scalar`; `None` measures ds_H/da_0.
+    - `reward`: `reward(state, action, t) -> scalar`, optionally with a fourth argument `next_state`; `None` measures ds_H/da_0.
     - `horizons`: at least four whole numbers from 1 to H; by default eight, evenly spaced in their logarithm.
     - `discount`: the discount of the return, 1 by default.
     - `key`: for a stochastic dynamics.

@@ -65,7 +65,7 @@ def fit_growth(horizons: ArrayLike, norms: ArrayLike, *, decisive: float = 2.0) 
     try:
         h, y = np.asarray(horizons, float), np.asarray(norms, float)
     except ValueError as error:
-        raise ValueError(f"horizons and norms must hold numbers, got something else ({error}).") from None
+        raise ValueError(f"horizons and norms must hold numbers; {error}.") from None
     if h.ndim != 1 or h.shape != y.shape or np.unique(h).size < 4 or not (h > 0).all():
         raise ValueError(
             "horizons and norms must have the same shape (n,) with at least 4 different horizons, all positive, "

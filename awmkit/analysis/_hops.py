@@ -149,7 +149,7 @@ def policy_hop_spectrum(
     - `policy`: a module with floating-point parameters, called as `policy(state, t, *, key)`.
     - `state`: s_0, shape (S,).
     - `horizon`: the number of steps H.
-    - `reward`: `reward(state, action, t) -> scalar`.
+    - `reward`: `reward(state, action, t) -> scalar`, optionally with a fourth argument `next_state`.
     - `hops`: the largest number of hops N that gets its own part, 10 by default.
     - `discount`: the discount of the return, 1 by default.
     - `key`: for a stochastic policy or dynamics.

@@ -96,7 +96,7 @@ def landscape(
     - `policy`: a policy, or an array of actions (H, A).
     - `state`: s_0, shape (S,).
     - `horizon`: the number of steps H.
-    - `reward`: `reward(state, action, t) -> scalar`.
+    - `reward`: `reward(state, action, t) -> scalar`, optionally with a fourth argument `next_state`.
     - `directions`: the number of random directions, 1 or 2; or a sequence of 1 or 2 directions of your own, shaped like the
       policy, with `None` for leaves that stay fixed.
     - `span`: the largest step along each direction, in units of the direction's length.

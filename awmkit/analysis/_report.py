@@ -140,7 +140,7 @@ def report(
     - `dynamics`: one, or a dict of several by name.
     - `states`: N initial states, shape (N, S).
     - `actions`: the actions taken from each, shape (N, H, A). Landscape and fidelity use those of the first start.
-    - `reward`: `reward(state, action, t) -> scalar`.
+    - `reward`: `reward(state, action, t) -> scalar`, optionally with a fourth argument `next_state`.
     - `key`: for the random direction, the perturbations and stochastic dynamics.
     - `truth`: the true system that fidelity is measured against; `None` skips fidelity.
     - `horizons`: horizons of growth, at least four from 1 to H; by default eight, evenly spaced in their logarithm.
@@ -148,7 +148,7 @@ def report(
     - `sigma`: standard deviation of the perturbations of actions that smooth the true return, see `true_gradient`.
     - `pairs`: number of pairs of perturbations; more make the reference less noisy.
     - `span`: the largest step along the landscape's direction.
-    - `progress`: `TqdmProgress()` shows a bar on stderr, `NoProgress()` nothing.
+    - `progress`: `awmkit.TqdmProgress()` (the default) shows a bar on stderr, `awmkit.NoProgress()` nothing.
 
     **Returns:** a `Report`.
 

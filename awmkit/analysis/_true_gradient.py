@@ -92,7 +92,7 @@ def true_gradient(
     - `dynamics`: the true system.
     - `policy`: a policy, or an array of actions (H, A) used from every start. P is the number of its floating-point entries.
     - `states`: N >= 2 initial states, shape (N, S).
-    - `reward`: `reward(state, action, t) -> scalar`, as for `unroll`.
+    - `reward`: `reward(state, action, t) -> scalar`, optionally with a fourth argument `next_state`.
     - `key`: for the perturbations, and for a stochastic policy or dynamics.
     - `horizons`: the gradient of J_H, the return of the first H steps, is computed for each. Required for a policy; for an
       array of actions the default is eight horizons up to its length.
