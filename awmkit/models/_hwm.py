@@ -17,8 +17,8 @@ class HWM(AbstractWorldModel):
         s'_{t+1} = h(s'_0 ... s'_t, a_0 ... a_t)
 
     This is the usual sequence world model. It is trained teacher-forced, in one pass over a true episode, and unrolled on its own
-    predictions. Its gradient from a_k to s_t sums over 2^(t-k-1) paths, most of which pass through many predicted states; an `AWM`
-    avoids them.
+    predictions. Its gradient from a_k to s_t sums over 2^(t-k-1) paths, and most of them pass through many predicted states.
+    An `AWM` has none of these paths.
 
     **Arguments**
 

@@ -59,4 +59,4 @@ class AbstractTrainable(eqx.Module):
 
     @abc.abstractmethod
     def prediction(self, episode: Trajectory) -> Float[Array, "H D"]:
-        """Return the prediction for one episode as it is made after training, shape (H, D). A world model runs open loop."""
+        """Return the prediction for one episode, shape (H, D), made in the way the model will be used: open loop for a world model."""

@@ -165,7 +165,7 @@ class PassiveDoublePendulum(AbstractTask):
     The first action sets th1 = pi a_0. The goal is the state s_{H-1} that the release at the angles `release` leads to, so the
     optimal first action is release[0] / pi, with a return of 0.
 
-    - State: that of `pendulum`; by default (th1, w1, th2, w2), in radians and radians per second.
+    - State: the state of `pendulum`, by default (th1, w1, th2, w2) in radians and radians per second.
     - Action: one entry, used at the first step only.
     - Reward: minus the mean square difference of the state and the goal at the last step, t = H-1, and 0 before.
     - Start: at rest, with th1 = 0 and th2 = release[1].
@@ -243,7 +243,7 @@ def _drift(pendulum: DoublePendulum, state: Array, steps: Int[Array, ""]) -> Arr
 class DrivenDoublePendulum(AbstractTask):
     """Swing both rods up and hold them there, with a motor at each joint.
 
-    - State: that of `pendulum`; by default (th1, w1, th2, w2), in radians and radians per second.
+    - State: the state of `pendulum`, by default (th1, w1, th2, w2) in radians and radians per second.
     - Action: (tau1, tau2), the torques at the joints in units of 5 N m.
     - Reward: (h - 0.001 (w1^2 + w2^2) - 0.01 |a|^2) / H, where h is the height of the tip, from -1 hanging to 1 upright.
     - Start: near the hanging rest, with angles and angular velocities uniform in [-spread, spread].
