@@ -1,4 +1,4 @@
-"""Gymnasium's spaces: those of a task, and those that awmkit can learn from."""
+"""Gymnasium's spaces: the observation space of a task, and the Box spaces that awmkit can learn from."""
 
 import gymnasium
 import numpy as np

@@ -80,8 +80,9 @@ class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         actions = check_action(actions, (self.num_envs, self.task.action_size))
-        self._copies, rewards = self._step(running(self._copies), actions)
-        terminated, truncated = np.asarray(self._copies.episode.t) == self.task.horizon, np.zeros(self.num_envs, bool)
+        copies, rewards = self._step(running(self._copies), actions)
+        self._copies = copies
+        terminated, truncated = np.asarray(copies.episode.t) == self.task.horizon, np.zeros(self.num_envs, bool)
         if not self.time_aware:
             terminated, truncated = truncated, terminated
         return self._observations(), np.array(rewards, np.float64), terminated, truncated, {}

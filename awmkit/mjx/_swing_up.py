@@ -1,4 +1,6 @@
 """Three pendulums to swing up: the pendulum, the cart-pole and the double pendulum."""
+# MuJoCo's compiled classes come without stubs.
+# pyright: reportAttributeAccessIssue=false
 
 import equinox as eqx
 import jax.numpy as jnp

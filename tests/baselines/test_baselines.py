@@ -21,6 +21,7 @@ with warnings.catch_warnings():  # Distrax imports TensorFlow Probability, which
 
     from awmkit.baselines import FunctionalEnv, ppo, sac
     from awmkit.baselines._learn import to_gaussian_policy
+    from awmkit.baselines._schedule import make_schedule, Schedule
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 
@@ -48,7 +49,7 @@ class Aim(AbstractTask):
 SHIFT = jnp.arange(5.0)
 INPUTS = Normaliser(2).fitted(jax.random.normal(KEYS[0], (9, 2)))
 ENV = FunctionalEnv(Aim(), INPUTS, SHIFT, jnp.asarray(2.0), jnp.tanh, 1.0)
-SMALL = {"steps": 843, "warmup": 201, "evaluate_every": 200, "evaluations": 3, "width": 16}
+SMALL = {"steps": 1_005, "warmup": 201, "evaluate_every": 200, "evaluations": 3, "width": 16}
 
 
 @jax.jit
@@ -156,8 +157,10 @@ def test_the_warm_up_uses_the_given_actions(learn):
 
 
 def test_steps_include_the_warm_up_and_end_at_the_given_number():
-    assert runs(sac)[1].steps.tolist() == [243, 443, 643, 843]  # The warm-up is 205.
-    assert runs(ppo)[1].steps.tolist() == [225 + 200 * n for n in range(9)]  # Iterations are of 20.
+    assert runs(sac)[1].steps.tolist() == [205, 405, 605, 805, 1_005]  # The warm-up takes 205.
+    assert runs(ppo)[1].steps.tolist() == [225 + 200 * n for n in range(9)]  # An iteration takes 20.
+    schedule = make_schedule("sac", 5, steps=843, warmup=201, evaluate_every=200, steps_per_iteration=1)
+    assert schedule == Schedule(warmup_episodes=41, steps_per_iteration=1, first=38, interval=200, intervals=3)
 
 
 MISUSES = {
