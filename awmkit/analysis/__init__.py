@@ -10,16 +10,16 @@ Every function takes a simulator or a world model. `report` runs all of them on 
 - `true_gradient`, `fidelity`: the gradient of the true return, and how well another gradient agrees with it.
 """
 
-from ._fidelity import Agreement as Agreement, Fidelity as Fidelity, fidelity as fidelity
-from ._gradient_growth import gradient_growth as gradient_growth, GradientGrowth as GradientGrowth
-from ._growth_law import fit_growth as fit_growth, Growth as Growth
-from ._hops import hop_spectrum as hop_spectrum, HopSpectrum as HopSpectrum, policy_hop_spectrum as policy_hop_spectrum
-from ._interval import Interval as Interval
-from ._jacobian import action_jacobian as action_jacobian, ActionJacobian as ActionJacobian
-from ._landscape import Landscape as Landscape, landscape as landscape
-from ._lyapunov import Lyapunov as Lyapunov, lyapunov as lyapunov
-from ._report import Entry as Entry, Hops as Hops, Report as Report, report as report
-from ._true_gradient import true_gradient as true_gradient, TrueGradient as TrueGradient
+from ._fidelity import Agreement, Fidelity, fidelity
+from ._gradient_growth import gradient_growth, GradientGrowth
+from ._growth_law import fit_growth, Growth
+from ._hops import hop_spectrum, HopSpectrum, policy_hop_spectrum
+from ._interval import Interval
+from ._jacobian import action_jacobian, ActionJacobian
+from ._landscape import Landscape, landscape
+from ._lyapunov import Lyapunov, lyapunov
+from ._report import Entry, Hops, Report, report
+from ._true_gradient import true_gradient, TrueGradient
 
 __all__ = [
     "action_jacobian",
