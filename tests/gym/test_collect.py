@@ -104,7 +104,7 @@ def test_fitted_models_of_states_and_rewards_give_the_gradient_of_an_environment
     policy, keys = policy_of(task.env), jax.random.split(KEY, 4)
     episodes = task.collect(policy, 4, key=KEY)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which only tests forbid.
-        learn = lambda model: fit(model, episodes, key=KEY, updates=3, holdout=0, progress=NoProgress()).model
+        learn = lambda model: fit(model, episodes, key=KEY, updates=3, holdout=0.0, progress=NoProgress()).model
         reward = learn(RewardModel(3, 1, width=8, key=keys[0]).normalised(episodes))
         world = learn(AWM(3, 1, LSTM(8, key=keys[1]), key=keys[2]).normalised(episodes.states))
     start = task.reset(keys[3])
