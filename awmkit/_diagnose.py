@@ -1,14 +1,14 @@
-"""Where a gradient ceases to be finite: the step and the edge.
+"""`check=True` of `unroll_grad`: at which step and edge a gradient stops being finite.
 
-A probe, an array of zeros, is added to whatever crosses each edge at each step; the gradient with respect to it is the
-gradient that flows along that edge, so that one more backward pass sees them all.
+A probe, an array of zeros, is added to each value that crosses an edge. The gradient with respect to the probe is the gradient
+that flows along the edge, so one more backward pass sees all edges at all steps.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ._dynamics import AbstractDynamics
 from ._paths import EDGES, is_cut
@@ -18,7 +18,7 @@ from .methods import Sequential
 
 
 class _Probes(eqx.Module):
-    """One array of zeros for each edge, (H, S) or (H, A), in the order in which reverse mode reaches them within a step."""
+    """One array of zeros per edge, in the order in which reverse mode reaches the edges of a step."""
 
     state_to_reward: Float[Array, "H S"]
     action_to_reward: Float[Array, "H A"]
@@ -28,10 +28,11 @@ class _Probes(eqx.Module):
 
 
 class _ProbedDynamics(AbstractDynamics):
-    """A dynamics whose inputs pass the probes."""
+    """A dynamics with probes added to its inputs."""
 
     dynamics: AbstractDynamics
     probes: _Probes
+    first: Int[Array, ""] | int
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
 
@@ -39,23 +40,24 @@ class _ProbedDynamics(AbstractDynamics):
         return self.dynamics.init(state, horizon)
 
     def step(self, carry, state, action, t, *, key=None):
-        state = state + self.probes.state_to_model[t]
-        return self.dynamics.step(carry, state, action + self.probes.action_to_model[t], t, key=key)
+        state = state + self.probes.state_to_model[t - self.first]
+        return self.dynamics.step(carry, state, action + self.probes.action_to_model[t - self.first], t, key=key)
 
 
 @eqx.filter_jit
-def raise_if_nonfinite(result, dynamics, policy, state, horizon, *, reward, key, paths, discount):
-    """`result`, the value and gradient of an unroll, or an error that names where they cease to be finite."""
-    forward, backward = _follow(dynamics, policy, state, horizon, reward, key, paths, discount)
+def raise_if_nonfinite(result, dynamics, policy, state, horizon, *, reward, key, paths, discount, t, carry):
+    """Return `result`, the value and gradient of an unroll, or raise an error that names where they stop being finite."""
+    forward, backward = _follow(dynamics, policy, state, horizon, reward, key, paths, discount, t, carry)
     flags = jnp.concatenate([forward.ravel(), backward[::-1].ravel(), jnp.ones(1, bool)])
+    at = lambda i: f"t={t + i}" if isinstance(t, int) else f"{i} after t"
     messages = [
-        f"The unroll is not finite: at step t={t}, {what}; the gradient cannot be either."
-        for t in range(horizon)
+        f"The unroll is not finite: at step {at(i)}, {what}; the gradient cannot be either."
+        for i in range(horizon)
         for what in ("the policy's action a_t", "the reward r_t", "the next state s_{t+1}")
     ]
     messages += [
-        f"The gradient is not finite: going back from the return, first at step t={t} on the edge {edge}."
-        for t in reversed(range(horizon))
+        f"The gradient is not finite: going back from the return, first at step {at(i)} on the edge {edge}."
+        for i in reversed(range(horizon))
         for edge in _Probes.__dataclass_fields__
     ]
     messages += ["The gradient is finite on every edge but not in the policy's own parameters."]
@@ -64,29 +66,33 @@ def raise_if_nonfinite(result, dynamics, policy, state, horizon, *, reward, key,
     return eqx.combine(eqx.branched_error_if(arrays, broken, jnp.argmax(flags), messages), rest)
 
 
-def _follow(dynamics, policy, state, horizon, reward, key, paths, discount) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"]]:
-    """Whether actions, rewards and next states, and then the gradients along the edges, are not finite at each step."""
+def _follow(
+    dynamics, policy, state, horizon, reward, key, paths, discount, first, carry
+) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"]]:
+    """Return where values (action, reward, next state) and gradients (one per edge) are not finite, for each step."""
 
     def value(probes):
-        probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t], t, key=key)
+        probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t - first], t, key=key)
         states, actions, _ = Sequential().run(
-            _ProbedDynamics(dynamics, probes, dynamics.state_size, dynamics.action_size),
+            _ProbedDynamics(dynamics, probes, first, dynamics.state_size, dynamics.action_size),
             policy if isinstance(policy, Array) else probed,
             state,
             horizon,
             key=key,
             paths=paths,
+            t=first,
+            carry=carry,
         )
         before, after = (x + probes.state_to_reward for x in (jnp.concatenate([state[None], states[:-1]]), states))
         probed_actions = actions + probes.action_to_reward
-        rewards = jax.vmap(with_next_state(reward))(before, probed_actions, jnp.arange(horizon), after)
+        rewards = jax.vmap(with_next_state(reward))(before, probed_actions, first + jnp.arange(horizon), after)
         value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).returns(discount)
         return value, (actions, rewards[:, None], states)
 
     of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))
     zeros = _Probes(of_state, of_action, of_state, of_action, of_state)
     flows, values = jax.grad(value, has_aux=True)(jtu.tree_map(lambda x: x.astype(state.dtype), zeros))
-    for edge in EDGES:  # What would flow into an edge that is cut does not flow on.
+    for edge in EDGES:  # The gradient into a cut edge goes nowhere, so it may be anything.
         if is_cut(getattr(paths, edge)):
             flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, replace_fn=jnp.zeros_like)
     broken = lambda arrays: jnp.stack([jnp.any(~jnp.isfinite(x), axis=1) for x in arrays], axis=1)

@@ -1,7 +1,4 @@
-"""What moves a state: the one interface that simulators and world models share.
-
-It stands apart because everything else in awmkit is written against it.
-"""
+"""The interfaces of dynamics and tasks: everything that moves a state."""
 
 import abc
 import math
@@ -17,17 +14,25 @@ from ._checks import check_counts
 
 
 class AbstractDynamics(eqx.Module):
-    """Anything that maps a state and an action to the next state: a simulator or a world model.
+    """A map from a state and an action to the next state: a simulator or a world model.
 
-    A dynamics never decides where its `state` argument comes from or how much gradient it carries: the unroll does
-    (`awmkit.Paths`). What a dynamics must remember beyond the state (a KV cache, a hidden state, a solver's warm start)
-    lives in `carry`.
+    Subclass it to bring your own simulator. `init` and `step` are enough. The state is one flat vector; what a dynamics
+    remembers besides (a key-value cache, a hidden state, a solver's warm start) is its carry.
 
-    **Fields** a subclass provides
+    A dynamics does not decide how much gradient its inputs carry. The unroll does, by `awmkit.Paths`.
+
+    **Fields** a subclass defines
 
     - `state_size`, `action_size`: number of entries of a state and of an action.
-    - `reads_state`: class attribute, `False` promises that `step` ignores its `state` argument, as an actions world model
-      does: no predicted state is ever fed back, and `Parallel` may be used. The default is `True`.
+    - `reads_state`: class attribute; `False` if `step` ignores its `state` argument, as an actions world model does, which
+      predicts from the carry and the action alone. The method `Parallel` needs this. `True` by default.
+
+    **What must hold**
+
+    - `step` returns a carry with the structure, shapes and dtypes of the one it was given, and a state of the dtype it was
+      given.
+    - `init` and `step` can be traced by JAX, and differentiated if gradients are wanted.
+    - With the same arguments and key, `step` returns the same state.
 
     ```python
     class Boat(AbstractDynamics):
@@ -41,9 +46,11 @@ class AbstractDynamics(eqx.Module):
         def step(self, carry, state, action, t, *, key=None):
             x, v = state
             return carry, jnp.stack([x + 0.1 * v, v + 0.1 * (action[0] - self.drag * v)])
+
+    trajectory = unroll(Boat(), policy, jnp.zeros(2), 50)
     ```
 
-    **Raises:** `ValueError` for sizes that are no whole numbers above 0.
+    **Raises:** `ValueError` if a size is not a whole number of at least 1.
     """
 
     state_size: eqx.AbstractVar[int]
@@ -55,7 +62,7 @@ class AbstractDynamics(eqx.Module):
 
     @property
     def parallel(self) -> bool:
-        """Whether `rollout_segment` handles all steps at once, so that `Parallel` is the faster method. `False` by default."""
+        """Whether `rollout_segment` computes all steps at once. `Parallel` is then the default method. `False` by default."""
         return False
 
     @property
@@ -66,11 +73,11 @@ class AbstractDynamics(eqx.Module):
 
     @abc.abstractmethod
     def init(self, state: Float[Array, " S"], horizon: int) -> PyTree:
-        """The carry before the first step, primed with s_0 and with room for `horizon` steps.
+        """Return the carry before the first step; `None` if the dynamics needs no carry.
 
-        **Arguments:** `state`: s_0, shape (S,). `horizon`: how many steps will follow.
+        **Arguments:** `state`: s_0, shape (S,). `horizon`: number of steps the carry needs space for.
 
-        **Raises:** `ValueError` where `horizon` is more than the dynamics can do.
+        **Raises:** `ValueError` if the dynamics supports fewer than `horizon` steps.
         """
 
     @abc.abstractmethod
@@ -83,20 +90,23 @@ class AbstractDynamics(eqx.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree, Float[Array, " S"]]:
-        """One step: s_{t+1} from `carry`, s_t and a_t.
+        """Return the new carry and s_{t+1}.
 
-        **Arguments:** `carry`: what `init` or the previous `step` returned. `state`: s_t, shape (S,). `action`: a_t in
-        [-1, 1], shape (A,). `t`: the step's index, an integer, possibly traced. `key`: for stochastic dynamics.
+        **Arguments**
 
-        **Returns:** the new carry, of the same structure, shapes and dtypes, and s_{t+1}.
+        - `carry`: from `init` or the previous `step`.
+        - `state`: s_t, shape (S,).
+        - `action`: a_t in [-1, 1], shape (A,).
+        - `t`: index of the step, an integer that may be traced.
+        - `key`: for a stochastic dynamics; `None` if the unroll was given no key.
         """
 
     def open_loop(
         self, state: Float[Array, " S"], actions: Float[Array, "H A"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "H S"]:
-        """s_1 ... s_H under a fixed sequence of actions.
+        """Return s_1 ... s_H under given actions.
 
-        **Arguments:** `state`: s_0, shape (S,). `actions`: a_0 ... a_{H-1}, shape (H, A). `key`: split into one key a step.
+        **Arguments:** `state`: s_0, shape (S,). `actions`: a_0 ... a_{H-1}, shape (H, A). `key`: split into one key per step.
 
         **Returns:** shape (H, S).
         """
@@ -112,14 +122,15 @@ class AbstractDynamics(eqx.Module):
         *,
         keys: Key[Array, " B"] | None = None,
     ) -> tuple[PyTree, Float[Array, "B S"]]:
-        """Several steps under actions that are known, from anywhere in an unroll.
+        """Run several steps under given actions, from any step of an episode.
 
-        By default a scan of `step`; an actions world model overrides it with one causal pass of equal values and gradients.
+        By default a scan of `step`. Override it if all steps can be computed at once, with the same values and gradients, and
+        let `parallel` return `True`.
 
-        **Arguments:** `carry`, `state`: as `step` takes them. `actions`: a_t ... a_{t+B-1}, shape (B, A). `t`: the first
-        step's index, an integer. `keys`: one a step.
+        **Arguments:** `carry`, `state`: before step t. `actions`: a_t ... a_{t+B-1}, shape (B, A). `t`: index of the first
+        step, a Python integer. `keys`: one per step.
 
-        **Returns:** the carry after the last step, and s_{t+1} ... s_{t+B}.
+        **Returns:** the carry after the last step, and s_{t+1} ... s_{t+B}, shape (B, S).
         """
 
         def step(loop, x):
@@ -131,27 +142,44 @@ class AbstractDynamics(eqx.Module):
         return carry, states
 
     def resize_carry(self, carry: PyTree, horizon: int) -> PyTree:
-        """`carry`, somewhere in an unroll, with room for `horizon` steps in all. By default as it is.
-
-        A dynamics whose carry has the shape that `init` gave it for its horizon may override this, to be sampled with less
-        room than all steps need, as long as few are done.
-        """
+        """Return `carry` with space for `horizon` steps in all. By default `carry` itself; see `resizable`."""
         del horizon
         return carry
 
 
 class AbstractTask(AbstractDynamics):
-    """A dynamics with a purpose: a reward, a distribution of initial states and a horizon.
+    """A dynamics with a reward, a distribution of initial states and a horizon: a problem to solve.
 
-    What BPO, Gymnasium and the examples take.
+    `train`, the Gymnasium environments and the baselines take tasks. Subclass it to bring your own problem: besides `init` and
+    `step` of `AbstractDynamics`, define `reward` and `reset`.
 
-    **Fields** a subclass provides
+    **Fields** a subclass defines, besides those of `AbstractDynamics`
 
-    - `horizon`: the number of steps H of an episode.
-    - `on_host`: class attribute, `True` where JAX cannot trace the task and episodes come from its method
-      `collect(policy, episodes, *, key)`. The default is `False`.
+    - `horizon`: number of steps H of an episode.
+    - `on_host`: class attribute; `True` if JAX cannot trace the task. Its episodes then come from a method
+      `collect(policy, episodes, *, key)`. `False` by default.
 
-    **Raises:** `ValueError` for a horizon that is no whole number above 0.
+    ```python
+    class Crossing(AbstractTask):
+        horizon: int = eqx.field(static=True, default=50)
+        state_size: int = eqx.field(static=True, default=2)
+        action_size: int = eqx.field(static=True, default=1)
+
+        def init(self, state, horizon):
+            return None
+
+        def step(self, carry, state, action, t, *, key=None):
+            x, v = state
+            return carry, jnp.stack([x + 0.1 * v, v + 0.1 * (action[0] - 0.5 * v)])
+
+        def reward(self, state, action, t):
+            return -((state[0] - 1) ** 2) - 0.01 * jnp.sum(action**2)
+
+        def reset(self, key):
+            return 0.1 * jax.random.normal(key, (2,))
+    ```
+
+    **Raises:** `ValueError` if the horizon or a size is not a whole number of at least 1.
     """
 
     horizon: eqx.AbstractVar[int]
@@ -162,30 +190,24 @@ class AbstractTask(AbstractDynamics):
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The least and the greatest value of each entry of a state; infinite by default."""
+        """The smallest and the largest value of each entry of a state; infinite by default."""
         return (-math.inf,) * self.state_size, (math.inf,) * self.state_size
 
     @abc.abstractmethod
     def reward(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
-        """r(s_t, a_t), from the state *before* the step; s_H is never scored.
+        """Return r(s_t, a_t). The state is the one before the step, so s_H has no reward.
 
-        A task whose reward reads the next state adds a parameter: `def reward(self, state, action, t, next_state=None)`.
+        A reward that depends on the next state takes it as a fourth parameter of this name:
+        `def reward(self, state, action, t, next_state=None)`.
 
-        **Arguments:** `state`: s_t, shape (S,). `action`: a_t, shape (A,). `t`: the step's index.
-
-        **Returns:** a scalar.
+        **Arguments:** `state`: s_t, shape (S,). `action`: a_t, shape (A,). `t`: index of the step.
         """
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> Float[Array, " S"]:
-        """Draw s_0.
-
-        **Arguments:** `key`: consumed once; a task that always starts in the same state ignores it.
-
-        **Returns:** s_0, shape (S,).
-        """
+        """Draw s_0, shape (S,). A task that always starts in the same state ignores `key`."""
 
 
 def step_keys(key: PRNGKeyArray | None, horizon: int) -> Key[Array, " H"] | None:
-    """One key for each step, or none; `open_loop` and the unroll must draw the same ones to agree."""
+    """Return one key per step, or `None`. `open_loop` and the unroll both use it, so that they draw the same noise."""
     return None if key is None else jax.random.split(key, horizon)

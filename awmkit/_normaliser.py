@@ -1,7 +1,4 @@
-"""Statistics of data, kept inside a model or a policy as leaves that no optimiser moves.
-
-Apart because models and policies share them, and `fit` must know them from weights.
-"""
+"""`Normaliser`: means and standard deviations of data, kept inside a model or policy and not trained."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,13 +12,17 @@ from ._checks import check_counts, describe
 class Normaliser(eqx.Module):
     """An affine map to zero mean and unit standard deviation, entry by entry.
 
-    Real tasks have states of size 800 beside states of size 0.04; a network wants both of size 1.
+    Networks train best on inputs and outputs of size 1, but one state may have entries of size 800 and 0.04. A new normaliser
+    is the identity; `fitted` takes its statistics from data. Calling it normalises, `inverse` undoes it, and no gradient
+    reaches its statistics.
 
     **Arguments**
 
-    - `size`: the number of entries D. A new normaliser is the identity, exactly.
-    - `per_step`: whether the mean of sequences is taken step by step, and the standard deviation about it.
-    - `per_step_scale`: with `per_step`, whether that too is taken step by step, and not over all steps.
+    - `size`: number of entries D.
+    - `per_step`: whether each step of a sequence has its own mean. Standard deviations are then taken about these means.
+    - `per_step_scale`: whether each step also has its own standard deviation; needs `per_step`.
+
+    **Raises:** `ValueError` if `size` is not a whole number of at least 1.
     """
 
     shift: Float[Array, "*T D"]
@@ -37,17 +38,19 @@ class Normaliser(eqx.Module):
         self.per_step_scale = per_step_scale
 
     def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
-        """With the mean and standard deviation of `data`, (N, D) or of any other leading shape; `per_step`, of (N, T, D).
+        """Return this normaliser with the statistics of `data`.
 
-        An entry that does not vary is shifted but not scaled. Steps at which one varies less than a fiftieth of what it does
-        over all steps are scaled by that, so that a prediction can leave the mean everywhere.
+        An entry that does not vary is shifted but not scaled. With `per_step_scale`, the scale of a step is at least 2 % of the
+        scale over all steps, so that predictions can leave the mean everywhere.
 
-        **Raises:** `ValueError` for data of another number of entries, or none.
+        **Arguments:** `data`: shape (N, D), or with any other leading axes; (N, T, D) with `per_step`.
+
+        **Raises:** `ValueError` if `data` has no row, or a number of entries other than D.
         """
         size, needed = self.shift.shape[-1], 3 if self.per_step else 1
         if jnp.ndim(data) < needed or jnp.shape(data)[-1] != size or not jnp.size(data):
             shape = f"(N, T, {size})" if self.per_step else f"(N, {size})"
-            raise ValueError(f"Normaliser.fitted got {describe(data)}; give at least one row of data, {shape}.")
+            raise ValueError(f"data must have shape {shape} with at least one row, got {describe(data)}.")
         rows = data.reshape(-1, data.shape[-1])
         shift = jnp.mean(data, axis=0) if self.per_step else jnp.mean(rows, axis=0)
         spread = jnp.std((data - shift).reshape(rows.shape), axis=0)
@@ -58,25 +61,25 @@ class Normaliser(eqx.Module):
 
     @property
     def overall(self) -> Float[Array, " D"]:
-        """The standard deviation over all steps, about the means: the unit of errors, which by step would weigh most where
-        least happens."""
+        """The standard deviation pooled over all steps. Errors are divided by it; dividing by per-step deviations would
+        overweight steps that barely vary."""
         return jnp.sqrt(jnp.mean(self.scale**2, axis=0)) if self.scale.ndim > 1 else self.scale
 
     def at(self, t: Int[ArrayLike, "*steps"]) -> "Normaliser":
-        """That of step `t`, or of several; of a step beyond the data, the last one's."""
+        """Return the normaliser of step or steps `t`; a step beyond the data uses the last one."""
         of_step = lambda x: x if x.ndim == 1 else x[jnp.minimum(t, x.shape[0] - 1)]
         return eqx.tree_at(lambda n: (n.shift, n.scale), self, (of_step(self.shift), of_step(self.scale)))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """To units of the data."""
+        """Normalise `x`."""
         return (x - lax.stop_gradient(self.shift)) / lax.stop_gradient(self.scale)
 
     def inverse(self, y: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """From units of the data."""
+        """Undo the normalisation."""
         return y * lax.stop_gradient(self.scale) + lax.stop_gradient(self.shift)
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
-    """Which leaves an optimiser may move: floating-point arrays outside of normalisers."""
-    # A normaliser taken as a leaf is no array.
+    """Return a tree of booleans that marks what an optimiser trains: floating-point arrays outside of normalisers."""
+    # A normaliser counts as one leaf here, which is not an array, so its arrays are not marked.
     return jtu.tree_map(eqx.is_inexact_array, tree, is_leaf=lambda x: isinstance(x, Normaliser))

@@ -1,8 +1,4 @@
-"""Which edges between steps carry gradient, and how much of it.
-
-Every gradient path that the paper talks about crosses one of three methods of `Paths`, so that what a path
-carries is decided here, for a simulator and a world model alike.
-"""
+"""`Paths`: which edges between steps carry gradient, and how much of it."""
 
 import math
 
@@ -16,22 +12,25 @@ EDGES = ("state_to_policy", "state_to_model", "action_to_model")
 
 
 class Paths(eqx.Module):
-    """Gains of the gradient on the edges of an unroll. Values never change, whatever the gains.
+    """Gains of the gradient on the edges between steps. They scale gradients and never change values.
 
     ```
     a_t     = policy(s_t)            state_to_policy: s_t into the policy
-    s_{t+1} = dynamics(s_t, a_t)     state_to_model: s_t fed back;   action_to_model: a_t into the dynamics
-    r_t     = reward(s_t, a_t)       always carries its full gradient
+    s_{t+1} = dynamics(s_t, a_t)     state_to_model:  s_t into the dynamics
+                                     action_to_model: a_t into the dynamics
+    r_t     = reward(s_t, a_t)       always carries the full gradient
     ```
 
-    `Paths()` is backpropagation through everything; `awmkit.BPO` is `Paths(state_to_policy=0.0)`, the paper's policy
-    gradient, in which the policy reads detached states; `Paths(state_to_model=0.9)` damps each hop of a Markov model.
+    - `Paths()` is ordinary backpropagation through the closed loop.
+    - `BPO`, which is `Paths(state_to_policy=0.0)`, is the paper's policy gradient: the policy reads detached states.
+    - `Paths(state_to_model=0.9)` damps each step of a Markov model or simulator.
 
     **Arguments**
 
-    - `state_to_policy`, `state_to_model`, `action_to_model`: finite scalars, possibly traced: 0 cuts the edge, 1 leaves it.
+    - `state_to_policy`, `state_to_model`, `action_to_model`: finite scalars, which may be traced. 0 cuts the edge, 1 (the
+      default) leaves it.
 
-    **Raises:** `ValueError` for an edge of another name and for a gain that is not a finite scalar.
+    **Raises:** `ValueError` if an edge has another name, or a gain is not a finite scalar.
     """
 
     state_to_policy: ScalarLike
@@ -54,32 +53,31 @@ class Paths(eqx.Module):
         self.action_to_model = action_to_model
 
     def to_policy(self, states: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
-        """States as the policy reads them."""
+        """Return states as the policy reads them."""
         return scale_gradient(states, self.state_to_policy)
 
     def feed_back(self, states: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
-        """States as the dynamics reads them."""
+        """Return states as the dynamics reads them."""
         return scale_gradient(states, self.state_to_model)
 
     def to_model(self, actions: Float[Array, "*batch A"]) -> Float[Array, "*batch A"]:
-        """Actions as the dynamics reads them."""
+        """Return actions as the dynamics reads them."""
         return scale_gradient(actions, self.action_to_model)
 
 
 def _check_gain(edge: str, gain: ScalarLike) -> None:
-    if not isinstance(gain, int | float | complex) and getattr(gain, "shape", None) != ():
-        raise ValueError(f"The gain of {edge} is {gain!r}; give one real number, such as 0.0 to cut the edge.")
-    if isinstance(gain, complex) or (isinstance(gain, int | float) and not math.isfinite(gain)):
-        raise ValueError(f"The gain of {edge} is {gain!r}; give a finite real number, such as 0.0 to cut the edge.")
+    number = isinstance(gain, int | float)
+    if not number and (isinstance(gain, complex) or getattr(gain, "shape", None) != ()) or number and not math.isfinite(gain):
+        raise ValueError(f"The gain of {edge} must be one finite real number, got {gain!r}; 0.0 cuts the edge.")
 
 
 def is_cut(gain: ScalarLike) -> bool:
-    """Whether a gain is known, without running anything, to be 0."""
+    """Return whether the gain is 0 and known before the program runs."""
     return isinstance(gain, int | float) and gain == 0
 
 
 def scale_gradient(x: Float[Array, "*shape"], gain: ScalarLike) -> Float[Array, "*shape"]:
-    """`x`, bit for bit, whose derivative is `gain`: in forward and in reverse mode, and for a traced gain."""
+    """Return `x` unchanged; its derivative is `gain`, in forward and reverse mode, also for a traced gain."""
     if isinstance(gain, int | float) and gain == 1:
         return x
     if is_cut(gain):
@@ -96,8 +94,9 @@ def _scaled(x: Array, gain: Array) -> Array:
 @_scaled.defjvp
 def _scaled_jvp(primals, tangents):
     (x, gain), (dx, _) = primals, tangents
-    # The recursion keeps derivatives of higher order scaled once for each time they cross the edge.
+    # Calling _scaled again scales higher derivatives too, once per crossing of the edge.
     return _scaled(x, gain), gain * dx
 
 
 BPO = Paths(state_to_policy=0.0)
+"""The paper's policy gradient: the policy reads detached states."""

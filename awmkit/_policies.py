@@ -1,7 +1,4 @@
-"""Policies: what turns a state into an action in [-1, 1].
-
-Apart from the models because nothing needs them: any callable with this signature is a policy.
-"""
+"""Policies: maps from a state to an action in [-1, 1]."""
 
 import abc
 import math
@@ -16,17 +13,41 @@ from ._normaliser import Normaliser
 
 
 class AbstractPolicy(eqx.Module):
-    """A module called as `policy(state, t, *, key=None) -> action (A,)`."""
+    """A policy whose input is normalised. Subclass it to bring your own network.
+
+    Any callable with the signature of `__call__` is a policy for `unroll`. Deriving from this class lets `train` set the
+    statistics of `input_norm` after the warm-up. A stochastic policy may also have a method `entropy(state, t, *, key)`, which
+    the entropy bonus of `train` needs; see `GaussianPolicy`.
+
+    **Fields** a subclass defines
+
+    - `input_norm`: a `Normaliser` for states. It is not trained.
+
+    ```python
+    class Linear(AbstractPolicy):
+        input_norm: Normaliser
+        weight: jax.Array
+
+        def __call__(self, state, t, *, key=None):
+            return jnp.tanh(self.weight @ self.input_norm(state))
+
+    policy = Linear(Normaliser(3), jnp.zeros((2, 3)))
+    ```
+    """
 
     input_norm: eqx.AbstractVar[Normaliser]
 
     @abc.abstractmethod
     def __call__(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None) -> Float[Array, " A"]:
-        """a_t in [-1, 1], shape (A,), from s_t, shape (S,), and the step's index t."""
+        """Return the action a_t in [-1, 1], shape (A,).
+
+        **Arguments:** `state`: s_t, shape (S,). `t`: index of the step. `key`: for a stochastic policy; `None` asks for its
+        mode.
+        """
 
 
 class MLPPolicy(AbstractPolicy):
-    """A deterministic policy: a_t = tanh(MLP(s_t)).
+    """A deterministic policy, a_t = tanh(MLP(s_t)).
 
     ```python
     policy = MLPPolicy(task.state_size, task.action_size, horizon=task.horizon, key=key)
@@ -35,15 +56,16 @@ class MLPPolicy(AbstractPolicy):
 
     **Arguments**
 
-    - `state_size`, `action_size`: S and A.
-    - `width`, `depth`: of the hidden layers, with swish between them.
-    - `horizon`: if given, t and the logarithm of the steps left are two more inputs: what a finite-horizon optimum needs in
-      general.
-    - `key`: for the weights.
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `width`, `depth`: size and number of the hidden layers, with swish between them.
+    - `horizon`: number of steps of an episode. If given, t and the logarithm of the steps left are two more inputs; the best
+      policy of a finite horizon depends on time.
+    - `key`: for the initial weights.
 
-    **Raises:** `ValueError` for sizes that are no whole numbers above 0, and for another kind of key.
+    **Raises:** `ValueError` if a size is not a whole number of at least 1, or `key` is not one key.
 
-    `input_norm` normalises the state; set it with `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`.
+    `input_norm` normalises the state. `train` fits it; by hand, use
+    `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`.
     """
 
     input_norm: Normaliser
@@ -69,14 +91,20 @@ class MLPPolicy(AbstractPolicy):
 
 
 class GaussianPolicy(AbstractPolicy):
-    """A stochastic policy: a_t = tanh(mu(s_t) + sigma(s_t) * noise), reparameterised so that gradients pass through.
+    """A stochastic policy, a_t = tanh(mu(s_t) + sigma(s_t) * noise).
 
-    Called without a key it takes its mode, tanh(mu): how a policy is evaluated. Haarnoja et al. (2018), *Soft Actor-Critic*,
-    appendix C.
+    The noise is reparameterised, so gradients pass through actions. Without a key the policy returns its mode, tanh(mu); it is
+    evaluated this way. Source: Haarnoja et al. (2018), *Soft Actor-Critic*, appendix C.
 
-    **Arguments:** as for `awmkit.MLPPolicy`, and `std`: sigma before training, in units of the pre-tanh action.
+    **Arguments**
 
-    **Raises:** `ValueError` for sizes that are no whole numbers above 0, another kind of key, and a `std` that is not positive.
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `width`, `depth`: size and number of the hidden layers, with swish between them.
+    - `horizon`: number of steps of an episode. If given, t and the logarithm of the steps left are two more inputs.
+    - `std`: sigma before training, on the scale before tanh.
+    - `key`: for the initial weights.
+
+    **Raises:** `ValueError` if a size is not a whole number of at least 1, `std` is not positive, or `key` is not one key.
     """
 
     input_norm: Normaliser
@@ -96,7 +124,7 @@ class GaussianPolicy(AbstractPolicy):
         key: PRNGKeyArray,
     ):
         if not std > 0:
-            raise ValueError(f"GaussianPolicy got std={std}; give a positive number, such as 0.5.")
+            raise ValueError(f"std must be positive, got std={std}; 0.5 is the default.")
         self.network = _mlp("GaussianPolicy", state_size, action_size, 2, width, depth, horizon, key)
         self.input_norm = Normaliser(state_size)
         self.log_std = jnp.full(action_size, math.log(std), jnp.result_type(float))
@@ -109,32 +137,35 @@ class GaussianPolicy(AbstractPolicy):
         return jnp.tanh(mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype))
 
     def mode(self, state: Float[Array, " S"], t: ScalarLike) -> Float[Array, " A"]:
-        """tanh(mu(s_t)), shape (A,)."""
+        """Return tanh(mu(s_t)), shape (A,)."""
         return self(state, t)
 
     def gaussian(self, state: Float[Array, " S"], t: ScalarLike) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
-        """Mean and log standard deviation of the action before tanh, each of shape (A,)."""
+        """Return mean and log standard deviation of the action before tanh, each of shape (A,)."""
         mean, log_std = jnp.split(self.network(features(self.input_norm(state), t, self.horizon)), 2)
         return mean, self.log_std + log_std
 
     def log_prob(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
-        """log pi(a_t | s_t), the density on (-1, 1)^A. Infinite on its boundary, which samples reach by rounding."""
+        """Return log pi(a_t | s_t), the density on (-1, 1)^A.
+
+        It is infinite at -1 and 1, which a sample may reach by rounding.
+        """
         return self._log_prob(state, jnp.arctanh(action), t)
 
     def entropy(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:
-        """An unbiased, reparameterised one-sample estimate of the entropy -E[log pi], which has no closed form."""
+        """Return an estimate of the entropy -E[log pi] from one sample. It is unbiased and differentiable."""
         mean, log_std = self.gaussian(state, t)
         return -self._log_prob(state, mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype), t)
 
     def _log_prob(self, state, u, t) -> Scalar:
         mean, log_std = self.gaussian(state, t)
         normal = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-        # log(1 - tanh(u)^2) without cancellation.
+        # This is log(1 - tanh(u)^2), written so that it does not cancel.
         return jnp.sum(normal - 2 * (math.log(2) - u - jax.nn.softplus(-2 * u)))
 
 
 def _mlp(who: str, state_size, action_size, numbers: int, width, depth, horizon, key) -> eqx.nn.MLP:
-    """From the features of a state to so many numbers for each entry of an action."""
+    """Return a network from the features of a state to `numbers` outputs per entry of an action."""
     check_counts(who, state_size=state_size, action_size=action_size, width=width, horizon=horizon)
     check_counts(who, least=0, depth=depth)
     check_key(who, key)
@@ -142,10 +173,10 @@ def _mlp(who: str, state_size, action_size, numbers: int, width, depth, horizon,
 
 
 def features(state: Float[Array, " S"], t: ScalarLike, horizon: int | None) -> Array:
-    """What a policy reads of a normalised state: with a horizon the time too, in two numbers from -1 to 1."""
+    """Return the inputs of a policy's network: the normalised state and, with a horizon, the time as two numbers in [-1, 1]."""
     if horizon is None:
         return state
     t = jnp.asarray(t, state.dtype)
-    # The last steps differ most: an action without a later reward is another one altogether.
+    # The best action changes most over the last steps, so they are spread out by a logarithm.
     left = jnp.log1p(jnp.maximum(horizon - 1 - t, 0)) / math.log1p(max(horizon - 1, 1))
     return jnp.concatenate([state, 2 * jnp.stack([t / horizon, left]) - 1])

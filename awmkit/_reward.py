@@ -7,7 +7,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Float, Scalar, ScalarLike
 
 from ._checks import check_call, parameters_of
 
@@ -56,9 +56,9 @@ def check_reward(reward: Reward) -> None:
         check_call("reward", "reward(state, action, t)", fix, reward, *range(3))
 
 
-def score(reward: Reward, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, " H"]:
-    """r_0 ... r_{H-1} for the states s_0 ... s_H, shape (H+1, S), and the actions, shape (H, A)."""
-    return jax.vmap(with_next_state(reward))(states[:-1], actions, jnp.arange(actions.shape[0]), states[1:])
+def score(reward: Reward, states: Float[Array, "T S"], actions: Float[Array, "H A"], t: ScalarLike = 0) -> Float[Array, " H"]:
+    """Return the rewards of H steps from step `t` on, for their states, shape (H+1, S), and actions, shape (H, A)."""
+    return jax.vmap(with_next_state(reward))(states[:-1], actions, t + jnp.arange(actions.shape[0]), states[1:])
 
 
 def _passed(reward: Reward) -> Literal["fourth", "by name", "not"]:

@@ -1,7 +1,4 @@
-"""What an unroll did: one episode, or a batch of them.
-
-Apart from the unroll because replay, fitting and diagnosis need it too.
-"""
+"""`Trajectory`: the states, actions and rewards of an episode, or of a batch of them."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,12 +6,12 @@ from jaxtyping import Array, Float, Int, ScalarLike
 
 
 class Trajectory(eqx.Module):
-    """What an unroll did. Under `jax.vmap`, a batch of episodes: every field gains a leading axis.
+    """The states, actions and rewards of an episode. Under `jax.vmap` every field gains a leading axis: a batch of episodes.
 
     - `states`: s_0 ... s_H, shape (H+1, S).
     - `actions`: a_0 ... a_{H-1}, shape (H, A).
-    - `rewards`: r(s_t, a_t) for t < H, shape (H,); `None` where no reward was given.
-    - `sweeps`: the number of Picard sweeps that sampling took; `None` where it took none.
+    - `rewards`: r_0 ... r_{H-1}, shape (H,); `None` if no reward was given.
+    - `sweeps`: number of Picard sweeps that sampling took; `None` if it took none.
     """
 
     states: Float[Array, "*batch T S"]
@@ -23,12 +20,12 @@ class Trajectory(eqx.Module):
     sweeps: Int[Array, "*batch"] | None = None
 
     def returns(self, discount: ScalarLike = 1.0) -> Float[Array, "*batch"]:
-        """The return J = sum_t discount^t r_t, a scalar for each episode.
+        """Return J = sum_t discount^t r_t, one scalar per episode.
 
-        **Raises:** `ValueError` where the unroll was given no reward.
+        **Raises:** `ValueError` if there are no rewards.
         """
         if self.rewards is None:
-            raise ValueError("This trajectory has no rewards; give the unroll a reward=task.reward.")
+            raise ValueError("This trajectory has no rewards; pass reward=task.reward to the unroll.")
         if isinstance(discount, int | float) and discount == 1:
             return jnp.sum(self.rewards, axis=-1)
         steps = jnp.arange(self.rewards.shape[-1], dtype=self.rewards.dtype)

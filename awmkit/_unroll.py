@@ -1,11 +1,8 @@
-"""The loop of a policy and a dynamics, and its gradient: the calls everything else is made of.
-
-It owns the edges between steps; what moves the state is behind `AbstractDynamics`, how the gradient is computed behind a
-method, and which edges carry it in `Paths`.
-"""
+"""`unroll` runs a policy in a dynamics; `unroll_grad` differentiates its return with respect to the policy."""
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from ._diagnose import raise_if_nonfinite
@@ -13,8 +10,8 @@ from ._dynamics import AbstractDynamics
 from ._paths import Paths
 from ._reward import check_reward, Reward, score
 from ._trajectory import Trajectory
-from ._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions
-from .methods import AbstractMethod, Parallel, Policy, Sequential
+from ._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions, check_start
+from .methods import AbstractMethod, default_method, Parallel, Policy
 
 
 def unroll(
@@ -27,39 +24,56 @@ def unroll(
     key: PRNGKeyArray | None = None,
     paths: Paths = Paths(),
     method: AbstractMethod | None = None,
+    t: ScalarLike = 0,
+    carry: PyTree = None,
 ) -> Trajectory:
-    """Run a policy in a dynamics for `horizon` steps: a_t = policy(s_t, t), s_{t+1} = dynamics(s_t, a_t).
+    """Run a policy in a dynamics for `horizon` steps.
 
-    Differentiable in everything it is given, in forward and reverse mode (`jax.grad`, `jax.jacfwd`); `paths` says which
-    edges carry the gradient. Unbatched: `jax.vmap` over states, policies or keys.
+        a_t     = policy(s_t, t)
+        s_{t+1} = dynamics(s_t, a_t)
+        r_t     = reward(s_t, a_t, t)
+
+    It can be differentiated with respect to every array it is given, in forward and reverse mode (`jax.grad`, `jax.jacfwd`);
+    `paths` says which edges between steps carry gradient. It is unbatched: use `jax.vmap` over states, policies or keys.
 
     ```python
     trajectory = unroll(model, policy, s_0, 100, reward=task.reward)
     episodes = jax.vmap(lambda s, k: unroll(task, policy, s, 100, reward=task.reward, key=k))(starts, keys)
     ```
 
+    To begin in the middle of an episode, for example to plan the remaining steps, give the index of the first step and the
+    dynamics' carry:
+
+    ```python
+    carry, states = model.rollout_segment(model.init(s_0, 100), s_0, actions[:30], 0)
+    rest = unroll(model, policy, states[-1], 70, reward=task.reward, t=30, carry=carry)
+    ```
+
     **Arguments**
 
     - `dynamics`: a simulator or a world model.
-    - `policy`: called as `policy(state, t, *, key)`, returns an action (A,) in [-1, 1]; or an array of actions (H, A).
+    - `policy`: called as `policy(state, t, *, key)`, returns an action of shape (A,) in [-1, 1]; or an array of actions, shape
+      (H, A), one row per step.
     - `state`: s_0, shape (S,), floating point.
-    - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter of
-      that name; returns a scalar. Define it once, outside of loops: each new function compiles again.
-    - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
-    - `paths`: gains of the gradient on the edges; they change no value.
-    - `method`: `Sequential(...)`, or `Parallel(...)` for an actions world model. By default whichever gives the values
-      fastest: `Parallel` for given actions in an AWM with a parallel backbone, else `Sequential`.
+    - `horizon`: the number of steps H, a Python int of at least 1.
+    - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter named
+      `next_state`; returns a scalar. Define it once, outside of loops: every new function is compiled again.
+    - `key`: a `jax.random.key` for a stochastic policy or dynamics. Without one, a Gaussian policy takes its mode.
+    - `paths`: gains of the gradient on the edges. They do not change values.
+    - `method`: how to compute it; `methods.default_method(dynamics)` by default.
+    - `t`: index of the first step, which the policy, the dynamics and the reward see. It may be traced, except for `Parallel`.
+    - `carry`: the dynamics' carry before the first step, from its `init`, `step` or `rollout_segment`, with space for these
+      steps. By default `dynamics.init(state, horizon)`.
 
-    **Returns:** a `awmkit.Trajectory`.
+    **Returns:** a `Trajectory`.
 
-    **Raises:** `ValueError` for wrong shapes, dtypes, horizons, a non-finite `state` (where it is known before the run),
-    or a `Parallel` method for a dynamics that reads its state.
+    **Raises:** `ValueError` if a shape, dtype, key or horizon does not fit, `state` is known not to be finite, a function
+    returns the wrong thing, or `method` is `Parallel` and the dynamics reads its state.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
-    if method is None:
-        method = Parallel() if isinstance(policy, Array) and dynamics.parallel else Sequential()
-    return _unroll(dynamics, policy, state, horizon, reward, key, paths, method)
+    t = check_start(dynamics, method, t, carry)
+    method = default_method(dynamics, t) if method is None else method
+    return _unroll(dynamics, policy, state, horizon, reward, key, paths, method, _as_argument(t, method), carry)
 
 
 def unroll_grad(
@@ -73,75 +87,104 @@ def unroll_grad(
     paths: Paths = Paths(),
     discount: ScalarLike = 1.0,
     method: AbstractMethod | None = None,
+    t: ScalarLike = 0,
+    carry: PyTree = None,
     check: bool = False,
 ) -> tuple[Scalar, PyTree]:
-    """The return J = sum_t discount^t r(s_t, a_t) of an unroll and its gradient with respect to the policy.
+    """Return the return J = sum_i discount^i r_i of an unroll, and its gradient with respect to the policy.
 
     With `paths=BPO` this is the policy gradient of Ma et al. (2024), in which the policy reads detached states:
 
         dJ/dtheta = sum_t [ dr_t/da_t dpi(s_t)/dtheta + dr_t/ds_t sum_{k<t} ds_t/da_k dpi(s_k)/dtheta ]
 
-    and with `paths=Paths()`, the default, that of the closed loop. Unbatched, as `unroll`:
+    With `paths=Paths()`, the default, it is the gradient of the closed loop. It is unbatched, like `unroll`:
 
     ```python
     value, grads = unroll_grad(model, policy, s_0, 100, reward=task.reward, paths=BPO)
-    policy = eqx.apply_updates(policy, jax.tree.map(lambda g: 0.01 * g, grads))  # One step up
+    policy = eqx.apply_updates(policy, jax.tree.map(lambda g: 0.01 * g, grads))  # One step up.
     values, grads = jax.vmap(lambda s: unroll_grad(model, policy, s, 100, reward=task.reward, paths=BPO))(starts)
     ```
 
     **Arguments**
 
     - `dynamics`: a simulator or a world model.
-    - `policy`: a module with floating-point parameters, called as `policy(state, t, *, key)`, returns an action (A,) in
-      [-1, 1]; or an array of actions (H, A).
+    - `policy`: a module with floating-point parameters, called as `policy(state, t, *, key)`, that returns an action of shape
+      (A,) in [-1, 1]; or an array of actions, shape (H, A).
     - `state`: s_0, shape (S,), floating point.
-    - `horizon`: the number of steps H, at least 1; static.
-    - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter of
-      that name; returns a scalar. Define it once, outside of loops: each new function compiles again.
-    - `key`: a `jax.random.key` for a stochastic policy or dynamics; without one, a Gaussian policy takes its mode.
-    - `paths`: gains of the gradient on the edges: `Paths()`, `BPO`, `Paths(state_to_model=0.9)`.
-    - `discount`: a scalar, 1 by default, as in the paper.
-    - `method`: by default the fastest exact one: `Parallel()` for an AWM with a parallel backbone (a transformer), else
-      `Sequential()`.
-    - `check`: find out where a gradient ceases to be finite. A second, sequential pass follows the gradient along each edge
-      and raises an error that names the first step and edge, seen from the return backwards, at which it is not.
+    - `horizon`: the number of steps H, a Python int of at least 1.
+    - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter named
+      `next_state`; returns a scalar. Define it once, outside of loops: every new function is compiled again.
+    - `key`: a `jax.random.key` for a stochastic policy or dynamics. Without one, a Gaussian policy takes its mode.
+    - `paths`: gains of the gradient on the edges: `Paths()`, `BPO`, or for example `Paths(state_to_model=0.9)`.
+    - `discount`: factor per step, a scalar; 1 by default, as in the paper.
+    - `method`: how to compute it; `methods.default_method(dynamics)` by default.
+    - `t`, `carry`: index of the first step, and the dynamics' carry before it, for an unroll that begins in the middle of an
+      episode; see `unroll`. The discount counts from this first step.
+    - `check`: whether to find out where a gradient stops being finite. A second, sequential pass follows the gradient along
+      each edge and raises an error that names the first step and edge at which it is not finite, going backwards.
 
-    **Returns:** J, a scalar, and dJ/dpolicy: a policy-shaped tree with `None` for what is not a floating-point array, or,
-    for an array of actions, dJ/da of shape (H, A).
+    **Returns:** J, a scalar, and dJ/dpolicy: a tree like the policy with `None` in place of everything that is not a
+    floating-point array; for an array of actions, dJ/da of shape (H, A).
 
-    **Raises:** `ValueError` for wrong shapes, dtypes, keys, horizons or functions, a non-finite `state`, a `Parallel` method
-    for a dynamics that reads its state, and a policy without parameters; a runtime error from `check`.
+    **Raises:** `ValueError` as `unroll` does, and if the policy has no floating-point array; a runtime error from `check`.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     check_differentiable(policy)
     check_reward(reward)
     check_discount(discount)
-    if method is None:
-        method = Parallel() if dynamics.parallel else Sequential()
-    value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method)
+    t = check_start(dynamics, method, t, carry)
+    method = default_method(dynamics, t) if method is None else method
+    first = _as_argument(t, method)
+    value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, first, carry)
     if check:
-        value, grads = raise_if_nonfinite(
-            (value, grads), dynamics, policy, state, horizon, reward=reward, key=key, paths=paths, discount=discount
-        )
+        given = {"reward": reward, "key": key, "paths": paths, "discount": discount, "t": t, "carry": carry}
+        value, grads = raise_if_nonfinite((value, grads), dynamics, policy, state, horizon, **given)
     return value, grads
 
 
-# Compiled here so that a call outside of jit is compiled once for each shape, as a call inside is.
-@eqx.filter_jit
-def _unroll(dynamics, policy, state, horizon, reward, key, paths, method) -> Trajectory:
-    check_functions(dynamics, policy, state, horizon, reward=reward, key=key)
-    states, actions, sweeps = method.run(dynamics, policy, state, horizon, key=key, paths=paths)
+def unchecked_unroll(
+    dynamics: AbstractDynamics,
+    policy: Policy,
+    state: Float[Array, " S"],
+    horizon: int,
+    *,
+    reward: Reward | None = None,
+    key: PRNGKeyArray | None = None,
+    paths: Paths = Paths(),
+    method: AbstractMethod | None = None,
+    t: ScalarLike = 0,
+    carry: PyTree = None,
+) -> Trajectory:
+    """Do what `unroll` does without its checks and without compiling.
+
+    For code inside awmkit that has checked its arguments at its own public entry (with `check_arguments` and
+    `check_functions`) and runs inside its own `jit`, such as the analyses.
+    """
+    method = default_method(dynamics, t) if method is None else method
+    states, actions, sweeps = method.run(dynamics, policy, state, horizon, key=key, paths=paths, t=t, carry=carry)
     states = jnp.concatenate([state[None], states])
-    rewards = None
-    if reward is not None:
-        rewards = score(reward, states, actions)
+    rewards = None if reward is None else score(reward, states, actions, t)
     return Trajectory(states, actions, rewards, sweeps)
 
 
+def _as_argument(t: ScalarLike, method: AbstractMethod) -> ScalarLike:
+    """Return the index of the first step as the compiled unroll takes it: only `Parallel` compiles again for every `t`."""
+    return t if isinstance(t, Tracer) or isinstance(method, Parallel) or t == 0 else jnp.asarray(t, int)
+
+
+# Compiled here, so that a call outside of jit is compiled once for each shape, as a call inside is.
 @eqx.filter_jit
-def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method) -> tuple[Scalar, PyTree]:
+def _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry) -> Trajectory:
+    check_functions(dynamics, policy, state, horizon, reward=reward, key=key, carry=carry)
+    return unchecked_unroll(
+        dynamics, policy, state, horizon, reward=reward, key=key, paths=paths, method=method, t=t, carry=carry
+    )
+
+
+@eqx.filter_jit
+def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, t, carry) -> tuple[Scalar, PyTree]:
     @eqx.filter_value_and_grad
     def value_and_grad(policy):
-        return _unroll(dynamics, policy, state, horizon, reward, key, paths, method).returns(discount)
+        return _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
 
     return value_and_grad(policy)

@@ -1,6 +1,7 @@
-"""What a user may have got wrong, said in one sentence each: what was given, what is needed, how to fix it.
+"""Checks of the arguments of `unroll` and `unroll_grad`.
 
-Apart from the unroll so that the loop reads as its equations do. Nothing here costs time in a compiled program.
+An analysis calls `check_arguments` once, at its public entry, and then `unchecked_unroll` of `awmkit._unroll` inside its own
+`jit`. The checks run before compilation or while tracing, so they cost a compiled program nothing.
 """
 
 import math
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, ScalarLike
 
-from ._checks import check_call, check_key, describe, kind
+from ._checks import check_call, check_counts, check_key, describe, kind
 from ._dynamics import AbstractDynamics
 from ._paths import Paths
 from ._reward import check_reward, with_next_state
@@ -22,11 +23,13 @@ from .methods import AbstractMethod, Parallel, Policy
 
 
 def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
-    """Raise for what can be seen without tracing; return state and policy, as arrays where they are array-like."""
+    """Raise for whatever can be seen without tracing. Return state and policy, converted to arrays if they are array-like."""
     if not isinstance(dynamics, AbstractDynamics):
         raise ValueError(f"The dynamics is {kind(dynamics)}; pass an instance of awmkit.AbstractDynamics.")
     state = _as_float(state, "The state", (dynamics.state_size,), "vmap over a batch of states with jax.vmap")
-    _check_horizon(horizon)
+    check_counts("The unroll", horizon=horizon)
+    if operator.index(horizon) >= 2**31:
+        raise ValueError(f"The unroll got horizon={horizon}; give less than 2^31 steps.")
     if eqx.is_array_like(policy) or isinstance(policy, list | tuple):
         shape = (horizon, dynamics.action_size)
         policy = _as_float(policy, "The policy, an array of actions,", shape, "one row for each step")
@@ -41,23 +44,43 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
         raise ValueError(f"The method is {method!r}; pass Sequential(), Parallel() or None for the fastest.")
     if isinstance(method, Parallel) and dynamics.reads_state:
         raise ValueError(
-            f"Parallel cannot run {type(dynamics).__name__}, whose step reads the state that the previous step predicted, so "
-            "that no pass over the actions alone exists; use method=Sequential(), or an actions world model (AWM)."
+            f"Parallel needs a dynamics that does not read its predicted states, got {type(dynamics).__name__}; use "
+            "method=Sequential(), or an actions world model (AWM)."
         )
     return state, policy
 
 
+def check_start(dynamics, method, t, carry) -> ScalarLike:
+    """Raise if an unroll cannot begin at step `t` with this carry. Return `t`, as a Python int unless it is traced."""
+    name = type(dynamics).__name__
+    if not jnp.issubdtype(jnp.result_type(t), jnp.integer) or jnp.shape(t) != () or isinstance(t, bool):
+        raise ValueError(f"t must be a whole number, the index of the first step, got {describe(t)}.")
+    if isinstance(t, Tracer):
+        if isinstance(method, Parallel):
+            raise ValueError("Parallel needs t as a Python int, got a traced value; use method=Sequential().")
+    else:
+        t = operator.index(t)
+        if t < 0:
+            raise ValueError(f"t must be at least 0, the index of the first step, got {t}.")
+    if carry is None and not dynamics.reads_state and not (isinstance(t, int) and t == 0):
+        raise ValueError(
+            f"{name} predicts from the first state and all actions since, so an unroll from t={describe(t)} on needs the carry "
+            "of the steps before it; pass the carry= that its step or rollout_segment returned."
+        )
+    return t
+
+
 def check_differentiable(policy) -> None:
-    """Raise for a policy whose gradient would be empty."""
+    """Raise if the policy has nothing to differentiate."""
     if not any(map(eqx.is_inexact_array, jtu.tree_leaves(policy))):
         raise ValueError(
-            f"The policy, a {type(policy).__name__}, holds no floating-point array to differentiate; make it an eqx.Module "
+            f"The policy, a {type(policy).__name__}, has no floating-point array to differentiate; make it an eqx.Module "
             "whose fields are its parameters, or pass an array of actions."
         )
 
 
-def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
-    """Raise for functions that return the wrong thing. Traces each of them once, abstractly."""
+def check_functions(dynamics, policy, state, horizon, *, reward, key, carry=None) -> None:
+    """Raise if the policy, the dynamics or the reward returns the wrong thing. Traces each of them once, abstractly."""
     if isinstance(policy, Array):
         action = jax.ShapeDtypeStruct(policy.shape[1:], policy.dtype)
     else:
@@ -67,7 +90,7 @@ def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
                 f"The policy returned {describe(action)}; the dynamics needs a floating-point action of shape "
                 f"({dynamics.action_size},), so give the policy action_size={dynamics.action_size}."
             )
-    _check_step(dynamics, action, state, horizon, key)
+    _check_step(dynamics, action, state, horizon, key, carry)
     if reward is None:
         return
     check_reward(reward)
@@ -80,22 +103,28 @@ def check_functions(dynamics, policy, state, horizon, *, reward, key) -> None:
 
 
 def check_discount(discount) -> None:
-    """Raise for a discount that is no real number."""
+    """Raise if the discount is not one real number."""
     if not isinstance(discount, int | float | np.number | np.ndarray | Array) or jnp.shape(discount) != ():
         raise ValueError(f"The discount is {describe(discount)}; give one real number, such as 0.99.")
     if isinstance(discount, int | float) and not math.isfinite(discount):
         raise ValueError(f"The discount is {discount}; give a finite number, such as 0.99.")
 
 
-def _check_step(dynamics, action, state, horizon, key) -> None:
-    carry = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
+def _check_step(dynamics, action, state, horizon, key, carry) -> None:
+    initial = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
+    if carry is not None and jtu.tree_structure(carry) != jtu.tree_structure(initial):
+        raise ValueError(
+            f"carry must have the structure that {type(dynamics).__name__}.init returns, {jtu.tree_structure(initial)}, got "
+            f"{jtu.tree_structure(carry)}; pass what its init, step or rollout_segment returned."
+        )
+    carry = initial if carry is None else carry
     step = lambda c, s, a, t, k: dynamics.step(c, s, a, t, key=k)
     after, next_state = eqx.filter_eval_shape(step, carry, state, action, jnp.asarray(0), key)
     name = type(dynamics).__name__
     if getattr(next_state, "shape", None) != state.shape or next_state.dtype != state.dtype:
         raise ValueError(
             f"{name}.step returned the state as {describe(next_state)} for a state given as {describe(state)}; they must be "
-            "the same, so mend the step, or cast the state or the model to one dtype."
+            "the same, so fix the step, or cast the state or the model to one dtype."
         )
     described = lambda tree: jtu.tree_map(describe, tree)
     if described(carry) != described(after):
@@ -103,17 +132,6 @@ def _check_step(dynamics, action, state, horizon, key) -> None:
             f"{name}.step returned the carry as {described(after)} for a carry given as {described(carry)}; they must be the "
             "same, so make init return what step does."
         )
-
-
-def _check_horizon(horizon) -> None:
-    try:
-        whole = operator.index(horizon)
-    except TypeError:
-        raise ValueError(f"The horizon is {describe(horizon)}; pass a Python int, since it sets the shapes.") from None
-    if isinstance(horizon, bool) or whole < 1:
-        raise ValueError(f"The horizon is {horizon}; an unroll needs at least 1 step.")
-    if whole >= 2**31:
-        raise ValueError(f"The horizon is {horizon}; an unroll takes less than 2^31 steps.")
 
 
 def _as_float(x, what: str, shape: tuple[int, ...], hint: str) -> Array:

@@ -1,4 +1,4 @@
-"""The interface of a method, and the two ways to run a policy in a dynamics that methods are built from."""
+"""The interface of a method, and the steps and passes from which methods are built."""
 
 import abc
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, ScalarLike
 
 from .._dynamics import AbstractDynamics, step_keys
 from .._paths import Paths
@@ -17,7 +17,30 @@ Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Int[Array, ""] | None]
 
 
 class AbstractMethod(eqx.Module):
-    """A way to run, and so to differentiate, the loop of a policy and a dynamics."""
+    """A way to run the loop of a policy and a dynamics, and thereby to differentiate it.
+
+    `unroll` and `unroll_grad` check their arguments, call `run` and differentiate through it. Subclass this class to compute
+    the same loop in another way: for example in lower precision, or with another checkpointing schedule.
+
+    **What must hold**
+
+    - Values and gradients are those of `Sequential`, to rounding, for every `Paths`.
+    - `run` can be traced, and differentiated in reverse mode.
+    - With the same key, the same random numbers are drawn: use `split_key` of this module.
+
+    ```python
+    class PythonLoop(AbstractMethod):
+        def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
+            carry = dynamics.init(state, horizon) if carry is None else carry
+            states, actions = [], []
+            for i in range(horizon):
+                action = policy(paths.to_policy(state), t + i)
+                carry, state = dynamics.step(carry, paths.feed_back(state), paths.to_model(action), t + i)
+                states.append(state)
+                actions.append(action)
+            return jnp.stack(states), jnp.stack(actions), None
+    ```
+    """
 
     @abc.abstractmethod
     def run(
@@ -29,12 +52,21 @@ class AbstractMethod(eqx.Module):
         *,
         key: PRNGKeyArray | None,
         paths: Paths,
+        t: ScalarLike = 0,
+        carry: PyTree = None,
     ) -> Rollout:
-        """s_1 ... s_H (H, S), a_0 ... a_{H-1} (H, A) and, where there were any, the number of Picard sweeps."""
+        """Run `horizon` steps, from step `t` on.
+
+        **Arguments:** as those of `awmkit.unroll`, checked. `carry`: the dynamics' carry before step `t`; `None` to begin with
+        `dynamics.init(state, horizon)`.
+
+        **Returns:** the H states after the first, shape (H, S); the actions, shape (H, A); and the number of Picard sweeps, or
+        `None` if there were none.
+        """
 
 
-def stepper(dynamics, policy, horizon, *, key, paths) -> tuple[Callable, PyTree]:
-    """One step of the loop, for a scan, and what it scans over."""
+def stepper(dynamics, policy, horizon, *, key, paths, t: ScalarLike = 0) -> tuple[Callable, PyTree]:
+    """Return one step of the loop, as a function for `lax.scan`, and what to scan over."""
     policy_keys, dynamics_key = split_key(key, horizon)
 
     def step(loop, x):
@@ -45,30 +77,37 @@ def stepper(dynamics, policy, horizon, *, key, paths) -> tuple[Callable, PyTree]
         return (carry, state), (state, action)
 
     planned = policy if isinstance(policy, Array) else None
-    return step, (jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
+    return step, (t + jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
 
 
-def passes(dynamics, policy, state, horizon, *, key, paths) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """The two parallel passes: actions for all states (H, S) -> (H, A), and states for all actions (H, A) -> (H, S)."""
+def passes(
+    dynamics, policy, state, horizon, *, key, paths, t: int = 0, carry: PyTree = None
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Return the two parallel passes: from all states to all actions, and from all actions to all states.
+
+    The first maps s_{t+1} ... s_{t+H}, shape (H, S), to the actions of the steps t to t+H-1, shape (H, A); the second is its
+    counterpart.
+    """
     policy_keys, dynamics_key = split_key(key, horizon)
+    start = dynamics.init(state, horizon) if carry is None else carry
 
     def act(states):
-        return act_on(policy, state, states, 0, policy_keys, paths)
+        return act_on(policy, state, states, t, policy_keys, paths)
 
     def predict(actions):
-        return dynamics.open_loop(state, paths.to_model(actions), key=dynamics_key)
+        return dynamics.rollout_segment(start, state, paths.to_model(actions), t, keys=step_keys(dynamics_key, horizon))[1]
 
     return act, predict
 
 
 def act_on(policy, state, states, t: int, keys, paths: Paths = Paths()) -> Float[Array, "B A"]:
-    """a_t, a_{t+1} ... on s_t and the states after it, of which the last comes after the last action."""
+    """Return the actions of a policy on `state`, the state at step t, and on all of `states`, which follow it, but the last."""
     states = paths.to_policy(jnp.concatenate([state[None], states[:-1]]))
     return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, t + jnp.arange(states.shape[0]), keys)
 
 
 def split_key(key: PRNGKeyArray | None, horizon: int) -> tuple[Key[Array, " H"] | None, PRNGKeyArray | None]:
-    """The policy's keys, one a step, and the key of the dynamics: the same for every method."""
+    """Return the policy's keys, one per step, and the dynamics' key. Every method draws its random numbers from these."""
     if key is None:
         return None, None
     policy_key, dynamics_key = jax.random.split(key)

@@ -15,27 +15,29 @@ from ._method import AbstractMethod, stepper
 
 
 class Sequential(AbstractMethod):
-    """Step by step, by one scan; reverse mode is backpropagation through time. For every dynamics.
+    """Run all steps in one scan; reverse mode is backpropagation through time. Works for every dynamics.
 
     **Arguments**
 
-    - `checkpoint`: what reverse mode keeps. `"none"`: all intermediate values, fastest. `"step"`: the carries between steps,
-      at the price of one more forward pass. `"nested"`: those of every sqrt(H)-th step and of one block, so that memory
-      grows like sqrt(H), at the price of two more forward passes (Griewank & Walther, *Evaluating Derivatives*, ch. 12).
-      Gradients are equal.
+    - `checkpoint`: what is kept for reverse mode. Gradients are equal.
+        - `"none"` (the default) keeps all intermediate values. Fastest.
+        - `"step"` keeps the carries between steps and computes each step again, one more forward pass.
+        - `"nested"` keeps every sqrt(H)-th carry, so memory grows with sqrt(H), for two more forward passes. Source: Griewank &
+          Walther, *Evaluating Derivatives*, ch. 12.
 
-    **Raises:** `ValueError` for any other `checkpoint`.
+    **Raises:** `ValueError` if `checkpoint` is something else.
     """
 
     checkpoint: Literal["none", "step", "nested"] = eqx.field(static=True, default="none")
 
     def __check_init__(self):
         if self.checkpoint not in ("none", "step", "nested"):
-            raise ValueError(f"Sequential got checkpoint={self.checkpoint!r}; use 'none', 'step' or 'nested'.")
+            raise ValueError(f"checkpoint must be 'none', 'step' or 'nested', got {self.checkpoint!r}.")
 
-    def run(self, dynamics, policy, state, horizon, *, key, paths):
-        step, steps = stepper(dynamics, policy, horizon, key=key, paths=paths)
-        _, (states, actions) = self._scan(step, (dynamics.init(state, horizon), state), steps, horizon)
+    def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
+        step, steps = stepper(dynamics, policy, horizon, key=key, paths=paths, t=t)
+        carry = dynamics.init(state, horizon) if carry is None else carry
+        _, (states, actions) = self._scan(step, (carry, state), steps, horizon)
         return states, actions, None
 
     def _scan(self, step: Callable, loop: PyTree, steps: PyTree, horizon: int) -> tuple[PyTree, PyTree]:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jaxtyping import Array, Key
 from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 
-from awmkit import BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
+from awmkit import AbstractDynamics, BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
 from awmkit._reward import check_reward, with_next_state
 from awmkit.tasks import LinearQuadratic, OneBounce, spiral
 
@@ -154,6 +155,90 @@ def test_what_claims_not_to_read_its_state_does_not(name):
     carry = dynamics.init(state, HORIZON)
     step = lambda s: dynamics.step(carry, s, action, 0, key=jax.random.key(0))[1]
     assert (step(state) == step(jnp.full_like(state, jnp.nan))).all()
+
+
+class Drawn(AbstractDynamics):
+    """A dynamics whose step t draws from `keys[t]`, so that parts of an unroll draw what the whole does."""
+
+    dynamics: AbstractDynamics
+    keys: Key[Array, " H"]
+    state_size: int
+    action_size: int
+
+    def init(self, state, horizon):
+        return self.dynamics.init(state, horizon)
+
+    def step(self, carry, state, action, t, *, key=None):
+        return self.dynamics.step(carry, state, action, t, key=self.keys[t])
+
+
+@pytest.mark.parametrize("name", DYNAMICS)
+def test_an_unroll_in_two_parts_is_the_whole_in_values_and_gradients(name):
+    dynamics, paths = DYNAMICS[name](), Paths(0.7, 0.9, 1.1)
+    state, keys = start(dynamics), jax.random.split(jax.random.key(4), HORIZON)
+    methods = {"Sequential": Sequential()} if dynamics.reads_state else {"Sequential": Sequential(), "Parallel": Parallel()}
+    policy = POLICIES["MLP"](dynamics.state_size, dynamics.action_size)
+
+    def whole(policy, method):
+        return unroll(drawn(method), policy, state, HORIZON, reward=reward, paths=paths, method=method).returns(0.9)
+
+    def drawn(method):
+        return dynamics if isinstance(method, Parallel) else Drawn(dynamics, keys, dynamics.state_size, dynamics.action_size)
+
+    def parts(policy, method, cut=2):
+        """The first steps by hand, the others by an unroll that begins at step `cut`."""
+        system, now, value = drawn(method), state, 0.0
+        carry = system.init(state, HORIZON)
+        for t in range(cut):
+            action = policy(paths.to_policy(now), t)
+            value = value + 0.9**t * reward(now, action, t)
+            carry, now = system.step(carry, paths.feed_back(now), paths.to_model(action), t)
+        options = {"reward": reward, "paths": paths, "method": method, "t": cut, "carry": carry}
+        return value + 0.9**cut * unroll(system, policy, now, HORIZON - cut, **options).returns(0.9)
+
+    for method in methods.values():
+        if isinstance(method, Parallel) and name == "AWM from the linear system":
+            continue  # Its noise comes from the unroll's own key.
+        both = lambda policy, m=method: [eqx.filter_value_and_grad(f)(policy, m) for f in (whole, parts)]
+        expected, found = eqx.filter_jit(both)(policy)
+        for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            assert jnp.allclose(x, y, rtol=1e-9, atol=1e-11)
+
+
+@given(horizon=st.integers(2, 8), cut=st.integers(1, 7))
+def test_actions_cut_anywhere_continue_from_the_carry_of_a_segment(horizon, cut):
+    cut = min(cut, horizon - 1)
+    for name in ("AWM transformer, rotary time", "AWM GRU", "HWM GRU", "Markov"):
+        model = DYNAMICS[name]()
+        actions = 0.5 * jax.random.normal(jax.random.key(horizon), (horizon, 2))
+        whole = unroll(model, actions, start(model), horizon, reward=reward)
+        carry, states = model.rollout_segment(model.init(start(model), horizon), start(model), actions[:cut], 0)
+        rest = unroll(model, actions[cut:], states[-1], horizon - cut, reward=reward, t=cut, carry=carry)
+        assert jnp.allclose(rest.states, whole.states[cut:], atol=1e-12)
+        assert jnp.allclose(rest.rewards, whole.rewards[cut:], atol=1e-12)
+
+
+def test_the_first_step_may_be_traced_and_every_first_step_shares_one_program():
+    traced = []
+
+    def counted(state, action, t):
+        traced.append(t)
+        return reward(state, action, t)
+
+    system, policy = spiral(1.1, 0.4), POLICIES["Gaussian, with time"](2, 1)
+    run = lambda t: unroll(system, policy, jnp.ones(2), 3, reward=counted, t=t)
+    before, values = 0, []
+    for t in (1, 2, 3):
+        values.append(run(t).rewards)
+        before = before or len(traced)
+    assert len(traced) == before
+    batched = jax.vmap(lambda t: unroll(system, policy, jnp.ones(2), 3, reward=reward, t=t).rewards)(jnp.arange(1, 4))
+    assert jnp.allclose(jnp.stack(values), batched) and (batched[0] != batched[1]).all()
+    value, grads = unroll_grad(system, policy, jnp.ones(2), 3, reward=reward, t=2)
+    assert jnp.isclose(value, values[1].sum())
+    broken = lambda s, a, t: jnp.where(t == 3, jnp.nan, 1.0) * s[0]
+    with pytest.raises(eqx.EquinoxRuntimeError, match="t=3, the reward"):
+        unroll_grad(system, policy, jnp.ones(2), 3, reward=broken, t=2, check=True)
 
 
 def test_the_bpo_gradient_is_the_formula_of_the_paper():
