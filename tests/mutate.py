@@ -59,8 +59,8 @@ MUTANTS = (
     Mutant(
         "the steps of an unroll are counted from 1",
         "methods/_method.py",
-        "return step, (jnp.arange(horizon), planned,",
-        "return step, (1 + jnp.arange(horizon), planned,",
+        "return step, (t + jnp.arange(horizon), planned,",
+        "return step, (t + 1 + jnp.arange(horizon), planned,",
         "core/test_gradients.py::test_gradient_is_that_of_differences_for_any_gains[Markov-actions]",
     ),
     Mutant(
