@@ -1,17 +1,15 @@
 """Rewards: the score of one step, from the state and the action or from the whole transition."""
 
-from collections.abc import Callable
 from inspect import Parameter
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar, ScalarLike
+from jaxtyping import Array, Float, ScalarLike
 
 from ._checks import check_call, parameters_of
-
-Reward = Callable[..., Scalar]
+from ._types import Reward as Reward
 
 
 class _FourArguments(eqx.Module):

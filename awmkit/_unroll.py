@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Float, Key, PyTree, Scalar
 
 from ._diagnose import raise_if_nonfinite
 from ._dynamics import AbstractDynamics
@@ -21,10 +21,10 @@ def unroll(
     horizon: int,
     *,
     reward: Reward | None = None,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
     paths: Paths = Paths(),
     method: AbstractMethod | None = None,
-    t: ScalarLike = 0,
+    t: int | Array = 0,
     carry: PyTree = None,
 ) -> Trajectory:
     """Run a policy in a dynamics for `horizon` steps.
@@ -83,11 +83,11 @@ def unroll_grad(
     horizon: int,
     *,
     reward: Reward,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
     paths: Paths = Paths(),
-    discount: ScalarLike = 1.0,
+    discount: int | float | Array = 1.0,
     method: AbstractMethod | None = None,
-    t: ScalarLike = 0,
+    t: int | Array = 0,
     carry: PyTree = None,
     check: bool = False,
 ) -> tuple[Scalar, PyTree]:
@@ -149,10 +149,10 @@ def unchecked_unroll(
     horizon: int,
     *,
     reward: Reward | None = None,
-    key: PRNGKeyArray | None = None,
+    key: Key[Array, ""] | None = None,
     paths: Paths = Paths(),
     method: AbstractMethod | None = None,
-    t: ScalarLike = 0,
+    t: int | Array = 0,
     carry: PyTree = None,
 ) -> Trajectory:
     """Do what `unroll` does without its checks and without compiling.
@@ -167,7 +167,7 @@ def unchecked_unroll(
     return Trajectory(states, actions, rewards, sweeps)
 
 
-def _as_argument(t: ScalarLike, method: AbstractMethod) -> ScalarLike:
+def _as_argument(t: int | Array, method: AbstractMethod) -> int | Array:
     """Return the index of the first step as the compiled unroll takes it: only `Parallel` compiles again for every `t`."""
     return t if isinstance(t, Tracer) or isinstance(method, Parallel) or t == 0 else jnp.asarray(t, int)
 

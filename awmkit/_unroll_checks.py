@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Float
 
 from ._checks import check_call, check_counts, check_key, describe, kind
 from ._dynamics import AbstractDynamics
@@ -50,7 +50,7 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
     return state, policy
 
 
-def check_start(dynamics, method, t, carry) -> ScalarLike:
+def check_start(dynamics, method, t, carry) -> int | Array:
     """Raise if an unroll cannot begin at step `t` with this carry. Return `t`, as a Python int unless it is traced."""
     name = type(dynamics).__name__
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer) or jnp.shape(t) != () or isinstance(t, bool):

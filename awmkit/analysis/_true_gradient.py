@@ -108,9 +108,12 @@ def true_gradient(
     """
     if isinstance(policy, np.ndarray):
         policy = jnp.asarray(policy)
-    if horizons is None and not isinstance(policy, Array):
+    if horizons is not None:
+        longest = int(max(horizons))
+    elif isinstance(policy, Array):
+        longest = policy.shape[0]
+    else:
         raise ValueError("true_gradient needs horizons for a policy that is not an array of actions; pass horizons=(20, 50).")
-    longest = policy.shape[0] if horizons is None else int(max(horizons))
     if isinstance(policy, Array):
         policy = policy[:longest]
     if jnp.ndim(states) != 2 or len(states) < 2:

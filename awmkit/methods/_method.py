@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,8 +10,8 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, ScalarLike
 
 from .._dynamics import AbstractDynamics, step_keys
 from .._paths import Paths
+from .._types import Policy
 
-Policy = Callable[..., Any] | Array
 Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Int[Array, ""] | None]
 
 

@@ -1,0 +1,37 @@
+"""Types of the functions that a user passes: policies and rewards."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+
+@runtime_checkable
+class PolicyFunction(Protocol):
+    """A policy, called as `policy(state, t, *, key)`. Any function or module with this signature will do.
+
+    - `state`: s_t, shape (S,).
+    - `t`: index of the step, an integer.
+    - `key`: for a stochastic policy; `None` asks for its mode.
+
+    It returns the action a_t in [-1, 1], shape (A,).
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A reward, called as `reward(state, action, t)`. Any function or module with this signature will do.
+
+    - `state`: s_t, shape (S,), the state before the step.
+    - `action`: a_t, shape (A,).
+    - `t`: index of the step, an integer.
+    - `next_state`: s_{t+1}, shape (S,), only if the function has a parameter of this name.
+
+    It returns r_t, a floating-point scalar.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+Policy = PolicyFunction | Array
