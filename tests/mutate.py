@@ -61,7 +61,7 @@ MUTANTS = (
         "methods/_method.py",
         "return step, (t + jnp.arange(horizon), planned,",
         "return step, (t + 1 + jnp.arange(horizon), planned,",
-        "core/test_gradients.py::test_gradient_is_that_of_differences_for_any_gains[Markov-actions]",
+        "core/test_gradients.py::test_the_gradient_equals_finite_differences_for_any_gains[Markov-actions]",
     ),
     Mutant(
         "in the parallel pass a policy acts on the state after",
