@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from tabulate import tabulate
 
-from awmkit import AWM, fit, GRU, HWM, Markov, unroll
+from awmkit import AWM, fit, GRU, HWM, Markov, plot, unroll
 from awmkit.tasks import Circles, DoublePendulum, DrivenDoublePendulum
 
 HORIZON = 50
@@ -58,17 +58,17 @@ def main():
         fitted = fit(model, episodes, key=key, updates=updates, optimiser=optimiser)
         errors[name] = np.asarray(fitted.held_out)
         rows.append([name, *errors[name][[0, 9, 24, 49]], fitted.seconds])
-    print(tabulate(rows, ["held-out error at step", 1, 10, 25, 50, "seconds"], floatfmt=".2g"))
+    print(tabulate(rows, ["held-out error at step", "1", "10", "25", "50", "seconds"], floatfmt=".2g"))
 
     plt.rcParams.update(plot.STYLE)
-    axes = plt.subplots(figsize=(5.5, 3.6))[1]
+    figure, axes = plt.subplots(figsize=(5.5, 3.6))
     for name, error in errors.items():
         axes.semilogy(np.arange(1, HORIZON + 1), error, color=plot.COLOURS[name], label=name)
     axes.axhline(1, color="grey", ls=":", lw=1, label="predicting the mean")
     axes.set(xlabel="steps ahead", ylabel="mean squared error / variance", title="Open-loop error on held-out episodes")
     axes.legend()
     options.out.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(options.out / "fit_world_model.png")
+    figure.savefig(options.out / "fit_world_model.png")
     print(f"The figure is {options.out / 'fit_world_model.png'}")
 
 

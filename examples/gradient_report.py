@@ -29,7 +29,7 @@ def main():
     options = parser.parse_args()
     horizon, starts, pairs = (20, 8, 64) if options.quick else (100, 16, 256)
 
-    task = DrivenDoublePendulum(horizon)
+    task = DrivenDoublePendulum(horizon, spread=2.0)  # starts within 2 rad and 2 rad/s of rest: large swings
     start_key, action_key, report_key = jax.random.split(jax.random.key(options.seed), 3)
     states = jax.vmap(task.reset)(jax.random.split(start_key, starts))
     actions = jax.random.uniform(action_key, (starts, horizon, task.action_size), minval=-1)

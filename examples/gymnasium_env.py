@@ -26,6 +26,7 @@ from awmkit import (
     held_actions,
     Markov,
     ModelUpdates,
+    plot,
     RewardModel,
     ShortHorizon,
     TargetEntropy,
@@ -53,6 +54,7 @@ def main():
     episodes = task.collect(random_policy, 10, key=keys[2])
     fitted = fit(model.normalised(episodes.states), episodes, key=keys[3], updates=300, batch_size=4)
     fitted_reward = fit(reward.normalised(episodes), episodes, key=keys[4], updates=300, batch_size=4)
+    assert fitted.held_out is not None and fitted_reward.held_out is not None
     print(f"held-out error one step ahead: state {fitted.held_out[0]:.2g}, reward {fitted_reward.held_out.mean():.2g}")
 
     # The whole loop. It starts from fresh models and fits them to the episodes of the improving policy.
@@ -87,13 +89,13 @@ def main():
     print(f"mean return of 5 episodes: {metrics.true_return[0]:.0f} at first, {metrics.true_return[-1]:.0f} at last")
 
     plt.rcParams.update(plot.STYLE)
-    axes = plt.subplots(figsize=(5, 3.4))[1]
+    figure, axes = plt.subplots(figsize=(5, 3.4))
     axes.plot(metrics.steps, metrics.true_return, "o-", label="learned policy")
-    axes.axhline(episodes.returns().mean(), color="grey", ls=":", label="random actions")
+    axes.axhline(float(episodes.returns().mean()), color="grey", ls=":", label="random actions")
     axes.set(xlabel="environment steps", ylabel="mean return", title="Pendulum-v1, model and reward learned")
     axes.legend()
     options.out.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(options.out / "gymnasium_env.png")
+    figure.savefig(options.out / "gymnasium_env.png")
     print(f"The figure is {options.out / 'gymnasium_env.png'}")
 
 

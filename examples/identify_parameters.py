@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from awmkit import AbstractDynamics, unroll
+from awmkit import AbstractDynamics, plot, unroll
 from awmkit.tasks import ode_step
 
 HORIZON, NOISE = 50, 0.05
@@ -77,7 +77,7 @@ def main():
         return eqx.apply_updates(spring, steps), memory, value
 
     spring = Spring(drag=jnp.array(1.0), stiffness=jnp.array(1.0))
-    memory, history = optimiser.init(spring), []
+    memory, history = optimiser.init(eqx.filter(spring, eqx.is_array)), []
     for i in range(updates):
         history.append([spring.drag, spring.stiffness])
         spring, memory, loss = update(spring, memory)
@@ -86,7 +86,7 @@ def main():
     print(f"recovered drag {spring.drag:.3f} (0.3) and stiffness {spring.stiffness:.3f} (2.0); noise variance {NOISE**2:.5f}")
 
     plt.rcParams.update(plot.STYLE)
-    left, right = (figure := plt.figure(figsize=(8, 3.2))).subplots(1, 2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     for name, values, true in zip(("drag", "stiffness"), np.array(history).T, (0.3, 2.0), strict=True):
         (line,) = left.plot(values, label=name)
         left.axhline(true, color=line.get_color(), ls=":", lw=1)

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from awmkit import AWM, fit, GRU, unroll, unroll_grad
+from awmkit import AWM, fit, GRU, plot, unroll, unroll_grad
 from awmkit.mjx import MJXTask
 
 MJCF = """<mujoco>
@@ -50,10 +50,10 @@ def improve(dynamics, start, updates):
         return jnp.clip(actions + steps, -1, 1), memory, grads
 
     actions = 0.1 * jnp.ones((HORIZON, 1))
-    memory, first = optimiser.init(actions), None
+    memory = optimiser.init(actions)
+    first = update(actions, memory)[2]
     for _ in range(updates):
-        actions, memory, grads = update(actions, memory)
-        first = grads if first is None else first
+        actions, memory, _ = update(actions, memory)
     return actions, np.ravel(first)
 
 
@@ -74,7 +74,7 @@ def main():
     model = fit(model, data, key=keys[3], updates=fits, optimiser=optax.adam(optax.cosine_decay_schedule(3e-3, fits))).model
 
     plt.rcParams.update(plot.STYLE)
-    axes = plt.subplots(figsize=(5.5, 3.4))[1]
+    figure, axes = plt.subplots(figsize=(5.5, 3.4))
     gradients = {}
     colours = plot.colours(["MuJoCo", "AWM"])
     for name, dynamics in {"MuJoCo": task, "AWM": model}.items():
@@ -88,7 +88,7 @@ def main():
     axes.set(xlabel="time, s", ylabel="height of the tip", title="Swinging up in MuJoCo", ylim=(-1.1, 1.1))
     axes.legend()
     options.out.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(options.out / "mujoco_body.png")
+    figure.savefig(options.out / "mujoco_body.png")
     print(f"The figure is {options.out / 'mujoco_body.png'}")
 
 

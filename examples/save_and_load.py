@@ -82,7 +82,11 @@ def main():
         except KeyboardInterrupt as interruption:
             print(f"\n{interruption}\n")
         continued = run(task, train_key, checkpoint=Path(folder) / "run.awm")
-    print(tabulate([["uninterrupted", *whole], ["continued", *continued]], ["return after epoch", *range(1, len(whole) + 1)]))
+    print(
+        tabulate(
+            [["uninterrupted", *whole], ["continued", *continued]], ["return after epoch", *map(str, range(1, len(whole) + 1))]
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from tabulate import tabulate
 
-from awmkit import FullHorizon, GaussianPolicy, held_actions, Markov, ModelUpdates, TargetEntropy, train, Warmup
+from awmkit import FullHorizon, GaussianPolicy, held_actions, Markov, ModelUpdates, plot, TargetEntropy, train, Warmup
 from awmkit.scores import gap_closed, interval, iqm
 from awmkit.tasks import CancerTreatment, Discretised
 
@@ -60,12 +60,14 @@ def main():
 
     scores = gap_closed(task, result.metrics.true_return)  # (seeds, epochs)
     last = scores[:, -1:]
-    low, high = interval(iqm, last)
+    middle = interval(iqm, last)
     print(tabulate([[f"{x:.4f}" for x in last[:, 0]]], [f"seed {i}" for i in range(options.seeds)]))
-    print(f"median {np.median(last):.4f}; interquartile mean {iqm(last):.4f}, 95 % interval {low:.4f} to {high:.4f}")
+    print(
+        f"median {np.median(last):.4f}; interquartile mean {middle.value:.4f}, 95 % interval {middle.low:.4f} to {middle.high:.4f}"
+    )
 
     plt.rcParams.update(plot.STYLE)
-    axes = plt.subplots(figsize=(5, 3.4))[1]
+    figure, axes = plt.subplots(figsize=(5, 3.4))
     axes.plot(result.metrics.steps[0], scores.T, color=plot.COLOURS["Markov"], lw=0.8, alpha=0.5)
     axes.plot(
         result.metrics.steps[0],
@@ -78,7 +80,7 @@ def main():
     axes.set(xlabel="environment steps", ylabel="gap closed", title="Cancer treatment", ylim=(-0.5, 1.1))
     axes.legend()
     options.out.mkdir(parents=True, exist_ok=True)
-    axes.figure.savefig(options.out / "several_seeds.png")
+    figure.savefig(options.out / "several_seeds.png")
     print(f"The figure is {options.out / 'several_seeds.png'}")
 
 

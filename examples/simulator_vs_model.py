@@ -24,7 +24,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from tabulate import tabulate
 
-from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, unroll, unroll_grad
+from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, plot, unroll, unroll_grad
 from awmkit.mjx import cartpole, double_pendulum, pendulum
 
 TASKS = {"pendulum": pendulum, "cartpole": cartpole, "double_pendulum": double_pendulum}

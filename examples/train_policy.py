@@ -17,7 +17,7 @@ import jax
 import matplotlib.pyplot as plt
 import optax
 
-from awmkit import AWM, FullHorizon, GaussianPolicy, GRU, held_actions, ModelUpdates, TargetEntropy, train, Warmup
+from awmkit import AWM, FullHorizon, GaussianPolicy, GRU, held_actions, ModelUpdates, plot, TargetEntropy, train, Warmup
 from awmkit.scores import reference
 from awmkit.tasks import CancerTreatment, Discretised
 
@@ -47,10 +47,11 @@ def main():
         evaluate_every=steps // 10,
     )
     metrics, optimum = result.metrics, reference(task).optimal
+    assert metrics.model_error is not None
     print(f"final return {metrics.true_return[-1]:.2f}, optimum {optimum:.2f}; model error {metrics.model_error[-1]:.2g}")
 
     plt.rcParams.update(plot.STYLE)
-    left, right = (figure := plt.figure(figsize=(8, 3.2))).subplots(1, 2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
     left.plot(metrics.steps, metrics.true_return, "o-", label="policy")
     left.axhline(optimum, color="grey", ls=":", label="optimum")
     left.set(xlabel="environment steps", ylabel="return", title="Return in the true system")
