@@ -6,29 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._dynamics import AbstractDynamics
-from ..._reward import Reward, with_next_state
+from ..._reward import Reward
 from ..._unroll import unroll
-from ...methods import Parallel, Sequential
 from ._ascent import AbstractAscent
-
-
-class _Shifted(AbstractDynamics):
-    """A dynamics whose first step has the index `t`."""
-
-    dynamics: AbstractDynamics
-    t: ScalarLike
-    state_size: int = eqx.field(static=True)
-    action_size: int = eqx.field(static=True)
-
-    def __init__(self, dynamics: AbstractDynamics, t: ScalarLike):
-        self.dynamics, self.t = dynamics, t
-        self.state_size, self.action_size = dynamics.state_size, dynamics.action_size
-
-    def init(self, state, horizon):
-        return self.dynamics.init(state, horizon)
-
-    def step(self, carry, state, action, t, *, key=None):
-        return self.dynamics.step(carry, state, action, t + self.t, key=key)
 
 
 class Imagined(eqx.Module):
@@ -59,14 +39,8 @@ def imagine(
     t: ScalarLike = 0,
 ) -> Imagined:
     """Run `policy` in `dynamics` for `horizon` steps from `state`, which is the state at step `t` of an episode."""
-    method, act, scored = ascent.method, policy, reward
-    if not (isinstance(t, int) and t == 0):
-        dynamics, score, method = _Shifted(dynamics, t), with_next_state(reward), method or Sequential()
-        act = lambda state, i, key=None: policy(state, i + t, key=key)
-        scored = lambda state, action, i, next_state: score(state, action, i + t, next_state)
-    elif method is None:
-        method = Parallel() if dynamics.parallel else Sequential()
-    episode = unroll(dynamics, act, state, horizon, reward=scored, key=key, paths=ascent.paths, method=method)
+    options = {"reward": reward, "key": key, "paths": ascent.paths, "method": ascent.method, "t": t}
+    episode = unroll(dynamics, policy, state, horizon, **options)
     value = episode.returns(ascent.discount)
     if not hasattr(policy, "entropy"):
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1])
