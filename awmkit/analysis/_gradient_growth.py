@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from .._dynamics import AbstractDynamics
 from .._reward import check_reward, Reward
-from .._unroll import unroll
+from .._unroll import unchecked_unroll
+from .._unroll_checks import check_functions
 from ._arguments import check_batch, check_horizons, Horizons
 from ._gradients import return_gradients
 from ._growth_law import fit_growth, Growth
@@ -123,7 +124,8 @@ def _usable(norms: np.ndarray) -> np.ndarray:
 def _state_norms(dynamics, states, actions, horizons, keys, batch_size) -> Float[Array, "N n"]:
     def norms(x):
         state, actions, key = x
-        after = lambda first: unroll(dynamics, actions.at[0].set(first), state, actions.shape[0], key=key).states
+        check_functions(dynamics, actions, state, actions.shape[0], reward=None, key=key)
+        after = lambda first: unchecked_unroll(dynamics, actions.at[0].set(first), state, actions.shape[0], key=key).states
         push = lambda da: jax.jvp(after, (actions[0],), (da,))[1]
         tangents = jax.vmap(push)(jnp.eye(actions.shape[1], dtype=actions.dtype))
         return jnp.linalg.norm(tangents[:, horizons], axis=(0, 2))

@@ -13,7 +13,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._normaliser import trainable
-from .._unroll import unroll
+from .._unroll import unchecked_unroll
+from .._unroll_checks import check_functions
 
 
 def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTree]]:
@@ -27,7 +28,8 @@ def returns(
     dynamics, policy, state, longest: int, horizons: Int[Array, " n"], *, reward, discount, key, **options
 ) -> Float[Array, " n"]:
     """J_H = sum_{t<H} discount^t r_t for each of `horizons`."""
-    rewards = unroll(dynamics, policy, state, longest, reward=reward, key=key, **options).rewards
+    check_functions(dynamics, policy, state, longest, reward=reward, key=key)
+    rewards = unchecked_unroll(dynamics, policy, state, longest, reward=reward, key=key, **options).rewards
     assert rewards is not None
     steps = jnp.arange(longest)
     weights = jnp.asarray(discount, state.dtype) ** steps.astype(state.dtype)

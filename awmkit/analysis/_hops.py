@@ -19,8 +19,8 @@ from .._checks import check_counts
 from .._dynamics import AbstractDynamics
 from .._paths import Paths
 from .._reward import check_reward, Reward, with_next_state
-from .._unroll import unroll
-from .._unroll_checks import check_arguments, check_differentiable
+from .._unroll import unchecked_unroll
+from .._unroll_checks import check_arguments, check_differentiable, check_functions
 from ..methods._method import passes, Policy
 from ._arguments import check_plan
 from ._tangents import primal, step_map, steps_of
@@ -223,8 +223,9 @@ def _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
     weights, rest = eqx.partition(policy, eqx.is_inexact_array)
     flat, unravel = ravel_pytree(weights)
     policy_of = lambda flat: eqx.combine(unravel(flat), rest)
-    closed_loop = lambda flat: unroll(dynamics, policy_of(flat), state, horizon, key=key).actions
-    given = lambda actions: unroll(dynamics, actions, state, horizon, reward=reward, key=key).returns(discount)
+    check_functions(dynamics, policy, state, horizon, reward=reward, key=key)
+    closed_loop = lambda flat: unchecked_unroll(dynamics, policy_of(flat), state, horizon, key=key).actions
+    given = lambda actions: unchecked_unroll(dynamics, actions, state, horizon, reward=reward, key=key).returns(discount)
 
     def respond(flat, actions):
         """The policy's actions on the states that follow from `actions`."""

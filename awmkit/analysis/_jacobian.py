@@ -9,7 +9,8 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
-from .._unroll import unroll
+from .._unroll import unchecked_unroll
+from .._unroll_checks import check_functions
 from ._arguments import check_plan
 
 
@@ -79,7 +80,8 @@ def action_jacobian(
 @eqx.filter_jit
 def _jacobian(dynamics, state, actions, key, mode, batch_size) -> ActionJacobian:
     (horizon, action_size), states = actions.shape, (actions.shape[0] + 1, state.shape[0])
-    f = lambda actions: unroll(dynamics, actions, state, horizon, key=key).states
+    check_functions(dynamics, actions, state, horizon, reward=None, key=key)
+    f = lambda actions: unchecked_unroll(dynamics, actions, state, horizon, key=key).states
     if mode == "forward":
         push = lambda da: jax.jvp(f, (actions,), (da,))[1]
         basis = jnp.eye(actions.size, dtype=actions.dtype).reshape(-1, *actions.shape)

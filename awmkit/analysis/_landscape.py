@@ -15,8 +15,8 @@ from .._dynamics import AbstractDynamics
 from .._normaliser import trainable
 from .._paths import Paths
 from .._reward import Reward
-from .._unroll import unroll
-from .._unroll_checks import check_arguments, check_differentiable
+from .._unroll import unchecked_unroll
+from .._unroll_checks import check_arguments, check_differentiable, check_functions
 from ..methods import AbstractMethod, Policy
 
 
@@ -134,11 +134,13 @@ def _values(dynamics, policy, state, horizon, reward, directions, span, points, 
     coordinates = jnp.linspace(-span, span, points, dtype=state.dtype)
     grid = jnp.stack(jnp.meshgrid(*[coordinates] * len(directions), indexing="ij"), axis=-1).reshape(-1, len(directions))
 
+    check_functions(dynamics, policy, state, horizon, reward=reward, key=key)
+
     def value(place):
         moved = policy
         for x, direction in zip(place, directions, strict=True):
             moved = eqx.apply_updates(moved, jtu.tree_map(lambda d, x=x: x.astype(d.dtype) * d, direction))
-        return unroll(dynamics, moved, state, horizon, reward=reward, key=key, method=method).returns(discount)
+        return unchecked_unroll(dynamics, moved, state, horizon, reward=reward, key=key, method=method).returns(discount)
 
     values = lax.map(value, grid, batch_size=min(batch_size, grid.shape[0]))
     return Landscape(coordinates, values.reshape([points] * len(directions)))
