@@ -37,7 +37,7 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 except ImportError as error:
-    raise ImportError(f'awmkit.plot needs matplotlib ({error}); run: pip install "awmkit[plot]".') from error
+    raise ImportError(f'awmkit.plot needs matplotlib ({error}); run pip install "awmkit[plot]".') from error
 
 from ._checks import kind
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient

@@ -8,7 +8,7 @@ from pathlib import Path
 CODE = """
 import sys
 
-for name in ("gymnasium", "matplotlib", "mujoco", "rejax"):
+for name in ("gymnasium", "matplotlib", "mujoco", "rejax", "tensorboardX"):
     sys.modules[name] = None  # As if it were not installed.
 
 import awmkit, awmkit.analysis, awmkit.tasks
@@ -22,6 +22,8 @@ def attempt(code):
 attempt("import awmkit.gym")
 attempt("import awmkit.mjx")
 attempt("import awmkit.baselines")
+attempt("import awmkit.plot")
+attempt("import awmkit.learning.tensorboard")
 del sys.modules["mujoco"]
 attempt("from awmkit.mjx import MJXTask; MJXTask.from_gymnasium('Hopper-v5', iterations=1)")
 del sys.modules["gymnasium"]
@@ -37,6 +39,8 @@ def test_a_missing_package_raises_one_sentence_with_the_pip_command():
         'awmkit.gym needs Gymnasium (...); run pip install "awmkit[gym]".',
         'awmkit.mjx needs MuJoCo and MJX of one version (...); run pip install "awmkit[mjx]".',
         'awmkit.baselines needs rejax (...); run pip install "awmkit[baselines]".',
+        'awmkit.plot needs matplotlib (...); run pip install "awmkit[plot]".',
+        'awmkit.learning.tensorboard needs tensorboardX (...); run pip install "awmkit[tensorboard]".',
         'from_gymnasium needs Gymnasium (...); run pip install "awmkit[mjx]".',
         'render_mode="rgb_array" needs matplotlib (...); run pip install "awmkit[plot]".',
     ]

@@ -20,6 +20,7 @@ def register_all() -> None:
         tasks.CreditAssignment,
         tasks.DrivenDoublePendulum,
         tasks.Henon,
+        tasks.LinearQuadratic,
         tasks.Lorenz,
         tasks.OneBounce,
         tasks.PassiveDoublePendulum,

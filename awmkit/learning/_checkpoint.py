@@ -19,8 +19,11 @@ T = TypeVar("T")
 
 def versions() -> dict[str, str]:
     """Versions of everything that affects results: Python, JAX and the libraries on top of it, and awmkit."""
-    packages = ("awmkit", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    import awmkit  # Not at the top, since awmkit imports this file. It may be on the path without being installed.
+
+    packages = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
+    installed = {package: version(package) for package in packages}
+    return {"python": platform.python_version(), "awmkit": awmkit.__version__, **installed}
 
 
 def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = None) -> None:

@@ -8,7 +8,7 @@ try:
     from tensorboardX import SummaryWriter
 except ImportError as error:
     raise ImportError(
-        f'awmkit.learning.tensorboard needs tensorboardX ({error}); pip install "awmkit[tensorboard]".'
+        f'awmkit.learning.tensorboard needs tensorboardX ({error}); run pip install "awmkit[tensorboard]".'
     ) from error
 
 __all__ = ["TensorBoard"]

@@ -1,8 +1,5 @@
 """What a user may get wrong: each a sentence that says what was given, what is needed and how to fix it."""
 
-import importlib
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +9,6 @@ import pytest
 from misuse import says
 from systems import reward
 
-import awmkit
 from awmkit import (
     AbstractDynamics,
     AWM,
@@ -323,23 +319,6 @@ MISUSES = {
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_is_one_clear_sentence(name):
     says(*MISUSES[name])
-
-
-@pytest.mark.parametrize(
-    ("module", "missing", "install"),
-    [
-        ("plot", "matplotlib.pyplot", r'pip install "awmkit\[plot\]"'),
-        ("baselines", "rejax", r'pip install "awmkit\[baselines\]"'),
-        ("tensorboard", "tensorboardX", r'pip install "awmkit\[tensorboard\]"'),
-        ("mjx", "mujoco", "pip install mujoco mujoco-mjx"),
-    ],
-)
-def test_what_is_not_installed_is_named_with_the_command_that_installs_it(module, missing, install, monkeypatch):
-    monkeypatch.delitem(sys.modules, f"awmkit.{module}", raising=False)
-    monkeypatch.delattr(awmkit, module, raising=False)
-    monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=rf"awmkit.{module} needs.*{missing.split('.')[0]}.*{install}"):
-        importlib.import_module(f"awmkit.{module}")
 
 
 def test_a_loss_that_diverges_says_what_to_do():
