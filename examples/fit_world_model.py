@@ -7,7 +7,8 @@ Collects episodes of random actions in the driven double pendulum, fits a Markov
 actions world model (AWM), and compares their open-loop errors on episodes that were held out: each model sees the first
 state and the actions, and predicts all 50 states.
 
-Expect: Markov is best over the first steps; its errors and the HWM's accumulate, while the AWM's level off.
+Expect: one step ahead Markov and the HWM are 100 times more accurate than the AWM, but their errors grow faster. At 50 steps all
+three are at about 0.1 of the variance.
 """
 
 import argparse

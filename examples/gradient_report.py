@@ -1,14 +1,15 @@
 """Why does the gradient through my simulator explode? A report on the driven double pendulum.
 
-    python examples/gradient_report.py            about 1 minute on two cores
-    python examples/gradient_report.py --quick    about 20 seconds: 20 steps
+    python examples/gradient_report.py            about 30 seconds on two cores
+    python examples/gradient_report.py --quick    about 10 seconds: 20 steps
 
 The report measures how fast the gradient grows with the horizon, through how many steps its paths pass, the largest Lyapunov
 exponent, how rough the return is, and whether the gradient still points uphill. To ask about your own simulator, replace
 `DrivenDoublePendulum` by your class. examples/guides/exploding_gradients.md explains every line of the table.
 
-Expect at 100 steps: |ds_H/da_0| grows as exp(0.02 H) or so, nearly all of the gradient passes through more than 10 steps, and
-the gradient's cosine with the smoothed true gradient falls as the horizon grows.
+Expect at 100 steps: |ds_H/da_0| grows as exp(0.032 H), close to the Lyapunov exponent of 0.024 per step; 93 % of the gradient
+passes through more than 10 steps; and the cosine with the smoothed true gradient falls from 0.74, the best that the noise of the
+reference allows, to 0.39.
 """
 
 import argparse

@@ -1,13 +1,14 @@
 """How do I use a Gymnasium environment? Learn Pendulum-v1 without knowing its equations or its reward.
 
     python examples/gymnasium_env.py            about 1 minute on two cores
-    python examples/gymnasium_env.py --quick    about 20 seconds: 3,000 steps instead of 8,000
+    python examples/gymnasium_env.py --quick    about 40 seconds: 3,000 steps instead of 6,000
 
 Collects episodes by `env.step`, fits a Markov model and a reward model to them, and then lets `train` collect, fit and
 improve in turn. An episode has 200 steps, which is too long to predict in one go, so the policy is improved over 10 imagined
 steps and a critic (`ShortHorizon`).
 
-Expect: held-out errors of 0.1 or less for both models; returns from about -1,200 (random actions) to about -200.
+Expect: held-out errors of 0.001 or less, one step ahead, for both models; the mean return rises from -1,350 (random actions) to
+about -100.
 """
 
 import argparse
@@ -38,11 +39,11 @@ from awmkit.gym import GymnasiumTask
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3,000 environment steps instead of 8,000")
+    parser.add_argument("--quick", action="store_true", help="3,000 environment steps instead of 6,000")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder for the figure")
     options = parser.parse_args()
-    steps = 3_000 if options.quick else 8_000
+    steps = 3_000 if options.quick else 6_000
 
     task = GymnasiumTask(gymnasium.make("Pendulum-v1"))
     keys = jax.random.split(jax.random.key(options.seed), 8)
@@ -82,7 +83,7 @@ def main():
             paths=BPO,
             entropy=TargetEntropy(optax.linear_schedule(-0.5, -2.0, steps)),
         ),
-        evaluate_every=1_000,
+        evaluate_every=400,
         evaluations=5,
     )
     metrics = result.metrics
