@@ -1,4 +1,4 @@
-"""Exactness is tested in float64, with no implicit promotion; hypothesis runs few examples unless asked for many."""
+"""Settings of all tests: float64, no implicit dtype promotion, and few hypothesis examples by default."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ import hypothesis
 import jax
 import pytest
 
-# Tests compile far more than they compute. XLA's older emitters compile twice as fast as its fusion emitters, which are the
-# only ones from JAX 0.11 on.
+# Tests spend most of their time compiling. XLA's older emitters compile twice as fast as its fusion emitters, but JAX 0.11
+# removed them.
 if jax.__version_info__ < (0, 11):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_disable_most_optimizations", True)
@@ -19,19 +19,19 @@ jax.config.update("jax_compilation_cache_dir", compiled)
 
 common = {"deadline": None, "derandomize": True, "suppress_health_check": list(hypothesis.HealthCheck)}
 hypothesis.settings.register_profile("quick", max_examples=5, **common)
-# For tests/mutate.py, to which any failure is as good as the least.
+# For tests/mutate.py, which needs any failure and not the smallest failing example.
 hypothesis.settings.register_profile("unshrunk", max_examples=5, phases=[hypothesis.Phase.generate], **common)
 hypothesis.settings.register_profile(
     "deep", max_examples=1000, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
-hypothesis.settings.load_profile("quick")  # `pytest --hypothesis-profile=deep` for many
+hypothesis.settings.load_profile("quick")  # `pytest --hypothesis-profile=deep` runs 1,000 examples
 
 MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
-def few_memory_maps():
-    """Every compiled program holds memory maps, of which Linux gives a process 65,530; where they run out XLA crashes."""
+def limited_memory_maps():
+    """Clear compiled programs before the process reaches Linux's limit of 65,530 memory maps, where XLA crashes."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()

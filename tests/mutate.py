@@ -1,7 +1,7 @@
-"""Break the package on purpose, one place at a time, and see that the tests notice: `python tests/mutate.py`.
+"""Mutation test: break the package in one place at a time and check that a test fails. Run `python tests/mutate.py`.
 
-Apart from the tests because it judges them: a mutant that survives is a hole in the suite, and a sharper test closes it.
-Everything runs in copies; one of them is whole and must pass, or the failures of the others would prove nothing.
+A mutant that survives shows a gap in the tests. Each mutant runs in a copy of the package. The tests must also pass in an
+unchanged copy, because otherwise their failures would show nothing about the mutants.
 """
 
 import argparse
@@ -17,11 +17,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-VERDICTS = ["survived", "caught"]  # By what pytest exits with; any other number means that it could not run the test.
+VERDICTS = ["survived", "caught"]  # By pytest's exit status; any other status means that it could not run the test.
 
 
 class Mutant(NamedTuple):
-    """What it breaks, where and how, and the test that must fail."""
+    """One replacement in one file, and the test that must then fail.
+
+    - `breaks`: what is wrong after the replacement.
+    - `file`: path in `awmkit/`.
+    - `old`, `new`: the text and its replacement; `old` must occur exactly once.
+    - `test`: the test, relative to `tests/`.
+    """
 
     breaks: str
     file: str
@@ -30,16 +36,18 @@ class Mutant(NamedTuple):
     test: str
 
     def broken(self, package: Path) -> str:
-        """The text of its file with `new` for `old`."""
+        """Return the text of the file after the replacement."""
         text = (package / self.file).read_text()
         if (count := text.count(self.old)) != 1:
-            raise ValueError(f"{self.file} has {self.old!r} {count} times, not once; renew the mutant {self.breaks!r}.")
+            raise ValueError(
+                f"{self.file} must contain {self.old!r} once, got {count} times; update the mutant {self.breaks!r}."
+            )
         return text.replace(self.old, self.new)
 
 
-LQ = "core/test_unroll.py::test_linear_quadratic_gradient_is_its_closed_form"
+LQ = "core/test_unroll.py::test_the_linear_quadratic_gradient_equals_its_closed_form"
 AGREE = "methods/test_methods.py::test_sequential_and_parallel_agree_in_values_and_gradients"
-DENSITY = "core/test_policies.py::test_the_gaussian_density_integrates_to_one_and_its_entropy_is_minus_its_mean_log"
+DENSITY = "core/test_policies.py::test_the_gaussian_density_integrates_to_one_and_matches_its_entropy"
 
 MUTANTS = (
     Mutant(
@@ -47,10 +55,10 @@ MUTANTS = (
         "_paths.py",
         "return scale_gradient(states, self.state_to_policy)",
         "return states",
-        "core/test_unroll.py::test_the_bpo_gradient_is_the_formula_of_the_paper",
+        "core/test_unroll.py::test_the_bpo_gradient_equals_the_formula_of_the_paper",
     ),
     Mutant(
-        "a gain acts once, however often a path crosses",
+        "second derivatives contain a gain only once",
         "_paths.py",
         "return _scaled(x, gain), gain * dx",
         "return x, gain * dx",
@@ -64,14 +72,14 @@ MUTANTS = (
         "core/test_gradients.py::test_the_gradient_equals_finite_differences_for_any_gains[Markov-actions]",
     ),
     Mutant(
-        "in the parallel pass a policy acts on the state after",
+        "in the parallel pass a policy acts on the next state",
         "methods/_method.py",
         "paths.to_policy(jnp.concatenate([state[None], states[:-1]]))",
         "paths.to_policy(states)",
         AGREE,
     ),
     Mutant(
-        "each block of the parallel pass begins at step 0",
+        "each block of the parallel pass starts at step 0",
         "methods/_method.py",
         "(states, t + jnp.arange(states.shape[0]), keys)",
         "(states, jnp.arange(states.shape[0]), keys)",
@@ -89,17 +97,17 @@ MUTANTS = (
         "_dynamics.py",
         "jax.random.split(key, horizon)",
         "jnp.broadcast_to(key, (horizon,))",
-        "core/test_unroll.py::test_each_step_has_noise_of_its_own_and_a_key_repeats_it",
+        "core/test_unroll.py::test_noise_differs_between_steps_and_a_key_reproduces_it",
     ),
     Mutant(
-        "the discount is forgotten",
+        "rewards are not discounted",
         "_trajectory.py",
         "** steps * self.rewards",
         "** (0 * steps) * self.rewards",
         LQ,
     ),
     Mutant(
-        "a reward reads the state after",
+        "a reward reads the next state",
         "_reward.py",
         "(states[:-1], actions,",
         "(states[1:], actions,",
@@ -113,14 +121,14 @@ MUTANTS = (
         LQ,
     ),
     Mutant(
-        "a token sees the one after it",
+        "a token attends to the next token",
         "models/backbones/_attention.py",
         "positions[start:end, None] >= positions[:end]",
         "positions[start:end, None] + 1 >= positions[:end]",
-        "core/test_unroll.py::test_states_do_not_depend_on_later_actions_and_parallel_runs_match[AWM transformer, rotary time]",
+        "core/test_unroll.py::test_states_do_not_depend_on_later_actions_and_parallel_states_agree[AWM transformer, rotary time]",
     ),
     Mutant(
-        "keys are cached one place off",
+        "attention keys are cached one position too early",
         "models/backbones/_transformer.py",
         "(cache[0], k[0], position, 0)",
         "(cache[0], k[0], position - 1, 0)",
@@ -134,7 +142,7 @@ MUTANTS = (
         "models/test_models.py::test_microbatches_give_the_loss_and_gradient_of_the_whole_batch",
     ),
     Mutant(
-        "each chunk of a linear state space starts from its first memory",
+        "each chunk of a linear state space starts from the initial memory",
         "models/backbones/_state_space.py",
         "lambda x, chunk: self._append_chunk(x, chunk)",
         "lambda x, chunk: (x, self._append_chunk(x, chunk)[1])",
@@ -155,28 +163,28 @@ MUTANTS = (
         "models/test_transformer.py::test_matmul_dtype_rounds_matrix_products_and_nothing_else",
     ),
     Mutant(
-        "a history world model is trained on the states after",
+        "a history world model is trained with the next states as inputs",
         "models/_hwm.py",
         "self.input_norm.at(steps)(states[:-1])",
         "self.input_norm.at(steps)(states[1:])",
         "models/test_models.py::test_teacher_forced_predictions_are_steps_from_the_true_states[HWM GRU]",
     ),
     Mutant(
-        "a gradient moves statistics",
+        "normaliser statistics receive a gradient",
         "_normaliser.py",
         "return (x - lax.stop_gradient(self.shift)) / lax.stop_gradient(self.scale)",
         "return (x - self.shift) / self.scale",
         "models/test_models.py::test_normalisers_are_not_trainable_and_have_no_gradient",
     ),
     Mutant(
-        "predictions lose their unit",
+        "predictions are not scaled to the units of the data",
         "_normaliser.py",
         "return y * lax.stop_gradient(self.scale) + lax",
         "return y + lax",
         "models/test_models.py::test_a_normalised_model_does_not_depend_on_the_units_of_the_data",
     ),
     Mutant(
-        "a density forgets which way tanh stretches",
+        "the tanh correction of a log density has the wrong sign",
         "_policies.py",
         "jnp.sum(normal - 2 * (",
         "jnp.sum(normal + 2 * (",
@@ -190,7 +198,7 @@ MUTANTS = (
         DENSITY,
     ),
     Mutant(
-        "a sampled episode has the rewards of another one",
+        "a sampled episode has the rewards of another episode",
         "learning/_replay.py",
         "lambda x: x[slots], self.episodes",
         "lambda x: x[slots if x.ndim > 2 else slots[::-1]], self.episodes",
@@ -211,7 +219,7 @@ MUTANTS = (
         "learning/test_ascents.py::test_the_gradient_is_clipped_by_its_norm_and_both_norms_are_reported",
     ),
     Mutant(
-        "the critic is asked for a value after the last step",
+        "the critic adds a value after the last step",
         "learning/ascents/_short_horizon.py",
         "jnp.where(end < horizon, state.target_critic(imagined.last_state, end), 0.0)",
         "state.target_critic(imagined.last_state, end)",
@@ -225,7 +233,7 @@ MUTANTS = (
         "learning/test_ascents.py::test_the_entropy_per_entry_of_an_action_reaches_its_target_whatever_the_discount",
     ),
     Mutant(
-        "a checkpoint is written into the old file",
+        "a save overwrites the old file in place",
         "learning/_checkpoint.py",
         "os.replace(part, path)",
         "path.write_bytes(part.read_bytes())",
@@ -246,21 +254,21 @@ MUTANTS = (
         "analysis/test_hops.py::test_the_spectrum_of_a_users_own_dynamics_is_binomial",
     ),
     Mutant(
-        "a Lyapunov exponent is a factor, not its logarithm",
+        "a Lyapunov exponent is a growth factor instead of its logarithm",
         "analysis/_lyapunov.py",
         "jnp.log(jnp.abs(jnp.diag(r)))",
         "jnp.abs(jnp.diag(r))",
         "analysis/test_lyapunov.py::test_exponents_of_a_spiral_are_the_logarithm_of_its_rate",
     ),
     Mutant(
-        "lags are one too many",
+        "lags are too large by one",
         "analysis/_jacobian.py",
         "jnp.where(t > k, t - k - 1, horizon)",
         "jnp.where(t > k, t - k, horizon)",
         "analysis/test_hops.py::test_norms_by_lag_are_powers_and_analyses_compose_with_vmap_and_grad",
     ),
     Mutant(
-        "the gap is closed from the wrong end",
+        "gap closed is measured from the optimum",
         "scores.py",
         "(np.asarray(returns, float) - known.best_constant) / gap",
         "(known.optimal - np.asarray(returns, float)) / gap",
@@ -270,7 +278,7 @@ MUTANTS = (
 
 
 class Run(NamedTuple):
-    """What pytest exited with and printed, and how long it took."""
+    """The exit status, output and duration of one run of pytest."""
 
     status: int
     output: str
@@ -278,7 +286,7 @@ class Run(NamedTuple):
 
 
 def judge(mutant: Mutant | None, tests: list[str], folder: Path) -> Run:
-    """Run `tests` in a copy of the repository that `mutant` has broken, up to the first that fails."""
+    """Run `tests` in a copy of the repository changed by `mutant`, and stop at the first failure."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=folder) as name:
         home = Path(name)
@@ -287,7 +295,7 @@ def judge(mutant: Mutant | None, tests: list[str], folder: Path) -> Run:
             shutil.copytree(ROOT / part, home / part, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             (home / "awmkit" / mutant.file).write_text(mutant.broken(home / "awmkit"))
-        # The copy goes before the package that is installed, and all copies share what is compiled.
+        # PYTHONPATH puts the copy before the installed package; all copies share one compilation cache.
         env = {**os.environ, "PYTHONPATH": name, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
         options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=unshrunk"]
         command = [sys.executable, "-m", "pytest", *options, *tests]
@@ -296,7 +304,7 @@ def judge(mutant: Mutant | None, tests: list[str], folder: Path) -> Run:
 
 
 def judge_all(mutants: list[Mutant], jobs: int) -> list[tuple[str, Mutant, Run]]:
-    """The verdict on each, with a line as soon as it is there; the whole package comes first and must pass."""
+    """Run all mutants, print each verdict as it arrives and return them. Exit if the unchanged package fails the tests."""
     verdicts = []
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
         whole = pool.submit(judge, None, sorted({m.test for m in mutants}), Path(name))
@@ -307,29 +315,29 @@ def judge_all(mutants: list[Mutant], jobs: int) -> list[tuple[str, Mutant, Run]]
             verdicts.append((verdict, mutant, run))
             print(f"[{count:2}/{len(mutants)}] {run.seconds:4.0f} s  {verdict:8}  {mutant.breaks}", flush=True)
         if whole.result().status:
-            sys.exit(f"{whole.result().output}\nThe whole package fails these tests, so that no mutant proves anything.")
+            sys.exit(f"{whole.result().output}\nThe unchanged package fails these tests; fix it before judging mutants.")
     return verdicts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", help="only mutants with one of these words in what they break or in their file")
-    parser.add_argument("--jobs", type=int, default=2, help="how many run at a time (2)")
+    parser.add_argument("words", nargs="*", help="run only mutants whose description or file contains one of these words")
+    parser.add_argument("--jobs", type=int, default=2, help="number of mutants that run at a time (2)")
     asked = parser.parse_args()
     chosen = [m for m in MUTANTS if not asked.words or re.search("|".join(asked.words), f"{m.breaks} {m.file}")]
     if not chosen:
-        parser.error(f"no mutant has one of {asked.words}")
+        parser.error(f"no mutant matches {asked.words}")
     for mutant in chosen:
-        mutant.broken(ROOT / "awmkit")  # Raises where it is out of date, before anything takes time.
+        mutant.broken(ROOT / "awmkit")  # Raises at once if a mutant is out of date.
     began = time.monotonic()
     verdicts = judge_all(chosen, asked.jobs)
-    print(f"\n| broken | in | by | verdict | seconds |\n| {' | '.join(['---'] * 5)} |")
+    print(f"\n| mutant | file | test | verdict | seconds |\n| {' | '.join(['---'] * 5)} |")
     for verdict, mutant, run in sorted(verdicts, key=lambda row: chosen.index(row[1])):
         print(f"| {mutant.breaks} | {mutant.file} | {mutant.test.split('::')[0]} | {verdict} | {run.seconds:.0f} |")
     missed = [(mutant, run) for verdict, mutant, run in verdicts if verdict != "caught"]
     print(f"\n{len(chosen) - len(missed)} of {len(chosen)} mutants caught in {time.monotonic() - began:.0f} s.")
     for mutant, run in missed:
-        print(f"\n{mutant.breaks}: `{mutant.new}` for `{mutant.old}`, {mutant.test}\n{run.output[-2000:]}")
+        print(f"\n{mutant.breaks}: `{mutant.old}` replaced by `{mutant.new}`, {mutant.test}\n{run.output[-2000:]}")
     return 1 if missed else 0
 
 

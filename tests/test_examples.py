@@ -1,4 +1,4 @@
-"""The flat scripts of examples/ keep their form. That they run is checked by .ci/run, with --quick."""
+"""Form of the scripts in examples/: docstring, options, length, imports and index. .ci/run runs them with --quick."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ def test_a_script_states_its_question_command_cost_and_expected_result(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_script_has_quick_and_out_and_is_short(script):
+def test_a_script_has_the_options_quick_and_out_and_is_short(script):
     text = script.read_text()
     assert '"--quick"' in text and '"--out"' in text
     assert len(text.splitlines()) <= 150

@@ -9,7 +9,7 @@ CODE = """
 import sys
 
 for name in ("gymnasium", "matplotlib", "mujoco", "rejax", "tensorboardX"):
-    sys.modules[name] = None  # As if it were not installed.
+    sys.modules[name] = None  # Makes the import fail, as for a missing package.
 
 import awmkit, awmkit.analysis, awmkit.tasks
 

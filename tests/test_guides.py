@@ -1,4 +1,4 @@
-"""Every guide runs and prints what it shows; a user's script runs. Both in float32, as a user has it."""
+"""Every guide runs and prints the output that it shows, and a typed user script runs. The guides use float32, JAX's default."""
 
 import contextlib
 import io
@@ -12,9 +12,9 @@ from notebook import blocks, GUIDES
 
 
 @pytest.fixture(autouse=True)
-def as_a_user_has_it(tmp_path, monkeypatch):
+def in_a_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which only tests forbid.
+    with jax.numpy_dtype_promotion("standard"):  # optax needs implicit promotion, which is off in the tests.
         yield
 
 
@@ -22,7 +22,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+\.?\d*(?:e[+-]?\d+)?(?![\w\[])")
 
 
 def run(name: str) -> tuple[dict, str, str]:
-    """Run a guide's blocks in order. Returns its names, what it printed and what the text shows."""
+    """Run a guide's code blocks in order. Returns its variables, its printed output and the output shown in the text."""
     names, printed, shown = {}, io.StringIO(), ""
     with jax.enable_x64(False), contextlib.redirect_stdout(printed):
         for code, output in blocks((GUIDES / f"{name}.md").read_text()):
@@ -33,7 +33,7 @@ def run(name: str) -> tuple[dict, str, str]:
 
 @pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
 @pytest.mark.parametrize("name", ["own_simulator", "own_world_model", "gymnasium"])
-def test_a_guide_runs_and_prints_what_it_shows(name):
+def test_a_guide_prints_the_output_that_it_shows(name):
     _, printed, shown = run(name)
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
     numbers = lambda text: [float(x) for x in NUMBER.findall(text)]
@@ -45,7 +45,7 @@ def test_the_guide_to_exploding_gradients_prints_the_report_that_it_explains():
     names, printed, shown = run("exploding_gradients")
     first_words = lambda text: [line.split("  ")[0].strip() for line in text.splitlines()]
     assert first_words(printed) == first_words(shown)
-    entries = names["result"].entries  # chaos: its digits differ from machine to machine
+    entries = names["result"].entries  # The system is chaotic, so the digits depend on the machine.
     law = entries["simulator"].return_growth.law
     assert law.law == "exponential" and 0.3 < law.rate < 0.5
     assert entries["AWM"].hops.mean.max() == 0
@@ -57,7 +57,7 @@ def test_every_guide_is_run_by_a_test():
     assert {path.stem for path in GUIDES.glob("*.md")} == tested
 
 
-def test_a_users_script_runs_and_its_results_say_their_numbers(tmp_path, capsys):
+def test_a_user_script_runs_and_its_results_have_readable_reprs(tmp_path, capsys):
     gradient, last_return = user_script.main(tmp_path)
     assert np.isfinite(gradient) and last_return < 0
     fitted, growth, result, *_, episode = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""A guide runs in a notebook, where results are readable and each figure is shown once."""
+"""A guide runs in a notebook: results have readable reprs, and each figure is shown once."""
 
 import json
 
@@ -30,8 +30,8 @@ plot.growth(found.entries["Boat"].state_growth)
 
 
 @pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
-@pytest.mark.filterwarnings("default")  # Those of Jupyter are its own.
-def test_a_guide_runs_in_a_notebook_whose_results_can_be_read_and_whose_figures_are_seen_once(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("default")  # Jupyter raises warnings of its own.
+def test_a_guide_runs_in_a_notebook_with_readable_results_and_each_figure_once(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     guide = (GUIDES / "own_simulator.md").read_text().split("## Differentiate with respect to its parameters")[0]
     book = nbformat.reads(json.dumps(notebook(guide + SHOWN)), as_version=4)

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it imports, its public names, the README, and the direction of imports."""
+"""The whole package: optional imports, public names, the README's examples, layers of imports, and the mutants."""
 
 import ast
 import graphlib
@@ -54,31 +54,31 @@ def test_every_class_is_abstract_or_final():
             assert not [c for c in cls.__subclasses__() if c.__module__.startswith("awmkit")], cls
 
 
-def test_every_task_model_backbone_and_policy_has_a_row():
+def test_every_task_model_backbone_and_policy_is_in_the_conformance_table():
     dynamics = [make() for make in DYNAMICS.values()]
     rows = {type(d) for d in dynamics} | {type(getattr(d, "backbone", None)) for d in dynamics}
     rows |= {type(make(2, 1)) for make in POLICIES.values()}
     kinds = (AbstractDynamics, AbstractBackbone, AbstractPolicy)
     public = {cls for module in (awmkit, awmkit.tasks) for cls in vars(module).values() if isinstance(cls, type)}
     concrete = {cls for cls in public if issubclass(cls, kinds) and not cls.__name__.startswith("Abstract")}
-    assert concrete - rows == {awmkit.tasks.DoublePendulum}  # Part of two others.
+    assert concrete - rows == {awmkit.tasks.DoublePendulum}  # A component of two tasks, whose rows cover it.
 
 
 def _packages():
-    """The front page, every package under it, and every public module."""
+    """Import and return awmkit, all its subpackages and all its public modules."""
     fronts = [name.removesuffix(".__init__") for name, path in MODULES.items() if path.name == "__init__.py"]
     modules = [name for name in MODULES if not name.split(".")[-1].startswith("_")]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # What rejax imports warns of its own.
+        warnings.simplefilter("ignore")  # Packages that rejax imports raise warnings.
         return [importlib.import_module(name) for name in sorted({*fronts, *modules})]
 
 
-def test_every_package_and_public_module_lists_its_names_and_each_has_a_docstring():
+def test_every_public_module_has_a_complete_list_of_names_with_docstrings():
     for module in _packages():
         assert module.__doc__ and len(set(module.__all__)) == len(module.__all__), module
         for name in module.__all__:
             thing = getattr(module, name)
-            # A dataclass without a docstring gets its signature for one.
+            # Python gives a dataclass without a docstring its signature as docstring.
             assert not callable(thing) or not (thing.__doc__ or f"{name}(").startswith(f"{name}("), f"{module.__name__}.{name}"
 
 
@@ -92,24 +92,24 @@ def test_the_table_of_public_names_in_help_is_complete():
     }
 
 
-@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="a wheel brings no README")
-def test_the_readme_example_runs_and_the_readme_promises_the_two_commands(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # MuJoCo leaves its log where it is.
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="the wheel contains no README")
+def test_the_readme_shows_the_two_commands_and_its_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log file to the working directory.
     readme = (ROOT / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", readme, re.S)
     assert readme[: readme.index("```python")].count("\n") < 25 and "from awmkit import" in code[0]
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes.
-        exec("\n".join(code).replace("5_000", "1_550"), {})  # The warm-up and one episode.
+        exec("\n".join(code).replace("5_000", "1_550"), {})  # Run only the warm-up and one episode.
     assert 'pip install -e ".[all]" && python examples/double_pendulum.py' in readme
     assert 'pip install -e ".[all]" && pytest' in readme
 
 
-def test_the_version_is_the_one_that_was_installed():
+def test_the_version_equals_the_installed_version():
     assert awmkit.__version__ == importlib.metadata.version("awmkit") == awmkit.versions()["awmkit"]
 
 
 def _imports(path: Path) -> set[str]:
-    """Full names of what a file imports, wherever in it."""
+    """Return the full names of everything that a file imports, at any level of nesting."""
     found, home = set(), ("awmkit", *path.parent.relative_to(PACKAGE).parts) if path.is_relative_to(PACKAGE) else ()
     for node in ast.walk(SOURCES[path]):
         if isinstance(node, ast.Import):
@@ -120,35 +120,35 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-def test_nothing_private_is_imported_and_annotations_are_never_postponed():
+def test_no_file_imports_private_names_or_postponed_annotations():
     assert not [path for path in SOURCES if path.stem == "utils"]
     foreign = re.compile(r"__future__\.annotations|equinox\.internal|(?!awmkit)\w+(\.\w+)*\._[a-z]")
     assert not [(path, name) for path in SOURCES for name in _imports(path) if foreign.match(name)]
 
 
-ABOVE = [{"core", "methods"}, {"models", "tasks"}, {"analysis", "learning"}, {"mjx", "gym", "baselines", "plot", "scores"}]
+LAYERS = [{"core", "methods"}, {"models", "tasks"}, {"analysis", "learning"}, {"mjx", "gym", "baselines", "plot", "scores"}]
 
 
 def _layer(module: str) -> int:
-    """How far up a module stands, by its folder; private files on the first floor are the core."""
+    """Return the index of a module's layer. Private modules directly in `awmkit` are the core."""
     folder = module.split(".")[1]
-    return next(i for i, layer in enumerate(ABOVE) if ("core" if folder.startswith("_") else folder) in layer)
+    return next(i for i, layer in enumerate(LAYERS) if ("core" if folder.startswith("_") else folder) in layer)
 
 
-def test_imports_run_downwards_and_in_no_cycle():
+def test_imports_run_from_higher_to_lower_layers_without_cycles():
     files = {name.removesuffix(".__init__"): path for name, path in MODULES.items()}
-    of = lambda name: name if name in files else name.rpartition(".")[0]  # A name is in its file.
+    of = lambda name: name if name in files else name.rpartition(".")[0]  # The module that defines a name.
     graph = {module: {of(name) for name in _imports(path)} & files.keys() for module, path in files.items()}
-    for module in files:  # A package re-exports its files, and so stands above them.
+    for module in files:  # A package imports from itself to re-export names.
         graph[module].discard(module)
     graph.pop("awmkit")
-    tuple(graphlib.TopologicalSorter(graph).static_order())  # Raises where there is a cycle.
+    tuple(graphlib.TopologicalSorter(graph).static_order())  # Raises CycleError if there is a cycle.
     edges = [(module, under) for module in graph for under in graph[module] if under != "awmkit"]
     upwards = [(module, under) for module, under in edges if _layer(under) > _layer(module)]
     assert len(edges) > 100 and not upwards
 
 
-def test_every_mutant_still_breaks_something_and_its_test_is_there():
+def test_every_mutant_applies_and_names_an_existing_test():
     for mutant in MUTANTS:
         ast.parse(mutant.broken(PACKAGE))
         file, test = mutant.test.split("[")[0].split("::")

@@ -1,4 +1,4 @@
-"""The raw values of the paper's experiments are kept safely, and the published tables follow from them."""
+"""Storage of the raw values of the paper's experiments, and the published tables made from them."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 PAPER = Path(__file__).parents[1] / "examples" / "paper"
-pytestmark = pytest.mark.skipif(not PAPER.exists(), reason="a wheel has no examples")
+pytestmark = pytest.mark.skipif(not PAPER.exists(), reason="the wheel contains no examples")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def options(out, from_raw=False):
     return argparse.Namespace(out=out, from_raw=from_raw)
 
 
-def test_a_finished_cell_is_read_and_not_repeated(study, tmp_path):
+def test_a_finished_cell_is_read_and_not_computed_again(study, tmp_path):
     cells = {"a": ("cell a", {"seeds": 1}, lambda: {"returns": np.array([0.1, np.nan])})}
     first = study.Study(options(tmp_path), "small").collect(cells)
     cells = {"a": ("cell a", {"seeds": 1}, lambda: pytest.fail("repeated"))}
@@ -40,7 +40,7 @@ def test_a_finished_cell_is_read_and_not_repeated(study, tmp_path):
     assert again["a"]["returns"][0] == 0.1 and again["a"]["seconds"] >= 0 and again["a"]["host"]["device"]
 
 
-def test_a_cell_of_another_config_is_an_error_unless_it_only_has_more_seeds(study, tmp_path):
+def test_a_cell_with_a_different_config_raises_unless_it_only_has_more_seeds(study, tmp_path):
     run = lambda seeds: study.Study(options(tmp_path), "small").collect({"a": ("cell a", {"seeds": seeds}, dict)})
     run(3)
     assert run(2)["a"]["config"] == {"seeds": 3}
@@ -48,20 +48,20 @@ def test_a_cell_of_another_config_is_an_error_unless_it_only_has_more_seeds(stud
         run(5)
 
 
-def test_from_raw_runs_nothing(study, tmp_path):
+def test_from_raw_computes_no_cell(study, tmp_path):
     cells = {"a": ("no such cell", {}, lambda: pytest.fail("run"))}
     with pytest.raises(ValueError, match="has no cell 'no such cell'"):
         study.Study(options(tmp_path, from_raw=True), "myriad").collect(cells)
 
 
-def test_writers_at_the_same_time_lose_no_cell(study, tmp_path):
+def test_concurrent_writers_lose_no_cell(study, tmp_path):
     path = tmp_path / "small.jsonl.gz"
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda i: study.add(path, {"name": str(i % 20), "value": i}), range(40)))
     assert study.read(path).keys() == {str(i) for i in range(20)}
 
 
-def test_an_interrupted_write_loses_one_cell_at_most(study, tmp_path, monkeypatch):
+def test_an_interrupted_write_loses_at_most_one_cell(study, tmp_path, monkeypatch):
     path = tmp_path / "small.jsonl.gz"
     study.add(path, {"name": "first", "value": 1})
 

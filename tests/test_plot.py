@@ -1,4 +1,4 @@
-"""The style and the colours of all figures."""
+"""Style and colours of the figures."""
 
 import pytest
 from misuse import says
@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 from awmkit import plot  # noqa: E402
 
 
-def test_a_known_method_has_its_own_colour_and_other_names_take_unused_ones():
+def test_a_known_method_has_a_fixed_colour_and_other_names_get_unused_colours():
     found = plot.colours(["mine", "Markov", "other", "AWM", "AWM transformer"])
     assert list(found) == ["mine", "Markov", "other", "AWM", "AWM transformer"]
     assert found["Markov"] == plot.COLOURS["Markov"] and found["AWM"] == plot.COLOURS["AWM"]
@@ -21,7 +21,7 @@ def test_more_names_than_colours_are_allowed():
     assert len(plot.colours(map(str, range(50)))) == 50
 
 
-def test_the_style_is_in_force_inside_its_context_only():
+def test_the_style_applies_only_inside_its_context():
     before = matplotlib.rcParams["axes.spines.top"]
     with plot.style():
         assert not matplotlib.rcParams["axes.spines.top"]

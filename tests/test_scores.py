@@ -1,4 +1,4 @@
-"""Scores at known returns; aggregates compared with their definitions and with scipy."""
+"""Scores at known returns, and aggregates compared with their definitions and with scipy."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from awmkit.tasks import (
 
 CONTROLS = np.load(Path(__file__).parent / "reference" / "controls.npz")
 HORIZONS = (20, 50, 100, 200, 500)
-tenths = st.integers(-50, 50).map(lambda n: n / 10)  # Makes ties likely and sums nearly exact.
+tenths = st.integers(-50, 50).map(lambda n: n / 10)  # Few distinct values make ties likely, and their sums are nearly exact.
 
 
 def scores(seeds=st.integers(1, 6), tasks=st.integers(1, 5)):
@@ -37,7 +37,7 @@ def scores(seeds=st.integers(1, 6), tasks=st.integers(1, 5)):
 
 
 def pairs():
-    """Scores of two methods on the same tasks; their numbers of seeds may differ."""
+    """Scores of two methods on the same tasks, with possibly different numbers of seeds."""
     return st.integers(1, 4).flatmap(lambda tasks: st.tuples(*[scores(tasks=st.just(tasks))] * 2))
 
 
@@ -79,7 +79,7 @@ def test_the_interquartile_mean_is_the_mean_of_the_middle_half_in_any_order(x, r
 
 
 @given(x=scores(), outlier=st.floats(1e3, 1e300), sign=st.sampled_from([-1, 1]))
-def test_an_outlier_cannot_move_the_interquartile_mean_out_of_the_range_of_the_other_scores(x, outlier, sign):
+def test_an_outlier_keeps_the_interquartile_mean_within_the_range_of_the_other_scores(x, outlier, sign):
     assume(x.size >= 4)
     spoilt = x.copy()
     spoilt[0, 0] = sign * outlier
@@ -87,7 +87,7 @@ def test_an_outlier_cannot_move_the_interquartile_mean_out_of_the_range_of_the_o
 
 
 @given(xy=pairs())
-def test_the_probability_of_improvement_is_the_mann_whitney_statistic_and_both_directions_sum_to_1(xy):
+def test_the_probability_of_improvement_equals_the_mann_whitney_statistic(xy):
     x, y = xy
     np.testing.assert_allclose(probability_of_improvement(x, y) + probability_of_improvement(y, x), 1)
     u = [scipy.stats.mannwhitneyu(a, b, method="asymptotic").statistic for a, b in zip(x.T, y.T, strict=True)]
@@ -118,7 +118,7 @@ def test_an_80_percent_interval_contains_the_truth_in_80_percent_of_cases():
 
 
 def test_each_task_is_resampled_separately():
-    """Constant scores within each task have no spread; nine tasks with the same scores have a third of the spread of one."""
+    """If all seeds of a task have one score, the interval has no width. Nine tasks with equal scores give a third of the width of one."""
     found = interval(iqm, np.tile([0.0, 1.0, 2.0, 4.0], (5, 1)))
     assert found.low == found.value == found.high == 1.5
     column = np.random.default_rng(0).normal(size=(20, 1))
@@ -170,21 +170,21 @@ MISUSES = {
     "distractors": (lambda: gap_closed(Discretised(Glucose(), distractors=2), 0.0), "without distractors.*got .*distractors=2"),
     "noise": (lambda: normalised(Discretised(Bacteria(), noise=0.1), 0.0), r"or noise, got .*noise=\(0.1,\); use Discretised"),
     "no scores": (lambda: iqm([]), "at least one number.*got 0 scores"),
-    "a word for a score": (lambda: iqm(["good"]), "scores must hold numbers"),
-    "a name for a task": (lambda: reference("CancerTreatment", 100), "No reference returns.*str.*awmkit.tasks.MYRIAD"),
+    "a str as a score": (lambda: iqm(["good"]), "scores must hold numbers"),
+    "a str as the task": (lambda: reference("CancerTreatment", 100), "No reference returns.*str.*awmkit.tasks.MYRIAD"),
     "a failed run": (lambda: iqm([1.0, np.nan]), "got 2 scores, 1 of them not finite"),
     "scores without an axis of tasks": (lambda: interval(iqm, [1.0, 2.0]), r"shape \(seeds, tasks\), got \(2,\)"),
     "one seed": (lambda: interval(iqm, [[1.0, 2.0]]), "at least 2 seeds, got 1"),
     "different tasks": (lambda: probability_of_improvement([[1.0, 2.0]], [[1.0]]), "same tasks, got 2 and 1 tasks"),
     "an unknown problem": (lambda: table({"AWM": {"CartPole": [1.0]}}, 100), "got CartPole"),
     "an unknown method": (lambda: table({"AWM": {"Harvest": [1.0]}}, 100, of="SAC"), "got SAC"),
-    "a table of nothing": (lambda: table({}, 100), "got no method"),
-    "a table of no task": (lambda: table({"AWM": {}}, 100), "got no task"),
+    "a table without methods": (lambda: table({}, 100), "got no method"),
+    "a table without tasks": (lambda: table({"AWM": {}}, 100), "got no task"),
 }
 
 
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_one_clear_sentence(name):
+def test_misuse_raises_one_clear_sentence(name):
     says(*MISUSES[name])
 
 

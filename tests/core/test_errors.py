@@ -1,4 +1,4 @@
-"""What a user may get wrong: each a sentence that says what was given, what is needed and how to fix it."""
+"""Error messages for wrong calls: one sentence that says what is needed, what was given and how to fix it."""
 
 import equinox as eqx
 import jax
@@ -63,14 +63,14 @@ EPISODES = Trajectory(STATES, ACTIONS)
 
 @pytest.fixture(autouse=True)
 def without_executed_annotations():
-    """As a user has it: the annotations that other tests execute would speak first."""
+    """Disable the runtime type checks of the tests, which would raise before awmkit's own checks."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
 class Careless(AbstractDynamics):
-    """A dynamics whose step returns what `wrong` says."""
+    """A dynamics whose step returns a wrong state, dtype or carry, as chosen by `wrong`."""
 
     wrong: str
     state_size: int = 2
@@ -108,116 +108,131 @@ def _replay():
 
 
 MISUSES = {
-    "state of the wrong size": (lambda: _unroll(state=jnp.ones(3)), r"state has shape \(3,\).*needs \(2,\)"),
+    "a state of the wrong size": (lambda: _unroll(state=jnp.ones(3)), r"state has shape \(3,\).*needs \(2,\)"),
     "a batch of states": (lambda: _unroll(state=jnp.ones((7, 2))), "jax.vmap"),
-    "integer state": (lambda: _unroll(state=jnp.ones(2, int)), r"dtype int64.*astype\(float\)"),
-    "state with NaN": (lambda: _unroll(state=jnp.array([1.0, jnp.nan])), r"not finite at index \[1\]"),
+    "an integer state": (lambda: _unroll(state=jnp.ones(2, int)), r"dtype int64.*astype\(float\)"),
+    "a state with NaN": (lambda: _unroll(state=jnp.array([1.0, jnp.nan])), r"not finite at index \[1\]"),
     "infinite actions": (lambda: _unroll(policy=jnp.full((5, 1), jnp.inf)), r"not finite at index \[0, 0\]"),
     "actions of the wrong shape": (lambda: _unroll(policy=jnp.ones((4, 1))), r"shape \(4, 1\).*\(5, 1\)"),
     "integer actions": (lambda: _unroll(policy=jnp.ones((5, 1), int)), "floating point"),
-    "a policy that is no function": (lambda: _unroll(policy="greedy"), "The policy is a str"),
+    "a str as the policy": (lambda: _unroll(policy="greedy"), "The policy is a str"),
     "a policy of the wrong size": (lambda: _unroll(policy=MLPPolicy(2, 3, key=KEY)), r"float64\[3\].*action_size=1"),
-    "a policy of integers": (lambda: _unroll(policy=lambda s, t, *, key: jnp.ones(1, int)), "floating-point action"),
+    "a policy that returns integers": (lambda: _unroll(policy=lambda s, t, *, key: jnp.ones(1, int)), "floating-point action"),
     "horizon 0": (lambda: _unroll(horizon=0), "horizon=0; give a whole number of at least 1"),
-    "negative horizon": (lambda: _unroll(horizon=-3), "at least 1"),
-    "fractional horizon": (lambda: _unroll(horizon=2.5), "horizon=2.5; give a whole number"),
-    "traced horizon": (lambda: jax.jit(lambda h: _unroll(horizon=h))(5), "Python int"),
-    "horizon beyond the model's": (lambda: _unroll(AWM_20, horizon=21), "horizon must be at most 20.*got 21.*horizon=None"),
+    "a negative horizon": (lambda: _unroll(horizon=-3), "at least 1"),
+    "a fractional horizon": (lambda: _unroll(horizon=2.5), "horizon=2.5; give a whole number"),
+    "a traced horizon": (lambda: jax.jit(lambda h: _unroll(horizon=h))(5), "Python int"),
+    "a horizon beyond the model's": (lambda: _unroll(AWM_20, horizon=21), "horizon must be at most 20.*got 21.*horizon=None"),
     "open loop beyond the model's horizon": (lambda: AWM_20.open_loop(STATE, jnp.ones((21, 1))), "got 21"),
-    "a reward of arrays": (lambda: _unroll(reward=lambda s, a, t: s), r"reward returned float64\[2\].*jnp.sum"),
-    "a reward of integers": (lambda: _unroll(reward=lambda s, a, t: t), "floating-point number"),
-    "no dynamics": (lambda: _unroll(dynamics=lambda s, a: s), "pass an instance of awmkit.AbstractDynamics"),
-    "a step of another size": (lambda: _unroll(Careless("state")), r"Careless.step returned the state as float64\[1\]"),
-    "a step of another dtype": (lambda: _unroll(Careless("dtype")), "one dtype"),
-    "a step with another carry": (lambda: _unroll(Careless("carry")), "make init return what step does"),
+    "a reward that returns an array": (lambda: _unroll(reward=lambda s, a, t: s), r"reward returned float64\[2\].*jnp.sum"),
+    "a reward that returns an integer": (lambda: _unroll(reward=lambda s, a, t: t), "floating-point number"),
+    "a function as the dynamics": (lambda: _unroll(dynamics=lambda s, a: s), "pass an instance of awmkit.AbstractDynamics"),
+    "a step that changes the size of the state": (
+        lambda: _unroll(Careless("state")),
+        r"Careless.step returned the state as float64\[1\]",
+    ),
+    "a step that changes the dtype": (lambda: _unroll(Careless("dtype")), "one dtype"),
+    "a step that changes the shape of the carry": (lambda: _unroll(Careless("carry")), "make init return what step does"),
     "a legacy key": (lambda: _unroll(key=jax.random.PRNGKey(0)), "jax.random.key"),
     "several keys": (lambda: _unroll(key=jax.random.split(KEY)), "one key"),
     "noise without a key": (
         lambda: _unroll(LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=0.1)),
         r"noise=0.1 needs a key; pass key=jax.random.key",
     ),
-    "Parallel for what reads its state": (lambda: _unroll(method=Parallel()), r"LinearQuadratic.*use method=Sequential\(\)"),
-    "a method by name": (lambda: _unroll(method="parallel"), "The method is 'parallel'; pass Sequential"),
-    "paths by number": (lambda: _unroll(paths=0.0), "pass awmkit.Paths"),
-    "a gradient of nothing": (
+    "Parallel for a dynamics that reads its state": (
+        lambda: _unroll(method=Parallel()),
+        r"LinearQuadratic.*use method=Sequential\(\)",
+    ),
+    "a str as the method": (lambda: _unroll(method="parallel"), "The method is 'parallel'; pass Sequential"),
+    "a number as the paths": (lambda: _unroll(paths=0.0), "pass awmkit.Paths"),
+    "a policy without arrays to differentiate": (
         lambda: unroll_grad(SYSTEM, lambda s, t, *, key: s[:1], STATE, 5, reward=reward),
         "no floating-point array to differentiate",
     ),
     "an unknown edge": (lambda: Paths(state_to_reward=0.0), "no edge 'state_to_reward'; use state_to_policy"),
     "an infinite gain": (lambda: Paths(float("inf")), "gain of state_to_policy must be one finite real number, got inf"),
-    "a gain of many numbers": (lambda: Paths(action_to_model=jnp.ones(2)), "one finite real number"),
+    "an array as a gain": (lambda: Paths(action_to_model=jnp.ones(2)), "one finite real number"),
     "an unknown checkpoint": (lambda: Sequential("all"), "'none', 'step' or 'nested'"),
     "a negative tolerance": (lambda: Picard(tolerance=-1.0), "tolerance=-1.0"),
-    "no sweeps": (lambda: Picard(max_sweeps=0), "at least 1"),
-    "blocks of no step": (lambda: Parallel(block=0), "block=0; give a whole number of at least 1"),
-    "a start for a scan": (lambda: Parallel(start=jnp.ones((5, 1))), "add sampling=Picard"),
-    "a start of another length": (
+    "Picard with max_sweeps=0": (lambda: Picard(max_sweeps=0), "at least 1"),
+    "blocks of 0 steps": (lambda: Parallel(block=0), "block=0; give a whole number of at least 1"),
+    "start without Picard": (lambda: Parallel(start=jnp.ones((5, 1))), "add sampling=Picard"),
+    "a start of the wrong length": (
         lambda: unroll(AWM_20, POLICY, STATE, 5, method=Parallel(sampling=Picard(), start=jnp.ones((4, 1)))),
         r"\(5, 1\), got \(4, 1\)",
     ),
-    "heads that do not divide": (lambda: Transformer(10, heads=3, horizon=5, key=KEY), "multiple of 3.*got 10; use width=9"),
-    "odd heads for rotary": (lambda: Transformer(9, heads=3, key=KEY), "multiple of 6.*rotary.*got 9; use width=12"),
-    "no spread": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),
+    "a width that is not a multiple of heads": (
+        lambda: Transformer(10, heads=3, horizon=5, key=KEY),
+        "multiple of 3.*got 10; use width=9",
+    ),
+    "rotary heads of odd size": (lambda: Transformer(9, heads=3, key=KEY), "multiple of 6.*rotary.*got 9; use width=12"),
+    "std=0": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),
     "fitting a simulator": (lambda: fit(SYSTEM, Trajectory(STATES, ACTIONS), key=KEY), "pass a Markov"),
-    "fitting a reward to no rewards": (
+    "fitting a reward model without rewards": (
         lambda: fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS), key=KEY),
         "needs episodes with rewards.*collect them with reward=",
     ),
-    "episodes of other sizes": (
+    "episodes of the wrong state size": (
         lambda: fit(AWM_20, Trajectory(jnp.ones((4, 6, 3)), ACTIONS), key=KEY),
         r"needs states \(N, H\+1, 2\)",
     ),
-    "one step too few": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS[:, :4]), key=KEY), r"needs states \(N, H\+1, 2\)"),
-    "one episode": (lambda: fit(AWM_20, Trajectory(STATES[:1], ACTIONS[:1]), key=KEY), "at least 2 episodes"),
+    "episodes with one action too few": (
+        lambda: fit(AWM_20, Trajectory(STATES, ACTIONS[:, :4]), key=KEY),
+        r"needs states \(N, H\+1, 2\)",
+    ),
+    "fitting to one episode": (lambda: fit(AWM_20, Trajectory(STATES[:1], ACTIONS[:1]), key=KEY), "at least 2 episodes"),
     "episodes with NaN": (lambda: fit(AWM_20, Trajectory(STATES * jnp.nan, ACTIONS), key=KEY), "states are not all finite"),
-    "no updates": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, updates=0), "updates=0"),
-    "everything held out": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, holdout=1.0), "holdout=1.0"),
+    "updates=0": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, updates=0), "updates=0"),
+    "holdout=1": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, holdout=1.0), "holdout=1.0"),
     "the return without a reward": (lambda: _unroll().returns(), "reward=task.reward"),
     "a task of one step": (lambda: PassiveDoublePendulum(1), "at least 2 steps"),
-    "a throw of one step": (lambda: OneBounce(1), "at least 2 steps"),
+    "one bounce in one step": (lambda: OneBounce(1), "at least 2 steps"),
     "a ball behind the wall": (lambda: OneBounce(start=-2.0), "behind the wall at -1.0"),
-    "credit over one step": (lambda: CreditAssignment(1), "at least 2 steps"),
-    "negative noise": (lambda: CreditAssignment(scale=-1.0), "at least 0.*scale=-1.0"),
+    "credit assignment in one step": (lambda: CreditAssignment(1), "at least 2 steps"),
+    "a negative noise scale": (lambda: CreditAssignment(scale=-1.0), "at least 0.*scale=-1.0"),
     "a random task without a key": (lambda: _play(CreditAssignment(5)), "needs a key.*pass key="),
     "distractors without a key": (lambda: _play(Discretised(Bacteria(), 5, distractors=1)), "distractors=1.*key"),
-    "no steps of a problem": (lambda: Discretised(Bacteria(), 0), "horizon=0"),
-    "noise of another size": (
+    "a problem with horizon 0": (lambda: Discretised(Bacteria(), 0), "horizon=0"),
+    "noise of the wrong size": (
         lambda: Discretised(Glucose(), noise=(0.1,)),
         "each of the 2 entries of x0 of Glucose, got 2 and 1",
     ),
-    # Who is given for what.
-    "a class for a dynamics": (lambda: _unroll(Henon), "dynamics is the class Henon; pass an instance"),
-    "a class for a policy": (lambda: _unroll(policy=MLPPolicy), "policy is the class MLPPolicy; make an instance"),
-    "a network for a policy": (lambda: _unroll(policy=POLICY.network), r"policy, a MLP, cannot be called as policy\(state, t"),
+    # Objects of the wrong kind.
+    "a class as the dynamics": (lambda: _unroll(Henon), "dynamics is the class Henon; pass an instance"),
+    "a class as the policy": (lambda: _unroll(policy=MLPPolicy), "policy is the class MLPPolicy; make an instance"),
+    "a network as the policy": (lambda: _unroll(policy=POLICY.network), r"policy, a MLP, cannot be called as policy\(state, t"),
     "a policy that ignores t": (lambda: _unroll(policy=lambda s: s[:1]), r"cannot be called as policy\(state, t, \*, key\)"),
-    "a policy without a key": (lambda: _unroll(policy=lambda s, t: s[:1]), "unexpected keyword argument 'key'.*key=None"),
-    "a policy of nothing": (lambda: _unroll(policy=lambda s, t, key: None), "policy returned None"),
-    "a reward model for a dynamics": (lambda: _unroll(RewardModel(2, 1, key=KEY)), "dynamics is a RewardModel"),
-    "a name for a backbone": (
+    "a policy without the parameter key": (
+        lambda: _unroll(policy=lambda s, t: s[:1]),
+        "unexpected keyword argument 'key'.*key=None",
+    ),
+    "a policy that returns None": (lambda: _unroll(policy=lambda s, t, key: None), "policy returned None"),
+    "a reward model as the dynamics": (lambda: _unroll(RewardModel(2, 1, key=KEY)), "dynamics is a RewardModel"),
+    "a str as the backbone": (
         lambda: AWM(2, 1, "transformer", key=KEY),
         r"AWM needs an AbstractBackbone, got a str; pass.*LSTM\(key=key\)",
     ),
-    "a class for a backbone": (lambda: HWM(2, 1, LSTM, key=KEY), "HWM needs an AbstractBackbone, got the class LSTM"),
-    "a name for a cell": (
+    "a class as the backbone": (lambda: HWM(2, 1, LSTM, key=KEY), "HWM needs an AbstractBackbone, got the class LSTM"),
+    "a str in from_dynamics": (
         lambda: AWM.from_dynamics("pendulum"),
         "from_dynamics needs an AbstractDynamics, got a str; pass an instance",
     ),
-    "a name for a problem": (lambda: Discretised("Bacteria"), r"problem must be.*got a str; pass.*such as CancerTreatment\(\)"),
-    "a class for a problem": (lambda: Discretised(Bacteria), r"the class Bacteria; pass.*such as Bacteria\(\)"),
-    "a name for an optimiser": (lambda: _fit(optimiser="adam"), r"optimiser is a str.*optax.adam\(1e-3\)"),
-    "a dict of episodes": (lambda: fit(AWM_20, {"states": STATES}, key=KEY), "episodes are a dict; pass one Trajectory"),
-    "a list of episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
-    "statistics of a trajectory": (lambda: AWM_20.normalised(EPISODES), "pass episodes.states"),
-    "a reward's statistics of states": (
+    "a str as the problem": (lambda: Discretised("Bacteria"), r"problem must be.*got a str; pass.*such as CancerTreatment\(\)"),
+    "a class as the problem": (lambda: Discretised(Bacteria), r"the class Bacteria; pass.*such as Bacteria\(\)"),
+    "a str as the optimiser": (lambda: _fit(optimiser="adam"), r"optimiser is a str.*optax.adam\(1e-3\)"),
+    "a dict as the episodes": (lambda: fit(AWM_20, {"states": STATES}, key=KEY), "episodes are a dict; pass one Trajectory"),
+    "a list as the episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
+    "a model normalised by a Trajectory": (lambda: AWM_20.normalised(EPISODES), "pass episodes.states"),
+    "a reward model normalised by states": (
         lambda: RewardModel(2, 1, key=KEY).normalised(STATES),
         "needs a Trajectory with rewards",
     ),
     # Rewards.
-    "no reward to differentiate": (
+    "unroll_grad without a reward": (
         lambda: unroll_grad(SYSTEM, POLICY, STATE, 5, reward=None),
         "reward is None; give a function",
     ),
-    "a reward by name": (lambda: _unroll(reward="height"), "reward is a str; give a function"),
+    "a str as the reward": (lambda: _unroll(reward="height"), "reward is a str; give a function"),
     "a reward without t": (lambda: _unroll(reward=lambda s, a: s[0]), r"cannot be called as reward\(state, action, t\)"),
     "a reward with a fourth parameter of another name": (
         lambda: _unroll(reward=lambda s, a, t, n: s[0]),
@@ -227,101 +242,104 @@ MISUSES = {
         lambda: _unroll(reward=lambda s, a, next_state: s[0]),
         r"called as reward\(state, action, t, next_state=...\)",
     ),
-    "a reward of five parameters": (lambda: _unroll(reward=lambda s, a, t, next_state, n: s[0]), "missing.*'n'"),
-    "a reward of nothing": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
-    "a reward that is no array": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
+    "a reward with five parameters": (lambda: _unroll(reward=lambda s, a, t, next_state, n: s[0]), "missing.*'n'"),
+    "a reward that returns None": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
+    "a reward that returns a Python float": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
     # Values.
     "a ragged state": (lambda: _unroll(state=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
-    "no state": (lambda: _unroll(state=None), "state holds no numbers, but object"),
-    "a text for a state": (lambda: _unroll(state="start"), "state holds no numbers"),
-    "a first step of a half": (lambda: _unroll(t=0.5), "t must be a whole number.*got 0.5"),
+    "None as the state": (lambda: _unroll(state=None), "state holds no numbers, but object"),
+    "a str as the state": (lambda: _unroll(state="start"), "state holds no numbers"),
+    "a fractional first step": (lambda: _unroll(t=0.5), "t must be a whole number.*got 0.5"),
     "a negative first step": (lambda: _unroll(t=-1), "t must be at least 0.*got -1"),
-    "a traced first step of Parallel": (
+    "a traced first step with Parallel": (
         lambda: jax.jit(lambda t: _unroll(AWM_20, t=t, carry=AWM_20.init(STATE, 9), method=Parallel()))(1),
         "t as a Python int, got a traced value",
     ),
     "an AWM in mid-episode without a carry": (lambda: _unroll(AWM_20, t=3), "from t=3 on needs the carry"),
     "a carry of another dynamics": (lambda: _unroll(AWM_20, t=3, carry=STATE), "structure that AWM.init returns"),
-    "a horizon of a trillion": (lambda: _unroll(horizon=10**12), r"horizon=1000000000000; give less than 2\^31 steps"),
+    "a horizon of 10^12": (lambda: _unroll(horizon=10**12), r"horizon=1000000000000; give less than 2\^31 steps"),
     "a horizon of True": (lambda: _unroll(horizon=True), "horizon=True; give a whole number"),
-    "a discount of text": (lambda: _grad(discount="0.9"), "discount is '0.9'; give one real number"),
+    "a str as the discount": (lambda: _grad(discount="0.9"), "discount is '0.9'; give one real number"),
     "a discount for each step": (lambda: _grad(discount=jnp.ones(5)), r"discount is float64\[5\]; give one"),
-    "a discount of NaN": (lambda: _grad(discount=float("nan")), "discount is nan; give a finite"),
+    "discount=nan": (lambda: _grad(discount=float("nan")), "discount is nan; give a finite"),
     "episodes of integers": (
         lambda: fit(AWM_20, Trajectory(STATES.astype(int), ACTIONS), key=KEY),
         r"int64; pass them .astype",
     ),
-    "uneven groups": (
+    "a microbatch size that does not divide the batch size": (
         lambda: _fit(batch_size=12, microbatch_size=8),
         "fit got microbatch_size=8 and batch_size=12; give a divisor",
     ),
-    "half an update": (lambda: _fit(updates=2.5), "fit got updates=2.5"),
-    "statistics of one episode": (lambda: AWM_20.normalised(STATES[0]), r"\(N, H\+1, 2\), got float64\[6, 2\]"),
-    "statistics of other sizes": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),
-    "a normaliser of other sizes": (
+    "a fractional number of updates": (lambda: _fit(updates=2.5), "fit got updates=2.5"),
+    "a model normalised by one episode": (lambda: AWM_20.normalised(STATES[0]), r"\(N, H\+1, 2\), got float64\[6, 2\]"),
+    "a model normalised by states of the wrong size": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),
+    "a normaliser fitted to rows of the wrong size": (
         lambda: Normaliser(3).fitted(jnp.ones((5, 2))),
         r"\(N, 3\) with at least one row, got float64\[5, 2\]",
     ),
-    "a normaliser of nothing": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
-    "matrices that do not fit": (
+    "a normaliser fitted to no rows": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
+    "matrices of inconsistent shapes": (
         lambda: LinearQuadratic(jnp.eye(2), jnp.ones((3, 1))),
         r"\(S, S\) and \(S, A\), got \(2, 2\) and \(3, 1\)",
     ),
-    "less than no noise": (
+    "negative noise in a linear system": (
         lambda: LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=-1.0),
         "noise must be at least 0, got -1.0",
     ),
-    "a pendulum of no step": (lambda: DrivenDoublePendulum(0), "DrivenDoublePendulum got horizon=0"),
-    "half a step": (lambda: Henon(horizon=2.5), "Henon got horizon=2.5"),
-    "no substeps": (lambda: _unroll(DoublePendulum(substeps=0), jnp.ones((5, 2)), jnp.ones(4)), "ode_step got substeps=0"),
+    "a pendulum with horizon 0": (lambda: DrivenDoublePendulum(0), "DrivenDoublePendulum got horizon=0"),
+    "a fractional horizon of a task": (lambda: Henon(horizon=2.5), "Henon got horizon=2.5"),
+    "substeps=0": (lambda: _unroll(DoublePendulum(substeps=0), jnp.ones((5, 2)), jnp.ones(4)), "ode_step got substeps=0"),
     # Keys.
-    "a number for a key": (lambda: _unroll(key=0), r"key 0; give one key made by jax.random.key\(seed\)"),
+    "an int as the key": (lambda: _unroll(key=0), r"key 0; give one key made by jax.random.key\(seed\)"),
     "a legacy key for a model": (lambda: LSTM(key=jax.random.PRNGKey(0)), r"LSTM got the key uint32\[2\]"),
-    "a number for a model's key": (lambda: Markov(2, 1, key=0), "Markov got the key 0"),
-    "keys for one policy": (lambda: MLPPolicy(2, 1, key=jax.random.split(KEY)), r"\[2\]; give one key.*or vmap over several"),
+    "an int as the key of a model": (lambda: Markov(2, 1, key=0), "Markov got the key 0"),
+    "several keys for one policy": (
+        lambda: MLPPolicy(2, 1, key=jax.random.split(KEY)),
+        r"\[2\]; give one key.*or vmap over several",
+    ),
     "a legacy key for a fit": (lambda: _fit(key=jax.random.PRNGKey(0)), r"fit got the key uint32\[2\]"),
     # Sizes.
     "a negative width": (lambda: MLPPolicy(2, 1, width=-4, key=KEY), "MLPPolicy got width=-4; give a whole number"),
-    "a fraction of an action": (lambda: GaussianPolicy(2, 1.5, key=KEY), "GaussianPolicy got action_size=1.5"),
-    "a policy of no state": (lambda: MLPPolicy(0, 1, key=KEY), "state_size=0"),
-    "a policy for no step": (lambda: MLPPolicy(2, 1, horizon=0, key=KEY), "horizon=0"),
-    "a model of no state": (lambda: AWM(0, 1, LSTM(4, key=KEY), key=KEY), "AWM got state_size=0"),
-    "less than no depth": (lambda: Markov(2, 1, depth=-1, key=KEY), "depth=-1; give a whole number of at least 0"),
-    "a GRU of no width": (lambda: GRU(0, key=KEY), "GRU got width=0"),
+    "a fractional action size": (lambda: GaussianPolicy(2, 1.5, key=KEY), "GaussianPolicy got action_size=1.5"),
+    "a policy with state_size=0": (lambda: MLPPolicy(0, 1, key=KEY), "state_size=0"),
+    "a policy with horizon 0": (lambda: MLPPolicy(2, 1, horizon=0, key=KEY), "horizon=0"),
+    "a model with state_size=0": (lambda: AWM(0, 1, LSTM(4, key=KEY), key=KEY), "AWM got state_size=0"),
+    "a negative depth": (lambda: Markov(2, 1, depth=-1, key=KEY), "depth=-1; give a whole number of at least 0"),
+    "a GRU with width 0": (lambda: GRU(0, key=KEY), "GRU got width=0"),
     "a transformer without heads": (lambda: Transformer(heads=0, key=KEY), "Transformer got heads=0"),
     "a transformer without blocks": (lambda: Transformer(depth=0, key=KEY), "Transformer got depth=0"),
-    "cuDNN on a processor": (
+    "cuDNN attention on a CPU": (
         lambda: Transformer(attention=CuDNNAttention(), key=KEY),
         "CuDNNAttention needs an NVIDIA GPU.*got the backend cpu and heads of size 16",
     ),
-    "a kernel by name": (
+    "a str as the attention": (
         lambda: Transformer(attention="cudnn", key=KEY),
         r"attention must be None or an AbstractAttention, got a str; pass CuDNNAttention\(\)",
     ),
-    "a state space that takes no steps": (lambda: LinearStateSpace(chunk_size=0, key=KEY), "LinearStateSpace got chunk_size=0"),
+    "a state space with chunk_size=0": (lambda: LinearStateSpace(chunk_size=0, key=KEY), "LinearStateSpace got chunk_size=0"),
     "a state space without modes": (lambda: LinearStateSpace(modes=0, key=KEY), "LinearStateSpace got modes=0"),
-    "a user's dynamics of no action": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),
-    "progress as a bool": (lambda: _fit(progress=False), r"progress is a bool; pass.*NoProgress\(\)"),
-    "a bar for no work": (lambda: TqdmProgress().start("fit", 0), "TqdmProgress got total=0"),
+    "a user-defined dynamics with action_size=0": (lambda: Careless("state", action_size=0), "Careless got action_size=0"),
+    "a bool as the progress": (lambda: _fit(progress=False), r"progress is a bool; pass.*NoProgress\(\)"),
+    "a progress bar with total=0": (lambda: TqdmProgress().start("fit", 0), "TqdmProgress got total=0"),
     # Files and replay.
-    "a log in a lost folder": (lambda: JSONLines("/no/such/folder/log"), "folder that does not exist"),
-    "a save to a lost folder": (lambda: save("/no/such/folder/run", STATE), "folder that does not exist"),
-    "a save to a folder": (lambda: save("/", STATE), "/ is a folder"),
-    "a config of arrays": (lambda: save("never", STATE, config={"x": STATE}), "cannot be written as JSON"),
-    "episodes of another length": (
+    "a log in a folder that does not exist": (lambda: JSONLines("/no/such/folder/log"), "folder that does not exist"),
+    "a save in a folder that does not exist": (lambda: save("/no/such/folder/run", STATE), "folder that does not exist"),
+    "a folder as the path of a save": (lambda: save("/", STATE), "/ is a folder"),
+    "a config with arrays": (lambda: save("never", STATE, config={"x": STATE}), "cannot be written as JSON"),
+    "episodes of the wrong length": (
         lambda: _replay().add(Trajectory(STATES[:1, :4], ACTIONS[:1, :3])),
         "pass whole episodes of one length",
     ),
-    "no recency": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; pass a number in \(0, 1\]"),
+    "recency=0": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; pass a number in \(0, 1\]"),
 }
 
 
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_one_clear_sentence(name):
+def test_misuse_raises_one_clear_sentence(name):
     says(*MISUSES[name])
 
 
-def test_a_loss_that_diverges_says_what_to_do():
+def test_a_diverging_loss_raises_an_error_that_says_what_to_do():
     episodes = Trajectory(jax.random.normal(KEY, (8, 6, 2)), ACTIONS[:1].repeat(8, 0))
     with jax.numpy_dtype_promotion("standard"), pytest.raises(RuntimeError, match="lower the learning rate"):
         fit(
@@ -335,12 +353,12 @@ def test_a_loss_that_diverges_says_what_to_do():
 
 
 def fragile(x, breaks):
-    """1 or, where it breaks, 0: finite, but there without a derivative in `x`."""
+    """Return 0 where `breaks` and 1 elsewhere. Where it is 0, its derivative in `x` is not finite."""
     return jnp.sqrt(jnp.where(breaks, 0.0, 1.0) + x - jax.lax.stop_gradient(x))
 
 
 class FragilePolicy(eqx.Module):
-    """Breaks at step 2."""
+    """A policy whose derivative is not finite at step 2."""
 
     network: MLPPolicy
 
@@ -349,7 +367,7 @@ class FragilePolicy(eqx.Module):
 
 
 class Fragile(AbstractDynamics):
-    """Values are finite everywhere; the derivative of step 3 is not, with respect to the state or the action."""
+    """A dynamics with finite values. Its derivative at step 3, in the state or in the action, is not finite."""
 
     edge: str
     state_size: int = 1
@@ -364,7 +382,7 @@ class Fragile(AbstractDynamics):
 
 
 @pytest.mark.parametrize("edge", ["state_to_model", "action_to_model"])
-def test_check_names_the_step_and_the_edge_where_a_gradient_breaks(edge):
+def test_check_names_the_step_and_edge_of_a_non_finite_gradient(edge):
     policy = MLPPolicy(1, 1, width=4, key=KEY)
     run = lambda **options: unroll_grad(Fragile(edge), policy, jnp.ones(1), 6, reward=reward, **options)
     value, grads = run()
@@ -375,7 +393,7 @@ def test_check_names_the_step_and_the_edge_where_a_gradient_breaks(edge):
         jax.block_until_ready(eqx.filter_jit(lambda: run(check=True))())
 
 
-def test_check_names_a_broken_policy_reward_or_state_and_passes_a_sound_gradient():
+def test_check_locates_a_non_finite_policy_or_reward_and_keeps_a_finite_gradient():
     run = lambda p, r, **options: unroll_grad(SYSTEM, p, STATE, 6, reward=r, check=True, **options)
     with pytest.raises(eqx.EquinoxRuntimeError, match="t=2 on the edge state_to_policy"):
         run(FragilePolicy(POLICY), reward)

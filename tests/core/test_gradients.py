@@ -1,4 +1,4 @@
-"""`unroll_grad` against differences, for every dynamics, policy, method and setting of the edges."""
+"""Compare `unroll_grad` with finite differences for every dynamics, policy and method, and for random gains."""
 
 import equinox as eqx
 import jax
@@ -18,9 +18,9 @@ GAIN = st.sampled_from([0.0, 1.0]) | st.floats(-0.5, 1.5)
 
 
 def surrogate(dynamics, policy, state, key, gains, base):
-    """The return as a plain function whose ordinary derivative is the one `Paths(*gains)` defines.
+    """Return the return of a system whose ordinary derivative is the one that `Paths(*gains)` defines.
 
-    What crosses an edge of gain g is its value on the base trajectory plus g times its deviation from it.
+    An edge with gain g passes on x0 + g (x - x0), where x0 is the value on the base trajectory.
     """
     mixed = lambda gain, x, x0: x0 + gain * (x - x0)
     policy_keys, dynamics_key = split_key(key, HORIZON)
@@ -42,7 +42,8 @@ def surrogate(dynamics, policy, state, key, gains, base):
 
 @eqx.filter_jit
 def compare(dynamics, policy, seed, gains):
-    """The directional derivative by differences of the surrogate, and by each method; and each method's value."""
+    """Return the surrogate's value and its finite difference along a random direction, and for each method its value, its
+    derivative along that direction and the norm of its gradient."""
     state_key, key, direction_key = jax.random.split(jax.random.key(seed), 3)
     state = start(dynamics) + 0.1 * jax.random.normal(state_key, (dynamics.state_size,))
     paths = Paths(*gains)
@@ -51,7 +52,7 @@ def compare(dynamics, policy, seed, gains):
         unroll_grad(dynamics, policy, state, HORIZON, reward=reward, key=key, paths=paths, discount=0.9, method=m)
         for m in methods
     ]
-    weights, rest = eqx.partition(policy, trainable(policy))  # normalisers are constants
+    weights, rest = eqx.partition(policy, trainable(policy))  # without normalisers, which are constants
     flat, unravel = ravel_pytree(weights)
     direction = jax.random.normal(direction_key, flat.shape)
     direction = direction / jnp.linalg.norm(direction)
@@ -68,7 +69,7 @@ def compare(dynamics, policy, seed, gains):
     )
 
 
-# Every dynamics with the policy that crosses every edge, and every other policy with one dynamics of each class.
+# Every dynamics with the Gaussian policy, which uses every edge, and the other policies with one model of each class.
 CASES = [(name, "Gaussian, with time") for name in DYNAMICS]
 CASES += [(name, policy) for name in ("Markov", "HWM GRU", "AWM GRU") for policy in POLICIES if policy != "Gaussian, with time"]
 

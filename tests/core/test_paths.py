@@ -1,4 +1,4 @@
-"""The gain of an edge: the identity in value, a factor in every derivative."""
+"""Gains of edges: they leave values unchanged and scale every derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_a_gain_changes_no_value_and_scales_every_derivative(x, gain, traced):
     value, tangent = jax.jvp(f, (x,), (ones,))
     assert (value == x).all() and jnp.allclose(tangent, gain)
     assert jnp.allclose(jax.vjp(f, x)[1](ones)[0], gain)
-    # d/dx (f(x)^3) = 3 x^2 g and its derivative 6 x g^2: once for each crossing.
+    # d/dx f(x)^3 = 3 x^2 g, and its derivative is 6 x g^2: one factor g per derivative.
     second = jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(f(x) ** 3))(x)))(x)
     assert jnp.allclose(second, 6 * x * gain**2, atol=1e-9)
 
@@ -29,6 +29,6 @@ def test_float32_stays_float32_under_a_float64_gain():
     assert scale_gradient(jnp.ones(2, jnp.float32), jnp.asarray(0.3)).dtype == jnp.float32
 
 
-def test_bpo_cuts_the_edge_into_the_policy_and_no_other():
+def test_bpo_cuts_only_the_edge_from_state_to_policy():
     assert (BPO.state_to_policy, BPO.state_to_model, BPO.action_to_model) == (0.0, 1.0, 1.0)
     assert Paths() == Paths(1.0, 1.0, 1.0)

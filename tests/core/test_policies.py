@@ -1,4 +1,4 @@
-"""Policies: bounds, densities, reparameterisation."""
+"""Bounds, densities, entropy and reparameterisation of the policies."""
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,23 @@ from awmkit import GaussianPolicy, MLPPolicy
 
 
 @given(seed=st.integers(0, 2**31 - 1), size=st.floats(0, 1e3))
-def test_actions_are_bounded_and_finite_however_large_the_state(seed, size):
+def test_actions_are_finite_and_bounded_for_large_states(seed, size):
     state = size * jax.random.normal(jax.random.key(seed), (3,))
     for policy in (MLPPolicy(3, 2, key=jax.random.key(0)), GaussianPolicy(3, 2, key=jax.random.key(0))):
         action = policy(state, 0, key=jax.random.key(1))
         assert action.shape == (2,) and (jnp.abs(action) <= 1).all()
 
 
-def test_time_is_an_input_only_where_a_horizon_is_given():
+def test_a_policy_depends_on_time_only_if_it_has_a_horizon():
     state = jnp.ones(3)
     timed, timeless = (MLPPolicy(3, 2, horizon=h, key=jax.random.key(0)) for h in (10, None))
     assert (timed(state, 0) != timed(state, 9)).all() and (timeless(state, 0) == timeless(state, 9)).all()
 
 
-def test_the_gaussian_density_integrates_to_one_and_its_entropy_is_minus_its_mean_log():
+def test_the_gaussian_density_integrates_to_one_and_matches_its_entropy():
     policy = GaussianPolicy(3, 1, std=0.7, key=jax.random.key(0))
     state = jnp.ones(3)
-    u = jnp.linspace(-8, 8, 20001)  # a = tanh(u), da = (1 - a^2) du: fine steps near the bounds
+    u = jnp.linspace(-8, 8, 20001)  # a = tanh(u), da = (1 - a^2) du, which gives a fine grid near the bounds
     a = jnp.tanh(u)[1:-1]
     log_prob = jax.vmap(lambda a: policy.log_prob(state, a[None], 0))(a)
     weights = (1 - a**2) * (u[1] - u[0])
@@ -35,7 +35,7 @@ def test_the_gaussian_density_integrates_to_one_and_its_entropy_is_minus_its_mea
     assert abs(samples.mean() - exact) < 4 * samples.std() / jnp.sqrt(samples.size)
 
 
-def test_samples_are_reparameterised_and_the_mode_is_what_no_key_gives():
+def test_samples_are_reparameterised_and_the_mode_is_tanh_of_the_mean():
     policy = GaussianPolicy(3, 2, key=jax.random.key(0))
     state, key = jnp.ones(3), jax.random.key(1)
     slope = jax.jacrev(lambda s: policy(s, 0, key=key))(state)

@@ -1,4 +1,4 @@
-"""Progress meters: what they show and when, with a clock that the test sets."""
+"""Progress meters: what they show and when, tested with a clock that the test controls."""
 
 import io
 
@@ -8,7 +8,7 @@ from awmkit import AbstractMeter, AbstractProgress, NoProgress, TqdmProgress
 
 
 class Clock:
-    """Seconds, as the test sets them."""
+    """A clock in seconds whose time the test sets."""
 
     def __init__(self):
         self.now = 0.0
@@ -29,7 +29,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_the_phase_is_shown_at_once_and_the_time_left_leaves_out_compilation(clock):
+def test_the_phase_is_shown_immediately_and_the_time_left_excludes_compilation(clock):
     stream = io.StringIO()
     with TqdmProgress(stream).start("fit AWM", 100) as meter:
         meter.update(0, phase="compiling")
@@ -47,7 +47,7 @@ def test_the_phase_is_shown_at_once_and_the_time_left_leaves_out_compilation(clo
     ]
 
 
-def test_the_time_left_of_a_resumed_run_leaves_out_what_was_done_before(clock):
+def test_the_time_left_of_a_resumed_run_ignores_the_steps_done_before(clock):
     stream = io.StringIO()
     meter = TqdmProgress(stream).start("train", 100)
     meter.update(50, phase="compiling")
@@ -58,7 +58,7 @@ def test_the_time_left_of_a_resumed_run_leaves_out_what_was_done_before(clock):
     assert "80/100 [08:40 elapsed, 00:20 left]" in stream.getvalue()
 
 
-def test_without_a_terminal_lines_come_every_ten_seconds_at_a_new_phase_and_at_the_end(clock):
+def test_a_file_gets_a_line_at_each_new_phase_every_ten_seconds_and_at_the_end(clock):
     stream = io.StringIO()
     with TqdmProgress(stream).start("train", 30) as meter:
         for second in range(1, 31):
@@ -67,7 +67,7 @@ def test_without_a_terminal_lines_come_every_ten_seconds_at_a_new_phase_and_at_t
     assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["1/30", "2/30", "12/30", "22/30", "30/30"]
 
 
-def test_on_a_terminal_one_line_is_drawn_over_and_left_behind(clock):
+def test_a_terminal_shows_one_line_that_is_updated_in_place(clock):
     stream = Terminal()
     with TqdmProgress(stream).start("fit", 10) as meter:
         meter.update(0, phase="compiling")
@@ -83,7 +83,7 @@ def test_no_progress_shows_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_meter_of_ones_own_is_closed_after_an_error():
+def test_a_custom_meter_is_closed_after_an_error():
     class Meter(AbstractMeter):
         closed = False
 
@@ -103,5 +103,5 @@ def test_a_meter_of_ones_own_is_closed_after_an_error():
     assert meter.closed
 
 
-def test_signatures_show_the_default_as_it_is_written():
+def test_the_repr_of_a_progress_object_is_its_constructor_call():
     assert repr(TqdmProgress()) == "TqdmProgress()" and repr(NoProgress()) == "NoProgress()"

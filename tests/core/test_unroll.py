@@ -1,4 +1,4 @@
-"""The unroll against closed forms, and its contract: causality, keys, dtypes, transformations."""
+"""Compare `unroll` and `unroll_grad` with closed forms; test causality, keys, dtypes and JAX transformations."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from awmkit.tasks import LinearQuadratic, OneBounce, spiral
 
 
 @given(seed=st.integers(0, 2**31 - 1), horizon=st.integers(1, 8), discount=st.floats(0, 1))
-def test_linear_quadratic_gradient_is_its_closed_form(seed, horizon, discount):
+def test_the_linear_quadratic_gradient_equals_its_closed_form(seed, horizon, discount):
     keys = jax.random.split(jax.random.key(seed), 6)
     A, B = jax.random.normal(keys[0], (3, 3)), jax.random.normal(keys[1], (3, 2))
     Q, R = (M @ M.T for M in (jax.random.normal(keys[2], (3, 3)), jax.random.normal(keys[3], (2, 2))))
@@ -37,15 +37,15 @@ def test_linear_quadratic_gradient_is_its_closed_form(seed, horizon, discount):
 
 
 @given(rate=st.sampled_from([0.8, 1.0, 1.25]), angle=st.floats(-3, 3), gain=st.floats(0, 1))
-def test_spirals_contract_turn_or_expand_at_their_rate_and_each_hop_is_damped_by_its_gain(rate, angle, gain):
-    # A rotation keeps the norm of every tangent, so that nothing vanishes at rate 1.
+def test_each_hop_multiplies_the_jacobian_norm_of_a_spiral_by_rate_times_gain(rate, angle, gain):
+    # A spiral is a scaled rotation, so that ds_{t+1}/ds_t has norm `rate` in every direction.
     norms = damped_norms(jnp.asarray(rate), jnp.asarray(angle), jnp.asarray(gain))
     assert jnp.allclose(norms, (rate * gain) ** np.arange(11, -1, -1), rtol=1e-9, atol=1e-12)
 
 
 @jax.jit
 def damped_norms(rate, angle, gain):
-    """|ds_12/da_k| for k = 0 ... 11."""
+    """Return |ds_12/da_k| for k = 0 to 11."""
     final = lambda actions: unroll(spiral(rate, angle), actions, jnp.ones(2), 12, paths=Paths(state_to_model=gain)).states[-1]
     return jnp.linalg.norm(jax.jacrev(final)(jnp.zeros((12, 1)))[:, :, 0], axis=0)
 
@@ -55,7 +55,7 @@ def distance(state, action, t, next_state):
 
 
 class Distance(eqx.Module):
-    """Rewards as a module's call, as its methods, and as methods that are compiled."""
+    """A reward as a module, as a method and as a compiled method."""
 
     unit: float = 1.0
 
@@ -94,18 +94,18 @@ def test_a_reward_with_a_parameter_named_next_state_is_called_with_it(name):
     assert with_next_state(with_next_state(REWARDS_OF_THE_NEXT_STATE[name]))(*transition) == 3
 
 
-def test_a_reward_without_that_parameter_is_called_with_three_arguments():
+def test_a_reward_without_next_state_is_called_with_three_arguments():
     transition = jnp.array([1.0, 2.0]), jnp.zeros(1), 0, jnp.array([4.0, 2.0])
     three = lambda s, a, t: s[0]
     for plain in (three, lambda s, a, t, scale=1.0: s[0], lambda *args: args[0][0] + len(args) - 3, jax.jit(three)):
         check_reward(plain)
         assert with_next_state(plain)(*transition) == 1
-    check_reward(max)  # Has no signature.
+    check_reward(max)  # `max` has no signature to inspect.
     assert with_next_state(max)(1, 0, 0, 4) == 1
 
 
-def test_a_reward_of_the_next_state_is_scored_differentiated_and_checked_like_any_other():
-    """The distance covered telescopes, so its gradient is the gradient of the last state."""
+def test_a_reward_of_the_next_state_has_the_correct_value_and_gradient():
+    """The sum of the distances telescopes, so the gradient of the return equals the gradient of the last state."""
     system, actions = spiral(1.1, 0.4), jnp.linspace(-1, 1, 6)[:, None]
     value, grads = unroll_grad(system, actions, jnp.ones(2), 6, reward=distance, check=True)
     end = lambda actions: unroll(system, actions, jnp.ones(2), 6).states[-1, 0]
@@ -116,7 +116,7 @@ def test_a_reward_of_the_next_state_is_scored_differentiated_and_checked_like_an
         jax.block_until_ready(unroll_grad(system, actions, jnp.ones(2), 6, reward=broken, check=True))
 
 
-def test_the_bound_reward_of_a_task_is_traced_once():
+def test_the_reward_method_of_a_task_is_traced_once():
     traced = []
 
     class Counted(OneBounce):
@@ -133,7 +133,7 @@ def test_the_bound_reward_of_a_task_is_traced_once():
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
-def test_states_do_not_depend_on_later_actions_and_parallel_runs_match(name):
+def test_states_do_not_depend_on_later_actions_and_parallel_states_agree(name):
     dynamics = DYNAMICS[name]()
     key = jax.random.key(3)
     actions = POLICIES["actions"](dynamics.state_size, dynamics.action_size)
@@ -149,7 +149,7 @@ def test_states_do_not_depend_on_later_actions_and_parallel_runs_match(name):
 
 
 @pytest.mark.parametrize("name", [n for n in DYNAMICS if n.startswith("AWM")])
-def test_what_claims_not_to_read_its_state_does_not(name):
+def test_dynamics_with_reads_state_false_ignore_their_state(name):
     dynamics = DYNAMICS[name]()
     state, action = start(dynamics), jnp.zeros(dynamics.action_size)
     carry = dynamics.init(state, HORIZON)
@@ -158,7 +158,7 @@ def test_what_claims_not_to_read_its_state_does_not(name):
 
 
 class Drawn(AbstractDynamics):
-    """A dynamics whose step t draws from `keys[t]`, so that parts of an unroll draw what the whole does."""
+    """A dynamics that uses `keys[t]` at step t, so that an unroll in parts draws the same noise as the whole unroll."""
 
     dynamics: AbstractDynamics
     keys: Key[Array, " H"]
@@ -173,7 +173,7 @@ class Drawn(AbstractDynamics):
 
 
 @pytest.mark.parametrize("name", DYNAMICS)
-def test_an_unroll_in_two_parts_is_the_whole_in_values_and_gradients(name):
+def test_an_unroll_in_two_parts_has_the_value_and_gradient_of_one_unroll(name):
     dynamics, paths = DYNAMICS[name](), Paths(0.7, 0.9, 1.1)
     state, keys = start(dynamics), jax.random.split(jax.random.key(4), HORIZON)
     methods = {"Sequential": Sequential()} if dynamics.reads_state else {"Sequential": Sequential(), "Parallel": Parallel()}
@@ -186,7 +186,7 @@ def test_an_unroll_in_two_parts_is_the_whole_in_values_and_gradients(name):
         return dynamics if isinstance(method, Parallel) else Drawn(dynamics, keys, dynamics.state_size, dynamics.action_size)
 
     def parts(policy, method, cut=2):
-        """The first steps by hand, the others by an unroll that begins at step `cut`."""
+        """Run the first `cut` steps in a Python loop and the others by an unroll that starts at t = `cut`."""
         system, now, value = drawn(method), state, 0.0
         carry = system.init(state, HORIZON)
         for t in range(cut):
@@ -198,7 +198,7 @@ def test_an_unroll_in_two_parts_is_the_whole_in_values_and_gradients(name):
 
     for method in methods.values():
         if isinstance(method, Parallel) and name == "AWM from the linear system":
-            continue  # Its noise comes from the unroll's own key.
+            continue  # It draws its noise from the key of the unroll.
         both = lambda policy, m=method: [eqx.filter_value_and_grad(f)(policy, m) for f in (whole, parts)]
         expected, found = eqx.filter_jit(both)(policy)
         for x, y in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
@@ -216,7 +216,7 @@ def test_an_unroll_continues_from_the_carry_of_a_segment(name):
     assert jnp.allclose(rest.rewards, whole.rewards[2:], atol=1e-12)
 
 
-def test_the_first_step_may_be_traced_and_every_first_step_shares_one_program():
+def test_the_first_step_may_be_traced_and_all_first_steps_share_one_program():
     traced = []
 
     def counted(state, action, t):
@@ -239,7 +239,7 @@ def test_the_first_step_may_be_traced_and_every_first_step_shares_one_program():
         unroll_grad(system, policy, jnp.ones(2), 3, reward=broken, t=2, check=True)
 
 
-def test_the_bpo_gradient_is_the_formula_of_the_paper():
+def test_the_bpo_gradient_equals_the_formula_of_the_paper():
     system, policy = spiral(1.1, 0.4), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
     _, grads = unroll_grad(system, policy, jnp.ones(2), 7, reward=reward, paths=BPO)
     trajectory = unroll(system, policy, jnp.ones(2), 7)
@@ -255,7 +255,7 @@ def test_the_bpo_gradient_is_the_formula_of_the_paper():
         assert jnp.allclose(x, y, rtol=1e-10, atol=1e-12)
 
 
-def test_it_composes_with_jit_vmap_grad_and_jacfwd():
+def test_unroll_composes_with_jit_vmap_grad_and_jacfwd():
     system, policy = DYNAMICS["linear, with noise"](), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
     run = lambda s, k: unroll(system, policy, s, 5, reward=reward, key=k).returns()
     states, keys = jax.random.normal(jax.random.key(1), (4, 2)), jax.random.split(jax.random.key(2), 4)
@@ -266,7 +266,7 @@ def test_it_composes_with_jit_vmap_grad_and_jacfwd():
     assert jnp.allclose(grads, jax.vmap(lambda s: run(s, keys[0]))(states))
 
 
-def test_each_step_has_noise_of_its_own_and_a_key_repeats_it():
+def test_noise_differs_between_steps_and_a_key_reproduces_it():
     system, still = DYNAMICS["linear, with noise"](), jnp.zeros((50, 1))
     states = unroll(system, still, jnp.zeros(2), 50, key=jax.random.key(0)).states
     noise = states[1:] - states[:-1] @ system.A.T
@@ -274,10 +274,12 @@ def test_each_step_has_noise_of_its_own_and_a_key_repeats_it():
     assert (unroll(system, still, jnp.zeros(2), 50, key=jax.random.key(0)).states == states).all()
     gaussian = POLICIES["Gaussian, with time"](2, 1)
     sampled, mode = (unroll(spiral(1.0, 0.1), gaussian, jnp.ones(2), 4, key=k).actions for k in (jax.random.key(0), None))
-    assert (sampled != mode).all() and jnp.allclose(mode[0], gaussian.mode(jnp.ones(2), 0), rtol=1e-12)  # compiled and not
+    assert (sampled != mode).all() and jnp.allclose(
+        mode[0], gaussian.mode(jnp.ones(2), 0), rtol=1e-12
+    )  # compiled against uncompiled
 
 
-def test_float32_in_is_float32_out():
+def test_float32_inputs_give_float32_values_and_gradients():
     single = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, tree)
     for name in ("Markov", "HWM GRU", "AWM transformer, learned time"):
         model = DYNAMICS[name]()

@@ -1,12 +1,12 @@
-"""What a wrong call must say, for the tables of misuses: one clear sentence, and never a trace of the program's inside."""
+"""Check that a wrong call raises an error of one clear sentence."""
 
 import jaxtyping
 import pytest
 
 
 def says(misuse, message):
-    """Assert that `misuse()` raises a `ValueError` of one sentence that matches `message`, as a user would have it."""
-    jaxtyping.config.update("jaxtyping_disable", True)  # The annotations that tests execute would speak first.
+    """Assert that `misuse()` raises a `ValueError` of one sentence that matches the regular expression `message`."""
+    jaxtyping.config.update("jaxtyping_disable", True)  # Users run without the type checks of the tests.
     try:
         with pytest.raises(ValueError, match=message) as error:
             misuse()

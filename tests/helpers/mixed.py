@@ -1,4 +1,4 @@
-"""A dynamics whose paths through states and through its carry can be counted by hand."""
+"""A dynamics with a known number of gradient paths through its states and its carry."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ from awmkit import AbstractDynamics
 
 
 class Mixed(AbstractDynamics):
-    """s_{t+1} = feedback s_t + memory c_t + a_t, where c_t = s_t comes from the carry, next to a counter.
+    """s_{t+1} = feedback s_t + memory c_t + a_t, where c_t = s_t is read from the carry, which also has a step counter.
 
-    ds_t/da_k = (feedback + memory)^(t-k-1), and its paths with n hops are the n-th term of the binomial expansion.
+    ds_t/da_k = (feedback + memory)^(t-k-1). The paths with n hops contribute the n-th term of its binomial expansion.
     """
 
-    # Arrays, so that all values share one compiled program.
+    # Arrays, so that different values share one compiled program.
     feedback: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, float))
     memory: Float[Array, ""] = eqx.field(converter=lambda x: jnp.asarray(x, float))
     state_size: int = 1

@@ -1,4 +1,4 @@
-"""Make a notebook of a guide in examples/guides/.
+"""Convert a guide in examples/guides/ to a notebook.
 
 python tests/helpers/notebook.py own_simulator own_simulator.ipynb
 """
@@ -12,13 +12,13 @@ GUIDES = Path(__file__).parent.parent.parent / "examples" / "guides"
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """The Python blocks of a Markdown text, each with the output that the next block of text shows, or ""."""
+    """Return the Python blocks of a Markdown text. Each comes with the text block that follows it, or with ""."""
     found = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", text, re.S)
     return [(code, output) for code, output in found]
 
 
 def notebook(text: str) -> dict:
-    """The text as a notebook: Python blocks become code cells, the prose between them Markdown cells."""
+    """Return a notebook: Python blocks become code cells, and the text between them becomes Markdown cells."""
     cells = []
     for i, part in enumerate(re.split(r"```python\n(.*?)```\n", text, flags=re.S)):
         cell = {"id": f"cell-{i}", "metadata": {}, "source": part.strip()}

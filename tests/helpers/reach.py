@@ -1,4 +1,4 @@
-"""The smallest task that `train` can learn, and one run of it. Tests that use them share compiled programs."""
+"""A small task for `train`, and one run of it. Tests that use them share compiled programs."""
 
 import functools
 import math
@@ -25,9 +25,9 @@ from awmkit import (
 
 
 class Reach(AbstractTask):
-    """s_{t+1} = s_t / 2 + a_t from 0, with a reward that is largest at 1/2. The best return is -1/2, that of the first state.
+    """s_{t+1} = s_t / 2 + a_t from s_0 = 0. The reward is largest at 1/2. The best return is -1/2, all of it from the first state.
 
-    An action larger than `limit` makes the state NaN. The limit is an array, so that all limits share compiled programs.
+    An action larger than `limit` makes the state NaN. `limit` is an array, so that all values share compiled programs.
     """
 
     limit: Scalar = eqx.field(default=math.inf, converter=jnp.asarray)
@@ -50,7 +50,7 @@ class Reach(AbstractTask):
 
 @functools.cache
 def host_task():
-    """`Reach` as a Gymnasium environment, whose episodes are collected on the host. One object, so that it compiles once."""
+    """Return `Reach` as a Gymnasium environment, whose episodes are collected on the host. Cached, so that it compiles once."""
     from awmkit.gym import GymnasiumTask, TaskEnv
 
     return GymnasiumTask(TaskEnv(Reach(), time_aware=False))
@@ -71,7 +71,7 @@ ASCENT = ShortHorizon(
 
 @eqx.filter_jit
 def make(key):
-    """A model, a reward model and a policy, or several of each for several keys."""
+    """Return a model, a reward model and a policy; for an array of keys, a batch of each."""
     if key.ndim:
         return eqx.filter_vmap(make)(key)
     model_key, reward_key, policy_key = jax.random.split(key, 3)
@@ -83,11 +83,11 @@ def make(key):
 
 
 def run(key, task=Reach(), **options):
-    """A run with two environments and a replay buffer of 8 episodes, which is soon full.
+    """Train with two environments and a replay buffer of 8 episodes, which fills up during the run.
 
-    Epochs have 12 steps, one episode in each environment. The first 12 steps are the warm-up's.
+    An epoch has 12 steps: one episode in each environment. The warm-up takes the first 12 steps.
     """
     defaults = {"steps": 72, "environments": 2, "warmup": Warmup(12), "capacity": 8, "evaluate_every": 12, "noise": 0.15}
     options = {**defaults, "model_updates": MODEL_UPDATES, "ascent": ASCENT, "progress": NoProgress(), **options}
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which the tests forbid.
+    with jax.numpy_dtype_promotion("standard"):  # optax needs implicit promotion.
         return train(task, key=key, **{**make(key), **options})

@@ -1,7 +1,7 @@
-"""Fit a model and train a policy on all devices. test_sharding.py runs this in other processes.
+"""Fit a model and train a policy on all devices. test_sharding.py runs this script in separate processes.
 
-python tests/helpers/sharded.py                        on the devices of this process
-python tests/helpers/sharded.py 127.0.0.1:1234 2 0     on the devices of 2 processes, of which this is number 0
+python tests/helpers/sharded.py                        uses the devices of this process
+python tests/helpers/sharded.py 127.0.0.1:1234 2 0     runs process 0 of 2 and uses the devices of both
 """
 
 import json
@@ -16,7 +16,7 @@ from awmkit import fit, FullHorizon, GaussianPolicy, Markov, ModelUpdates, NoPro
 
 
 def learn() -> dict:
-    from reach import Reach  # Makes arrays, which must wait until the processes are connected.
+    from reach import Reach  # Imported here because it creates arrays, and the processes must be connected first.
 
     mesh = jax.make_mesh((jax.device_count(),), ("episodes",)) if jax.device_count() > 1 else None
     task = Reach()

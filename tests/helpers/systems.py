@@ -1,8 +1,8 @@
-"""The conformance table: every dynamics and every policy. A new class is one row, and every test that takes the table runs it.
+"""The conformance table of every dynamics and every policy. Add one row for a new class, and all conformance tests run on it.
 
-No row's gradient vanishes, or tests would pass for the wrong reason: the linear system expands by up to 1.2 a step, the
-pendulum is conservative, networks are unrolled for few steps from states and actions of size 0.5, and the reward is quadratic
-in the states, so that every step and every entry counts.
+No gradient in the table vanishes, because a vanishing gradient would pass most tests. The linear systems expand by up to 1.2
+per step, the passive pendulum is conservative, networks run for few steps from states and actions of size 0.5, and the reward
+is quadratic in the states, so that every step and every entry matters.
 """
 
 import jax
@@ -25,7 +25,7 @@ from awmkit.tasks import (
 )
 
 HORIZON = 6
-LEARNED = 3, 2  # sizes of state and action
+LEARNED = 3, 2  # state_size and action_size of the learned models
 
 
 def _keys(seed: int):
@@ -77,12 +77,12 @@ POLICIES = {
 
 
 def start(dynamics, seed: int = 0):
-    """A state of size 0.5, or the task's own where it has no others."""
+    """Return a random state of size about 0.5, or an initial state of the task if it accepts no other states."""
     if isinstance(dynamics, PassiveDoublePendulum | Discretised):
         return dynamics.reset(jax.random.key(seed))
     return 0.5 * jax.random.normal(jax.random.key(seed), (dynamics.state_size,))
 
 
 def reward(state, action, t):
-    """Weighs every entry of every state and action, differently at each step."""
+    """Depends on every entry of the state and the action, and on the step."""
     return jnp.sum(state**2) * (1 + 0.1 * jnp.asarray(t, state.dtype)) + jnp.sum(jnp.sin(action))

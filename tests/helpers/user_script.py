@@ -1,6 +1,6 @@
-"""A script as a user would write and annotate it: pyright checks it, and test_guides.py runs it.
+"""A typed script like a user's. pyright checks it and test_guides.py runs it.
 
-It uses public names only, as the README and the guides show them, and reads the fields of every result.
+It uses only public names, as the README and the guides show them, and reads the fields of every result.
 """
 
 from pathlib import Path
@@ -40,7 +40,7 @@ from awmkit.tasks import LinearQuadratic
 
 
 class Damped(AbstractDynamics):
-    """A user's own dynamics: s' = rate s + a."""
+    """A user-defined dynamics: s' = rate s + a."""
 
     rate: float
     state_size: int = eqx.field(static=True, default=2)
@@ -54,7 +54,7 @@ class Damped(AbstractDynamics):
 
 
 def collect(task: AbstractTask, horizon: int, key: Array) -> Trajectory:
-    """Eight episodes of random actions."""
+    """Collect eight episodes of random actions."""
     start_key, action_key = jax.random.split(key)
     starts = jax.vmap(task.reset)(jax.random.split(start_key, 8))
     plans = jax.random.uniform(action_key, (8, horizon, task.action_size), minval=-1.0)
@@ -62,7 +62,7 @@ def collect(task: AbstractTask, horizon: int, key: Array) -> Trajectory:
 
 
 def main(folder: Path, horizon: int = 5) -> tuple[float, float]:
-    """Return the value and gradient norm of a fitted model, summed, and the last return of a run."""
+    """Return the sum of a fitted model's return and gradient norm, and the last return of a training run."""
     keys = jax.random.split(jax.random.key(0), 8)
     task = LinearQuadratic(0.9 * jnp.eye(2), jnp.eye(2), horizon=horizon)
     episodes = collect(task, horizon, keys[0])

@@ -248,7 +248,7 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("name", MISUSES)
-def test_misuse_is_one_clear_sentence(name):
+def test_misuse_raises_one_clear_sentence(name):
     says(*MISUSES[name])
 
 

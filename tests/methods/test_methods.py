@@ -1,4 +1,4 @@
-"""All methods agree; checkpointing saves memory; sweeps are counted, limited and few."""
+"""Agreement of all methods, memory with checkpointing, and the number of Picard sweeps."""
 
 import equinox as eqx
 import jax
@@ -44,7 +44,7 @@ def test_sequential_and_parallel_agree_in_values_and_gradients(cut):
 
 
 @pytest.mark.parametrize("paths", [BPO, Paths()], ids=["BPO", "closed loop"])
-def test_parallel_agrees_in_forward_mode_and_at_second_order(paths):
+def test_sequential_and_parallel_agree_in_forward_mode_and_second_derivatives(paths):
     model = AWM(3, 2, Transformer(4, 1, 1, key=jax.random.key(0)), key=jax.random.key(1))
     state, policy = jnp.array([0.5, -0.3, 0.2]), MLPPolicy(3, 2, width=4, depth=1, key=jax.random.key(1))
     weights, rest = eqx.partition(policy, eqx.is_inexact_array)
@@ -60,7 +60,7 @@ def test_parallel_agrees_in_forward_mode_and_at_second_order(paths):
 
 
 @given(horizon=st.integers(1, 30))
-def test_checkpointing_changes_no_gradient_at_any_horizon(horizon):
+def test_checkpointing_does_not_change_the_gradient(horizon):
     system, policy = spiral(1.05, 0.3), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
     grads = [
         unroll_grad(system, policy, jnp.ones(2), horizon, reward=reward, method=Sequential(checkpoint))
@@ -80,7 +80,7 @@ def test_checkpointing_saves_memory():
 
 
 @given(seed=st.integers(0, 2**31 - 1))
-def test_sampling_by_sweeps_is_the_scan_and_takes_few_of_them(seed):
+def test_picard_sampling_equals_the_scan_within_50_sweeps(seed):
     policy = MLPPolicy(3, 2, width=8, key=jax.random.key(2))
     state = jax.random.normal(jax.random.key(seed), (3,))
     scan = unroll(_awm(), policy, state, 100)
@@ -93,8 +93,8 @@ def test_sampling_by_sweeps_is_the_scan_and_takes_few_of_them(seed):
     assert again.sweeps == 1 and jnp.allclose(again.actions, scan.actions, atol=1e-12)
 
 
-def test_sweeps_that_cannot_settle_within_their_limit_are_an_error_and_h_sweeps_are_exact():
-    # An expanding system with a policy that feeds back: each sweep settles one more step and upsets the rest.
+def test_picard_raises_beyond_max_sweeps_and_is_exact_after_h_sweeps():
+    # In this expanding system with a feedback policy, each sweep makes one more step exact and perturbs the later ones.
     dynamics, policy = AWM.from_dynamics(spiral(1.5, 1.0)), lambda s, t, *, key=None: jnp.tanh(3 * s[:1])
     with pytest.raises(eqx.EquinoxRuntimeError, match="max_sweeps=3"):
         unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(max_sweeps=3)))
@@ -103,12 +103,12 @@ def test_sweeps_that_cannot_settle_within_their_limit_are_an_error_and_h_sweeps_
 
 
 def test_adjoint_sweep_n_adds_the_paths_that_cross_the_policy_edge_n_times():
-    # Cutting the edge leaves sweep 0; a gain g weighs sweep n by g^n, so that J'(g) is a polynomial in g.
+    # A gain g weights sweep n by g^n, so the gradient is a polynomial in g.
     model, policy = _awm(), MLPPolicy(3, 2, width=8, key=jax.random.key(2))
     slope = lambda g: jnp.concatenate(
         [x.ravel() for x in jax.tree.leaves(unroll_grad(model, policy, jnp.ones(3), 3, reward=reward, paths=Paths(g))[1])]
     )
     slopes = jnp.stack([slope(jnp.asarray(g)) for g in (0.0, 0.5, 1.0, 1.5)])
-    # Three steps: the policy edge is crossed at most twice between an action and the last reward.
+    # In three steps, a path from an action to the last reward crosses the policy edge at most twice: its degree is 2.
     third_difference = slopes[3] - 3 * slopes[2] + 3 * slopes[1] - slopes[0]
     assert jnp.max(jnp.abs(third_difference)) < 1e-10 < jnp.max(jnp.abs(slopes[2] - 2 * slopes[1] + slopes[0]))
