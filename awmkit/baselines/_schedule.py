@@ -7,13 +7,13 @@ from .._dynamics import AbstractTask
 
 
 class Schedule(NamedTuple):
-    """Numbers of episodes and iterations.
+    """Numbers of episodes and iterations in a baseline's run.
 
     - `warmup_episodes`: episodes of the warm-up.
     - `steps_per_iteration`: environment steps in an iteration of learning.
     - `first`: iterations before the first evaluation.
     - `interval`: iterations between evaluations.
-    - `intervals`: the number of these intervals, each of which ends with an evaluation.
+    - `intervals`: number of intervals. Each ends with an evaluation.
     """
 
     warmup_episodes: int
@@ -26,6 +26,10 @@ class Schedule(NamedTuple):
 def make_schedule(
     name: str, horizon: int, *, steps: int, warmup: int, evaluate_every: int, steps_per_iteration: int
 ) -> Schedule:
+    """Convert numbers of environment steps to episodes and iterations.
+
+    **Raises:** `ValueError` if `steps` leaves no iteration after the warm-up.
+    """
     episodes = max(2, -(-warmup // horizon))  # The spread of returns needs two episodes.
     iterations = (steps - episodes * horizon) // steps_per_iteration
     if iterations < 1:
@@ -37,7 +41,7 @@ def make_schedule(
 
 
 def check_task(name: str, task: Any, **counts: Any) -> None:
-    """Raise if `task` is no task that JAX can trace, or if a count is below 1."""
+    """Raise `ValueError` if JAX cannot trace `task` or if one of `counts` is below 1."""
     if not isinstance(task, AbstractTask):
         raise ValueError(f"{name} needs a task, got {kind(task)}; pass an instance of awmkit.AbstractTask.")
     if task.on_host:

@@ -1,4 +1,4 @@
-"""Episodes of a task: compiled if JAX can trace it, else collected one after another on the host.
+"""Collect episodes of a task: compiled and in parallel if JAX can trace the task, otherwise one at a time on the host.
 
 This is the only file of the training loop that treats the two kinds of task differently.
 """

@@ -15,7 +15,7 @@ from ._sharding import gather, split
 class Replay(eqx.Module):
     """A replay buffer of whole episodes of equal length. When it is full, the oldest episodes are overwritten.
 
-    - `episodes`: an `awmkit.Trajectory` with a leading axis of slots, some of which may be empty.
+    - `episodes`: an `awmkit.Trajectory` with a leading axis of `capacity` slots. Slots that have not been filled contain zeros.
     - `added`: number of episodes added so far.
     - `mesh`: devices that share the episodes of a sample; every device stores all episodes.
 

@@ -59,10 +59,10 @@ class Setting:
     ascents: int = 60
     step_size: float = 0.06
     landscape: int = 201
-    lived: int = 50  # episodes that BPO collects; the published values know it by this name
+    training_episodes: int = 50  # for BPO
 
 
-QUICK = Setting(horizon=50, updates=150, updates_cheap=400, lived=25, landscape=101)
+QUICK = Setting(horizon=50, updates=150, updates_cheap=400, training_episodes=25, landscape=101)
 
 
 def fit_model(task: OneBounce, method: str, setting: Setting, key: PRNGKeyArray) -> tuple[AbstractDynamics, np.ndarray]:
@@ -135,7 +135,7 @@ def plan_cell(task: OneBounce, method: str, setting: Setting, seeds: int) -> dic
 def policy_cell(task: OneBounce, method: str, setting: Setting, seeds: int) -> dict:
     """Train all seeds by BPO; return the true return of the mode and its first action."""
     keys = jax.random.split(jax.random.key(0), seeds)
-    result = learn(task, method, setting.lived, keys, actions=uniform_actions)
+    result = learn(task, method, setting.training_episodes, keys, actions=uniform_actions)
     seen = record(result)
     firsts = eqx.filter_vmap(lambda policy: policy(start_of(task), 0)[0])(result.policy)
     return {**seen, "returns": [curve[-1] for curve in seen["curve"]], "firsts": firsts}
@@ -198,10 +198,12 @@ def main() -> None:
     setting = QUICK if options.quick else Setting()
     if options.quick:
         options.methods, options.variants, options.seeds = ["AWM LSTM", "simulator"], ["far wall"], 1
+    work = dataclasses.asdict(setting)
+    work["lived"] = work.pop("training_episodes")  # the key in the published raw values
     cells = {}
     for part, variant, method in [(p, v, m) for v in options.variants for m in options.methods for p in CELLS]:
         task = OneBounce(setting.horizon, **VARIANTS[variant])
-        config = {"part": part, "variant": variant, "method": method, "seeds": options.seeds, **dataclasses.asdict(setting)}
+        config = {"part": part, "variant": variant, "method": method, "seeds": options.seeds, **work}
         label = f"{part}-{variant}-{method}-H{setting.horizon}"
         cells[part, variant, method] = label, config, partial(CELLS[part], task, method, setting, options.seeds)
     study = Study(options, "one_bounce")

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Cache = tuple[Float[Array, "_ N D"], Float[Array, "_ N D"]]  # Keys and values of N heads.
-MAX_WEIGHTS = 2**17  # Attention weights of one head; above this number the heads run one after another.
+MAX_WEIGHTS = 2**17  # If a head has more attention weights than this, the heads run one at a time.
 
 
 class AbstractAttention(eqx.Module):
