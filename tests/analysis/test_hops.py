@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from mixed import Mixed
-from systems import DYNAMICS, HORIZON, POLICIES, reward, start
+from systems import DYNAMICS, HORIZON, POLICIES, reward, rows, start
 
 from awmkit import Paths, unroll, unroll_grad
 from awmkit.analysis import action_jacobian, hop_spectrum, policy_hop_spectrum
@@ -65,7 +65,19 @@ def check_identities(dynamics, found):
         assert (found["states"].parts[1:] == 0).all() and (found["return"].parts[1:] == 0).all()
 
 
-@pytest.mark.parametrize("name", DYNAMICS)
+SLOW = (
+    "bears, with noise",
+    "double pendulum, passive",
+    "Lorenz",
+    "Markov, states",
+    "HWM transformer",
+    "AWM transformer, rotary time",
+    "AWM linear state space",
+    "AWM from the pendulum",
+)
+
+
+@pytest.mark.parametrize("name", rows(slow=SLOW))
 def test_parts_sum_to_the_whole_for_every_dynamics(name):
     dynamics = DYNAMICS[name]()
     policy = POLICIES["Gaussian, with time"](dynamics.state_size, dynamics.action_size)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from jaxtyping import Array, Key
-from systems import DYNAMICS, HORIZON, POLICIES, reward, start
+from systems import DYNAMICS, HORIZON, POLICIES, reward, rows, start
 
 from awmkit import AbstractDynamics, BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
 from awmkit._reward import check_reward, with_next_state
@@ -172,7 +172,7 @@ class Drawn(AbstractDynamics):
         return self.dynamics.step(carry, state, action, t, key=self.keys[t])
 
 
-@pytest.mark.parametrize("name", DYNAMICS)
+@pytest.mark.parametrize("name", rows(slow=("double pendulum, passive", "AWM linear state space", "AWM from the pendulum")))
 def test_an_unroll_in_two_parts_has_the_value_and_gradient_of_one_unroll(name):
     dynamics, paths = DYNAMICS[name](), Paths(0.7, 0.9, 1.1)
     state, keys = start(dynamics), jax.random.split(jax.random.key(4), HORIZON)

@@ -7,6 +7,7 @@ is quadratic in the states, so that every step and every entry matters.
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from awmkit import AWM, GaussianPolicy, GRU, HWM, LinearStateSpace, LSTM, Markov, MLPPolicy, RNN, Transformer
 from awmkit.tasks import (
@@ -74,6 +75,11 @@ POLICIES = {
     "MLP": lambda s, a: MLPPolicy(s, a, width=8, key=jax.random.key(21)),
     "Gaussian, with time": lambda s, a: GaussianPolicy(s, a, width=8, horizon=HORIZON, key=jax.random.key(22)),
 }
+
+
+def rows(*, slow: tuple[str, ...]):
+    """The names of all dynamics, for `pytest.mark.parametrize`. Those that take long to compile run with `pytest -m slow`."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in DYNAMICS]
 
 
 def start(dynamics, seed: int = 0):
