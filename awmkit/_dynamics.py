@@ -16,21 +16,20 @@ from ._checks import check_counts
 class AbstractDynamics(eqx.Module):
     """A map from a state and an action to the next state: a simulator or a world model.
 
-    Subclass it to bring your own simulator. `init` and `step` are enough. The state is one flat vector; what a dynamics
-    remembers besides (a key-value cache, a hidden state, a solver's warm start) is its carry.
+    Subclass it to bring your own simulator. `init` and `step` are enough. The state is one flat vector. Everything
+    else that a dynamics remembers (a key-value cache, a hidden state, a solver's warm start) is its carry.
 
     A dynamics does not decide how much gradient its inputs carry. The unroll does, by `awmkit.Paths`.
 
     **Fields** a subclass defines
 
     - `state_size`, `action_size`: number of entries of a state and of an action.
-    - `reads_state`: class attribute; `False` if `step` ignores its `state` argument, as an actions world model does, which
-      predicts from the carry and the action alone. The method `Parallel` needs this. `True` by default.
+    - `reads_state`: class attribute, `True` by default. `False` if `step` ignores its `state` argument, as in an actions world
+      model, which predicts from the carry and the action alone. The method `Parallel` needs `False`.
 
     **What must hold**
 
-    - `step` returns a carry with the structure, shapes and dtypes of the one it was given, and a state of the dtype it was
-      given.
+    - `step` returns a carry and a state with the same structure, shapes and dtypes as its arguments `carry` and `state`.
     - `init` and `step` can be traced by JAX, and differentiated if gradients are wanted.
     - With the same arguments and key, `step` returns the same state.
 

@@ -23,14 +23,14 @@ class Paths(eqx.Module):
 
     - `Paths()` is ordinary backpropagation through the closed loop.
     - `BPO`, which is `Paths(state_to_policy=0.0)`, is the paper's policy gradient: the policy reads detached states.
-    - `Paths(state_to_model=0.9)` damps each step of a Markov model or simulator.
+    - `Paths(state_to_model=0.9)` multiplies the gradient by 0.9 at each step of a Markov model or simulator.
 
     **Arguments**
 
-    - `state_to_policy`, `state_to_model`, `action_to_model`: finite scalars, which may be traced. 0 cuts the edge, 1 (the
-      default) leaves it.
+    - `state_to_policy`, `state_to_model`, `action_to_model`: finite scalars, which may be traced. 0 cuts the edge. 1,
+      the default, passes the gradient on unchanged.
 
-    **Raises:** `ValueError` if an edge has another name, or a gain is not a finite scalar.
+    **Raises:** `ValueError` if an argument is not one of these edges, or a gain is not a finite scalar.
     """
 
     state_to_policy: ScalarLike

@@ -15,7 +15,7 @@ from ._normaliser import Normaliser
 class AbstractPolicy(eqx.Module):
     """A policy whose input is normalised. Subclass it to bring your own network.
 
-    Any callable with the signature of `__call__` is a policy for `unroll`. Deriving from this class lets `train` set the
+    Any callable with the signature of `__call__` is a policy for `unroll`. If it derives from this class, `train` sets the
     statistics of `input_norm` after the warm-up. A stochastic policy may also have a method `entropy(state, t, *, key)`, which
     the entropy bonus of `train` needs; see `GaussianPolicy`.
 
@@ -58,13 +58,13 @@ class MLPPolicy(AbstractPolicy):
 
     - `state_size`, `action_size`: number of entries of a state and of an action.
     - `width`, `depth`: size and number of the hidden layers, with swish between them.
-    - `horizon`: number of steps of an episode. If given, t and the logarithm of the steps left are two more inputs; the best
-      policy of a finite horizon depends on time.
+    - `horizon`: number of steps of an episode. If given, t and the logarithm of the steps left are two more inputs. Use it for
+      tasks of fixed length, whose optimal policy depends on time.
     - `key`: for the initial weights.
 
     **Raises:** `ValueError` if a size is not a whole number of at least 1, or `key` is not one key.
 
-    `input_norm` normalises the state. `train` fits it; by hand, use
+    `input_norm` normalises the state. `train` fits it. To fit it yourself, use
     `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`.
     """
 
@@ -93,8 +93,8 @@ class MLPPolicy(AbstractPolicy):
 class GaussianPolicy(AbstractPolicy):
     """A stochastic policy, a_t = tanh(mu(s_t) + sigma(s_t) * noise).
 
-    The noise is reparameterised, so gradients pass through actions. Without a key the policy returns its mode, tanh(mu); it is
-    evaluated this way. Source: Haarnoja et al. (2018), *Soft Actor-Critic*, appendix C.
+    The noise is reparameterised, so gradients pass through actions. Without a key the policy returns its mode, tanh(mu), as
+    in the evaluations of `train`. Source: Haarnoja et al. (2018), *Soft Actor-Critic*, appendix C.
 
     **Arguments**
 

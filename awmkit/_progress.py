@@ -14,20 +14,20 @@ from ._checks import check_counts, kind
 
 
 class AbstractMeter(abc.ABC):
-    """One running computation, as `AbstractProgress.start` returns it. A context manager that closes itself.
+    """The meter of one running computation, returned by `AbstractProgress.start`. A context manager that closes itself.
 
     A subclass defines `update` and, if it has something to release, `close`.
     """
 
     @abc.abstractmethod
     def update(self, done: int, note: str = "", *, phase: str | None = None) -> None:
-        """Show that `done` of the total is done.
+        """Show the progress so far.
 
         **Arguments**
 
         - `done`: the amount of work done since the computation began, from 0 to the total.
         - `note`: the latest numbers, such as `"loss 0.12"`.
-        - `phase`: what happens from now on, such as `"compiling"`; `None` keeps the phase.
+        - `phase`: what the computation does now, such as `"compiling"`; `None` keeps the last phase.
         """
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class AbstractProgress(eqx.Module):
 
     @abc.abstractmethod
     def start(self, label: str, total: int) -> AbstractMeter:
-        """Begin to show a computation.
+        """Start showing a computation.
 
         **Arguments:** `label`: what is computed, such as `"fit AWM"`. `total`: the amount of work, at least 1.
 
@@ -71,7 +71,7 @@ class AbstractProgress(eqx.Module):
 
 
 class TqdmProgress(AbstractProgress):
-    """A tqdm bar with the phase and the time left; where the stream is not a terminal, a line every ten seconds.
+    """A tqdm bar with the phase and the time left. If the stream is not a terminal: a line at each new phase and every 10 s.
 
     The time left is estimated from the second update on, because the first one usually compiles.
 
@@ -84,7 +84,7 @@ class TqdmProgress(AbstractProgress):
 
     **Arguments:** `stream`: where to write; stderr by default.
 
-    **Raises:** `ValueError` if the total of `start` is below 1.
+    **Raises:** `ValueError` from `start` if `total` is below 1.
     """
 
     stream: TextIO | TextIOBase | None = eqx.field(static=True, default=None, repr=False)

@@ -11,7 +11,7 @@ class Trajectory(eqx.Module):
     - `states`: s_0 ... s_H, shape (H+1, S).
     - `actions`: a_0 ... a_{H-1}, shape (H, A).
     - `rewards`: r_0 ... r_{H-1}, shape (H,); `None` if no reward was given.
-    - `sweeps`: number of Picard sweeps that sampling took; `None` if it took none.
+    - `sweeps`: number of Picard sweeps used for sampling; `None` if sampling was sequential.
     """
 
     states: Float[Array, "*batch T S"]

@@ -67,8 +67,9 @@ def unroll(
 
     **Returns:** a `Trajectory`.
 
-    **Raises:** `ValueError` if a shape, dtype, key or horizon does not fit, `state` is known not to be finite, a function
-    returns the wrong thing, or `method` is `Parallel` and the dynamics reads its state.
+    **Raises:** `ValueError` if an argument has the wrong type, shape or dtype, if the model supports fewer steps, if `state` or
+    the actions are not finite (unless they are traced), if the policy, the reward or a step returns something of the wrong
+    shape or dtype, or if `method` is `Parallel` and the dynamics reads its state.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     t = check_start(dynamics, method, t, carry)
@@ -120,11 +121,11 @@ def unroll_grad(
     - `method`: how to compute it; `methods.default_method(dynamics)` by default.
     - `t`, `carry`: index of the first step, and the dynamics' carry before it, for an unroll that begins in the middle of an
       episode; see `unroll`. The discount counts from this first step.
-    - `check`: whether to find out where a gradient stops being finite. A second, sequential pass follows the gradient along
-      each edge and raises an error that names the first step and edge at which it is not finite, going backwards.
+    - `check`: whether to locate a gradient that is not finite. A second, sequential pass follows the gradient backwards along
+      each edge, and raises an error that names the edge and the step where it first stops being finite.
 
-    **Returns:** J, a scalar, and dJ/dpolicy: a tree like the policy with `None` in place of everything that is not a
-    floating-point array; for an array of actions, dJ/da of shape (H, A).
+    **Returns:** J, a scalar, and dJ/dpolicy: a tree with the structure of the policy, and `None` in place of everything that
+    is not a floating-point array; for an array of actions, dJ/da of shape (H, A).
 
     **Raises:** `ValueError` as `unroll` does, and if the policy has no floating-point array; a runtime error from `check`.
     """

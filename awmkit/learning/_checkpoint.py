@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that affects results: Python, JAX and the libraries on top of it, and awmkit."""
+    """Return the versions of Python, awmkit, JAX and the libraries based on it, all of which may affect results."""
     import awmkit  # Not at the top, since awmkit imports this file. It may be on the path without being installed.
 
     packages = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
@@ -29,7 +29,7 @@ def versions() -> dict[str, str]:
 def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = None) -> None:
     """Write a tree of arrays to one file: a line of JSON with `config` and the versions of all libraries, then the arrays.
 
-    The file is replaced atomically: after a crash at any moment it is complete, either the old one or the new one.
+    The file is replaced atomically: after a crash, `path` is either the complete old file or the complete new one.
 
     ```python
     save("model.awm", fitted.model, config={"task": "pendulum"})
@@ -41,7 +41,7 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
     - `path`: the file; its folder must exist.
     - `tree`: a model, a policy or any other tree. Arrays, random keys and numbers are written; all other leaves, such as
       functions, are not.
-    - `config`: numbers, strings, lists and dicts to keep with it, such as the arguments the model was built with; read it
+    - `config`: numbers, strings, lists and dicts to store with the tree, such as the arguments that built the model; read it
       with `awmkit.learning.read_header`.
 
     **Raises:** `ValueError` if the folder does not exist, or `config` cannot be written as JSON.

@@ -28,7 +28,7 @@ class FitResult(eqx.Module, Generic[M]):
     """What `fit` returns.
 
     - `model`: the fitted model.
-    - `losses`: training loss of each update, before it, shape (updates,).
+    - `losses`: training loss at each update, computed before the optimiser step, shape (updates,).
     - `held_out`: mean square error on held-out episodes at each step, shape (H,): of open-loop predictions of s_1 ... s_H from
       s_0 and the actions, or of rewards. Each entry is divided by its variance over all episodes; 1 is as good as predicting
       the mean. `None` if nothing was held out.

@@ -23,7 +23,7 @@ class ModelUpdates(eqx.Module):
       step. If `Metrics.model_error` stays near 1, fit more: lower this.
     - `batch_size`: number of whole episodes per update, 64 by default, drawn with replacement.
     - `microbatch_size`: number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
-      Small ones save memory, and time on a CPU; see `awmkit.fit`.
+      Smaller values save memory, and on a CPU also time; see `awmkit.fit`.
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default.
     - `initial_updates`: number of updates right after the warm-up, 0 by default. Some hundreds let the first policy updates
       use a fitted model.

@@ -90,7 +90,7 @@ def train(
 
     **What happens**
 
-    1. Warm-up: collect episodes of random actions (`warmup`). Their statistics normalise what the model and the policy read,
+    1. Warm-up: collect episodes of random actions (`warmup`). Their statistics normalise the inputs of the model and the policy,
        and scale the returns. Make the model's initial updates.
     2. Repeat until `steps` environment steps are done. One iteration is:
         - collect one episode of the policy in each environment, with noise on its actions (`noise`), and store it in the
@@ -108,13 +108,13 @@ def train(
     - `model_error` near 1: the model predicts no better than the mean state. Fit more (`ModelUpdates(steps_per_update=0.5,
       initial_updates=500)`), try a larger learning rate, or collect a longer warm-up.
     - `model_error` small on the warm-up's episodes but growing as the policy changes: add `noise`, about 0.1 to 0.3.
-    - `policy_update.predicted_return` does not grow: the policy hardly moves, so raise the policy's learning rate, `FullHorizon(optimiser=optax.adam(1e-2),
-      clip=1.0)`. The default, 1e-4, suits long runs.
+    - `policy_update.predicted_return` does not grow: the policy hardly changes. Raise its learning rate, for example
+      `FullHorizon(optimiser=optax.adam(1e-2), clip=1.0)`. The default, 1e-4, suits long runs.
     - `policy_update.predicted_return` grows but `true_return` does not: the policy exploits errors of the model; fit more, or
       improve the policy less often.
     - `policy_update.gradient_norm` is huge, or updates are skipped: the gradient explodes. Use an AWM, shorten the horizon,
       use `ShortHorizon`, or damp the gradient with `FullHorizon(paths=Paths(state_to_policy=0.0, state_to_model=0.95))`.
-    - `policy_update.entropy` falls early, and `true_return` stops growing: keep the policy wide for longer with a
+    - `policy_update.entropy` falls early, and `true_return` stops growing: keep the entropy high for longer with a
       `TargetEntropy` and a schedule.
 
     **Several seeds in one program**: pass an array of keys, and a model and a policy with a leading axis of the same length,
@@ -124,8 +124,8 @@ def train(
 
     - `task`: the problem to solve; any `awmkit.AbstractTask`. If JAX can trace it, each epoch is one compiled program. An
       `awmkit.gym.GymnasiumTask` collects its episodes on the host.
-    - `model`: what the policy is improved in: a world model, which is fitted during the run; or `task` itself, for the exact
-      gradient of a simulator; or another `awmkit.AbstractDynamics`.
+    - `model`: the dynamics through which the gradient is computed: a world model, which is fitted during the run; `task` itself,
+      for the exact gradient of a simulator; or another `awmkit.AbstractDynamics`.
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,). Evaluated without a key, so
       that a stochastic policy takes its mode.
     - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
@@ -140,20 +140,20 @@ def train(
       `awmkit.AbstractAscent`.
     - `reward`: the reward of imagined episodes, the task's own by default: `reward(state, action, t)`, or with a fourth
       parameter `next_state`. Pass an `awmkit.RewardModel` to learn it from the collected rewards.
-    - `capacity`: size of the replay buffer in episodes; the oldest are overwritten. By default it has room for all.
+    - `capacity`: size of the replay buffer in episodes; the oldest are overwritten. By default all episodes fit.
     - `evaluate_every`: number of environment steps per epoch, rounded to whole iterations.
     - `evaluations`: number of evaluation episodes at the end of each epoch. 1 is enough if the task is deterministic.
     - `callbacks`: functions called with the `awmkit.Metrics` of each epoch, such as an `awmkit.JSONLines`.
     - `checkpoint`: path of a file to which the whole run is written after each epoch. If the file exists, the run resumes
       from it: after an interrupt, make the same call again. A resumed run ends with exactly the same numbers as one that
-      was never interrupted, on the same machine. With a given `capacity`, a call with more `steps` prolongs a finished run.
+      was never interrupted, on the same machine. With a given `capacity`, a call with more `steps` continues a finished run.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. They share the
       collection too if `environments` can be split evenly over them. With several processes, each makes this call; the first
       one shows progress, writes the checkpoint and calls the callbacks.
     - `progress`: `awmkit.TqdmProgress()` (the default) shows the phase, steps, true return, model error, gradient norm and
       time left on stderr; `awmkit.NoProgress()` shows nothing.
 
-    **Returns:** a `awmkit.TrainResult`.
+    **Returns:** an `awmkit.TrainResult`.
 
     **Raises:** `ValueError` if arguments do not fit together, or the checkpoint belongs to another run. `RuntimeError` if a
     return of the task or the model's loss is not finite. An update whose policy gradient is not finite is skipped and counted

@@ -49,7 +49,7 @@ class Warmup(eqx.Module):
     - `actions`: draws the actions of one episode: `actions(key, (H, A))` returns an array (H, A) in [-1, 1]. Use
       `awmkit.uniform_actions` (the default), `awmkit.held_actions`, or your own function.
 
-    **Raises:** `ValueError` if `steps` is not a whole number above 0, or `actions` cannot be called in this way.
+    **Raises:** `ValueError` if `steps` is not a whole number above 0, or `actions` cannot be called as `actions(key, shape)`.
     """
 
     steps: int = eqx.field(static=True, default=1_500)

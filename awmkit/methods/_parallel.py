@@ -17,13 +17,13 @@ from ._sequential import Sequential
 class Picard(eqx.Module):
     """Find the fixed point of a map that is causal in time by repeated parallel passes, called sweeps.
 
-    Step t of a causal map depends on earlier steps only. So n sweeps settle at least the first n steps, and H sweeps settle
-    all; a few are enough if distant steps interact weakly.
+    Step t of a causal map depends on earlier steps only. After n sweeps at least the first n steps are therefore exact, and after
+    H sweeps all of them. A few sweeps are enough if distant steps interact weakly.
 
     **Arguments**
 
-    - `tolerance`: sweeps stop when no value changes by more than this fraction of the largest one (for actions of at least 1,
-      their bound). By default 8 units in the last place.
+    - `tolerance`: sweeps stop when no value changes by more than this fraction of the largest value, which for actions counts
+      as at least 1. By default 8 units in the last place.
     - `max_sweeps`: the largest number of sweeps; a run that needs more raises an error. By default H, after which the result is
       exact.
 
@@ -68,8 +68,8 @@ class Picard(eqx.Module):
 class Parallel(AbstractMethod):
     """Run all steps at once, for a dynamics that does not read its predicted states: an actions world model.
 
-    The closed loop a = policy(AWM(s_0, a)) is a causal fixed point. It is found without gradient. One causal pass over all
-    actions is then differentiated, which gives
+    The actions are the fixed point a = policy(AWM(s_0, a)), which is found without gradient. One causal pass over all actions
+    is then differentiated. This gives
 
     - the exact gradient, without a backward scan, if `state_to_policy` is cut (BPO);
     - otherwise the exact closed-loop gradient. Its adjoint equation, lambda = g + A^T lambda, is nilpotent and is solved by
@@ -81,7 +81,7 @@ class Parallel(AbstractMethod):
       parallel pass.
     - `adjoint`: the `Picard` that solves the adjoint equation of the closed loop.
     - `block`: number of steps sampled before the cache is enlarged, by default H/8 and at least 64; with `Picard` sampling, the
-      number of steps settled before the next block begins, by default all.
+      number of steps that converge before the next block starts, by default all.
     - `start`: actions, shape (H, A), from which Picard sampling starts; zeros by default. The actions of the same policy before
       its last update, from the same s_0, need fewer sweeps.
 

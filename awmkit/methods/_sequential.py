@@ -19,13 +19,13 @@ class Sequential(AbstractMethod):
 
     **Arguments**
 
-    - `checkpoint`: what is kept for reverse mode. Gradients are equal.
-        - `"none"` (the default) keeps all intermediate values. Fastest.
-        - `"step"` keeps the carries between steps and computes each step again, one more forward pass.
-        - `"nested"` keeps every sqrt(H)-th carry, so memory grows with sqrt(H), for two more forward passes. Source: Griewank &
-          Walther, *Evaluating Derivatives*, ch. 12.
+    - `checkpoint`: what is stored for reverse mode. The gradient does not depend on it.
+        - `"none"` (the default) stores all intermediate values. It is the fastest.
+        - `"step"` stores the carries between steps and recomputes each step, which costs one more forward pass.
+        - `"nested"` stores every sqrt(H)-th carry, so memory grows with sqrt(H). It costs two more forward passes. Source: Griewank
+          & Walther, *Evaluating Derivatives*, ch. 12.
 
-    **Raises:** `ValueError` if `checkpoint` is something else.
+    **Raises:** `ValueError` if `checkpoint` is none of these.
     """
 
     checkpoint: Literal["none", "step", "nested"] = eqx.field(static=True, default="none")

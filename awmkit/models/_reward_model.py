@@ -16,7 +16,7 @@ from ._trainable import AbstractTrainable
 class RewardModel(AbstractTrainable):
     """Predicts the reward of a transition, r'(s_t, a_t, t, s_{t+1}), by a residual MLP.
 
-    Fit it to episodes with rewards and pass it wherever a reward goes:
+    Fit it to episodes with rewards and pass it in place of a reward function:
 
     ```python
     reward = RewardModel(state_size, action_size, key=k1).normalised(episodes)

@@ -32,8 +32,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
 
     **What must hold**
 
-    - `init` and `step`, as in every `awmkit.AbstractDynamics`, give s_{t+1}; `teacher_forced` gives the same predictions when
-      each `step` is given the true state, to rounding.
+    - `teacher_forced` gives the same predictions as calling `step` on the true states, to rounding.
     - If `rollout_segment` is overridden by a parallel pass, it gives the values and gradients of repeated `step`.
 
     ```python
@@ -91,7 +90,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         """
 
     def decode(self, outputs: Float[Array, "*steps S"], base: Float[Array, "*_ S"], t: ArrayLike) -> Float[Array, "*steps S"]:
-        """Return the states that the network's `outputs` at step or steps `t` stand for; `base` is their residual base."""
+        """Convert the network's `outputs` at step or steps `t` into states. Predicted changes are added to `base`."""
         states = self.output_norm.at(t).inverse(outputs)
         return base + states if self.predict_changes else states
 

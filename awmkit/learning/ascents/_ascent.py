@@ -35,7 +35,7 @@ class UpdateInfo(eqx.Module):
 
 
 class AbstractAscent(eqx.Module):
-    """How `awmkit.train` improves a policy: one gradient step on some imagined return. Subclass it to write your own.
+    """How `awmkit.train` improves a policy: one gradient step on the return of imagined episodes. Subclass it to write your own.
 
     A subclass implements two methods, `init` and `update`. It inherits the settings below, which are keyword arguments of
     its constructor, and may give them other defaults. `awmkit.learning.ascents` has the building blocks:
@@ -78,7 +78,7 @@ class AbstractAscent(eqx.Module):
       or 1e-2, for short runs.
     - `clip`: global norm to which the gradient is clipped, 100 by default; `math.inf` never clips.
     - `entropy`: weight of the entropy bonus, 0.1 by default; or a function of the number of environment steps so far that
-      returns it; or a `awmkit.TargetEntropy`. Use 0 for a policy without a method `entropy`.
+      returns it; or an `awmkit.TargetEntropy`. Use 0 for a policy without a method `entropy`.
     - `return_scale`: returns are divided by it, which makes learning rates and entropy weights comparable across tasks. By
       default the standard deviation of the warm-up's returns.
     - `discount`: discount factor of rewards and entropies, 1 by default.

@@ -27,11 +27,11 @@ class FullHorizon(AbstractAscent):
     - `batch_size`: number of imagined episodes per update, 16 by default.
     - `optimiser`: an optax optimiser for the policy, `optax.adam(1e-4)` by default.
     - `clip`: global norm to which the gradient is clipped, 100 by default.
-    - `entropy`: weight of the entropy bonus, 0.1 by default; or a schedule; or a `awmkit.TargetEntropy`.
+    - `entropy`: weight of the entropy bonus, 0.1 by default; or a schedule; or an `awmkit.TargetEntropy`.
     - `return_scale`: returns are divided by it; by default the standard deviation of the warm-up's returns.
     - `discount`: discount factor, 1 by default.
     - `paths`: which edges carry gradient, `awmkit.BPO` by default: the policy reads detached states.
-    - `method`: how the gradient is computed, as in `awmkit.unroll_grad`; by default the fastest exact method.
+    - `method`: how the gradient is computed, as in `awmkit.unroll_grad`; `methods.default_method(dynamics)` by default.
 
     **Raises:** `ValueError` if a setting is out of range.
     """

@@ -20,7 +20,7 @@ class AscentState(eqx.Module):
     """What an ascent carries from one policy update to the next.
 
     - `optimiser`: the state of the policy's optimiser.
-    - `log_weight`: logarithm of the entropy weight of a `awmkit.TargetEntropy`; unused otherwise.
+    - `log_weight`: logarithm of the entropy weight of an `awmkit.TargetEntropy`; unused otherwise.
     - `return_scale`: returns are divided by it.
     """
 
@@ -89,7 +89,7 @@ def policy_step(
     - `state`: from `init_ascent_state` or the previous step.
     - `policy`, `gradient`: the policy, and the gradient from `trainable_gradient`.
     - `predicted_return`: mean imagined return, reported only.
-    - `entropy`: mean entropy of the policy; a `awmkit.TargetEntropy` needs it. 0 by default.
+    - `entropy`: mean entropy of the policy; an `awmkit.TargetEntropy` needs it. 0 by default.
     - `action_size`: number of entries of an action, by which a target entropy is multiplied.
     - `steps`: number of environment steps so far.
 

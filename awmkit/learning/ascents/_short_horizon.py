@@ -47,7 +47,7 @@ class ShortHorizon(AbstractAscent):
 
     **Arguments**
 
-    - `critic`: a `awmkit.Critic`, or any module called as `critic(state, t) -> scalar`.
+    - `critic`: an `awmkit.Critic`, or any module called as `critic(state, t) -> scalar`.
     - `length`: number of imagined steps k, 2 by default; at most the horizon.
     - `critic_optimiser`: an optax optimiser for the critic, `optax.adam(1e-3)` by default.
     - `polyak`: share of the target critic that each update keeps, in [0, 1), 0.99 by default.
@@ -55,7 +55,7 @@ class ShortHorizon(AbstractAscent):
     - `batch_size`: number of starts per update, 256 by default.
     - `optimiser`: an optax optimiser for the policy, `optax.adam(1e-4)` by default.
     - `clip`: global norm to which the policy gradient is clipped, 100 by default.
-    - `entropy`: weight of the entropy bonus, 0.1 by default; or a schedule; or a `awmkit.TargetEntropy`.
+    - `entropy`: weight of the entropy bonus, 0.1 by default; or a schedule; or an `awmkit.TargetEntropy`.
     - `return_scale`: returns are divided by it; by default the standard deviation of the warm-up's returns.
     - `discount`: discount factor, 1 by default.
     - `paths`: which edges carry gradient, all of them by default.

@@ -1,4 +1,4 @@
-"""The interface of a causal sequence network, the part of an AWM or HWM that remembers."""
+"""The interface of a backbone, the causal sequence network inside an AWM or HWM."""
 
 import abc
 from typing import ClassVar

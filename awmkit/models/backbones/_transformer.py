@@ -17,7 +17,7 @@ from ._backbone import AbstractBackbone
 class Transformer(AbstractBackbone):
     """A causal, pre-norm transformer (Vaswani et al., 2017; Xiong et al., 2020).
 
-    The defaults are the size in Ma et al. (2024): 2 layers, 3 heads, width 48. `AWM` and `HWM` build it by default.
+    The defaults are the size in Ma et al. (2024): 2 layers, 3 heads, width 48. `AWM` and `HWM` use it by default.
 
     ```python
     model = AWM(state_size, action_size, Transformer(width=96, heads=6, key=k1), key=k2)
@@ -28,7 +28,7 @@ class Transformer(AbstractBackbone):
     - `width`: size W of the tokens; a multiple of `heads`, and of `2 * heads` for rotary embedding.
     - `depth`: number of layers.
     - `heads`: attention heads per layer.
-    - `horizon`: `None`, the default, uses rotary embedding (Su et al., 2021), which has no longest horizon. A number builds a
+    - `horizon`: `None`, the default, uses rotary embedding (Su et al., 2021), which works for any number of steps. A number builds a
       learned time embedding for at most that many steps, as in the paper.
     - `matmul_dtype`: dtype to which the factors of matrix products are rounded, such as `jnp.bfloat16` on accelerators where
       this is faster. Sums and gradients keep the dtype of the states. By default nothing is rounded.
@@ -36,7 +36,7 @@ class Transformer(AbstractBackbone):
       is awmkit's own exact attention.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` if `heads` does not divide `width` as above, if a size is not a positive whole number, or if
+    **Raises:** `ValueError` if `width` is not such a multiple, if a size is not a positive whole number, or if
     `attention` cannot run on this machine.
     """
 
