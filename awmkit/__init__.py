@@ -32,12 +32,7 @@ from ._dynamics import AbstractDynamics, AbstractTask
 from ._normaliser import Normaliser
 from ._paths import BPO, Paths
 from ._policies import AbstractPolicy, GaussianPolicy, MLPPolicy
-from ._progress import (
-    AbstractMeter,
-    AbstractProgress,
-    NoProgress,
-    TqdmProgress,
-)
+from ._progress import AbstractMeter, AbstractProgress, NoProgress, TqdmProgress
 from ._trajectory import Trajectory
 from ._unroll import unroll, unroll_grad
 from .learning import (
@@ -62,12 +57,7 @@ from .learning import (
     versions,
     Warmup,
 )
-from .methods import (
-    AbstractMethod,
-    Parallel,
-    Picard,
-    Sequential,
-)
+from .methods import AbstractMethod, Parallel, Picard, Sequential
 from .models import (
     AbstractAttention,
     AbstractBackbone,

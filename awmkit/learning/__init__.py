@@ -9,14 +9,7 @@ from ._replay import Replay
 from ._train import train, TrainResult
 from ._train_state import TrainState
 from ._warmup import held_actions, uniform_actions, Warmup
-from .ascents import (
-    AbstractAscent,
-    Critic,
-    FullHorizon,
-    ShortHorizon,
-    TargetEntropy,
-    UpdateInfo,
-)
+from .ascents import AbstractAscent, Critic, FullHorizon, ShortHorizon, TargetEntropy, UpdateInfo
 
 __all__ = [
     "AbstractAscent",

@@ -6,16 +6,7 @@ from ._markov import Markov
 from ._reward_model import RewardModel
 from ._trainable import AbstractTrainable
 from ._world_model import AbstractWorldModel
-from .backbones import (
-    AbstractAttention,
-    AbstractBackbone,
-    CuDNNAttention,
-    GRU,
-    LinearStateSpace,
-    LSTM,
-    RNN,
-    Transformer,
-)
+from .backbones import AbstractAttention, AbstractBackbone, CuDNNAttention, GRU, LinearStateSpace, LSTM, RNN, Transformer
 
 __all__ = [
     "AbstractAttention",

@@ -1,19 +1,9 @@
 """Tasks given by equations: dynamics with a reward, initial states and a horizon."""
 
 from ._chaos import Henon, Lorenz
-from ._control import (
-    AbstractControlProblem,
-    ControlReport,
-    Discretised,
-)
+from ._control import AbstractControlProblem, ControlReport, Discretised
 from ._credit_assignment import CreditAssignment
-from ._double_pendulum import (
-    Angles,
-    Circles,
-    DoublePendulum,
-    DrivenDoublePendulum,
-    PassiveDoublePendulum,
-)
+from ._double_pendulum import Angles, Circles, DoublePendulum, DrivenDoublePendulum, PassiveDoublePendulum
 from ._myriad import (
     Bacteria,
     BearPopulations,

@@ -3,12 +3,7 @@
 from ._ascent import AbstractAscent, UpdateInfo
 from ._critic import Critic
 from ._full_horizon import FullHorizon
-from ._policy_step import (
-    AscentState,
-    init_ascent_state,
-    policy_step,
-    trainable_gradient,
-)
+from ._policy_step import AscentState, init_ascent_state, policy_step, trainable_gradient
 from ._short_horizon import ShortHorizon
 from ._target_entropy import TargetEntropy
 
