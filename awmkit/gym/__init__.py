@@ -4,15 +4,17 @@ Importing this package registers every task with Gymnasium under its class name,
 """
 
 try:
-    import gymnasium as _gymnasium  # noqa: F401
+    import gymnasium
 except ImportError as error:
     raise ImportError(f'awmkit.gym needs Gymnasium ({error}); run pip install "awmkit[gym]".') from error
+else:
+    del gymnasium  # Imported only to see that it is installed.
 
-from ._collect import collect as collect
-from ._gymnasium_task import GymnasiumTask as GymnasiumTask
+from ._collect import collect
+from ._gymnasium_task import GymnasiumTask
 from ._register import register_all as _register_all
-from ._task_env import TaskEnv as TaskEnv
-from ._vector_env import TaskVectorEnv as TaskVectorEnv
+from ._task_env import TaskEnv
+from ._vector_env import TaskVectorEnv
 
 __all__ = ["collect", "GymnasiumTask", "TaskEnv", "TaskVectorEnv"]
 
