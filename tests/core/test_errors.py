@@ -242,6 +242,10 @@ MISUSES = {
         lambda: _unroll(reward=lambda s, a, next_state: s[0]),
         r"called as reward\(state, action, t, next_state=...\)",
     ),
+    "a reward that takes the next state by position only": (
+        lambda: _unroll(reward=lambda s, a, t, next_state, /: s[0]),
+        r"called as reward\(state, action, t, next_state=...\).*positional",
+    ),
     "a reward with five parameters": (lambda: _unroll(reward=lambda s, a, t, next_state, n: s[0]), "missing.*'n'"),
     "a reward that returns None": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
     "a reward that returns a Python float": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),

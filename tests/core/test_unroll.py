@@ -74,7 +74,6 @@ REWARDS_OF_THE_NEXT_STATE = {
     "function": distance,
     "lambda": lambda s, a, t, next_state: next_state[0] - s[0],
     "keyword only": lambda s, a, t, *, next_state: next_state[0] - s[0],
-    "positional only": lambda s, a, t, next_state, /: next_state[0] - s[0],
     "after an option": lambda s, a, t, unit=1.0, next_state=None: (next_state[0] - s[0]) / unit,
     "partial": partial(lambda unit, s, a, t, next_state: (next_state[0] - s[0]) / unit, 1.0),
     "module": Distance(),
