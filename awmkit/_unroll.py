@@ -184,8 +184,5 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, car
 
 @eqx.filter_jit
 def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, t, carry) -> tuple[Scalar, PyTree]:
-    @eqx.filter_value_and_grad
-    def value_and_grad(policy):
-        return _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
-
-    return value_and_grad(policy)
+    value = lambda policy: _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
+    return eqx.filter_value_and_grad(value)(policy)

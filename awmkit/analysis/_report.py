@@ -1,9 +1,7 @@
 """The gradient report: all analyses of one dynamics or several, side by side."""
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from .._dynamics import AbstractDynamics
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._reward import check_reward, Reward
+from ..learning import versions
 from ._arguments import check_batch, check_horizons, Horizons
 from ._fidelity import Fidelity, fidelity
 from ._gradient_growth import gradient_growth, GradientGrowth
@@ -89,12 +88,10 @@ class Report(eqx.Module):
 
     def json(self) -> str:
         """All results, settings and versions as JSON. Hop weights and running exponents are stored as quartiles over starts."""
-        packages = ("awmkit", "jax", "equinox", "diffrax", "numpy")
-        versions = {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}
         curves = lambda entry: (entry.hops.weights, entry.exponents.running)
         entries = {name: eqx.tree_at(curves, entry, replace_fn=quartiles) for name, entry in self.entries.items()}
         device = jax.devices()[0].device_kind
-        record = {"setting": self.setting, "versions": versions, "device": device, "entries": entries}
+        record = {"setting": self.setting, "versions": versions(), "device": device, "entries": entries}
         if self.truth is not None:
             smoothed = np.linalg.norm(self.truth.smoothed.mean(axis=1), axis=-1)
             exact = np.linalg.norm(self.truth.exact.mean(axis=1), axis=-1)
