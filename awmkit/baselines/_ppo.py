@@ -61,21 +61,17 @@ def ppo(
     **Raises:** `ValueError` if JAX cannot trace the task, if a count is below 1, or if `steps` leaves less than one iteration after
     the warm-up.
     """
-    counts = {"steps": steps, "warmup": warmup, "evaluate_every": evaluate_every, "evaluations": evaluations}
-    check_task("ppo", task, **counts, width=width, depth=depth, envs=envs, epochs=epochs)
-    per_iteration = envs * task.horizon
-    schedule = make_schedule(
-        "ppo", task.horizon, steps=steps, warmup=warmup, evaluate_every=evaluate_every, steps_per_iteration=per_iteration
-    )
+    counts = {"steps": steps, "warmup": warmup, "evaluate_every": evaluate_every}
+    check_task("ppo", task, **counts, evaluations=evaluations, width=width, depth=depth, envs=envs, epochs=epochs)
+    schedule = make_schedule("ppo", task.horizon, **counts, steps_per_iteration=envs * task.horizon)
     config = {"learning_rate": learning_rate, "gamma": gamma, "gae_lambda": gae, "clip_eps": clip, "ent_coef": entropy}
     config |= {"num_envs": envs, "num_steps": task.horizon, "num_minibatches": envs, "num_epochs": epochs}
-    options = {"actions": actions, "evaluations": evaluations, "reward_scale": reward_scale, "layers": (width,) * depth}
     with jax.numpy_dtype_promotion("standard"):  # Flax's weights are float32, whatever the task's dtype is.
-        return _ppo(task, key, schedule, config=config, **options)
+        return _ppo(task, key, schedule, config, (width,) * depth, actions, evaluations, reward_scale)
 
 
 @eqx.filter_jit
-def _ppo(task, key, schedule, *, actions, evaluations, reward_scale, layers, config) -> Baseline:
+def _ppo(task, key, schedule, config, layers, actions, evaluations, reward_scale) -> Baseline:
     warmup_key, key, evaluation_key = jax.random.split(key, 3)
     episodes = warmup_episodes(task, actions, schedule.warmup_episodes, warmup_key)
     # The environment squashes actions instead of clipping them, so that the policy has a mode and a density in [-1, 1].

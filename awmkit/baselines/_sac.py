@@ -75,11 +75,9 @@ def sac(
     **Raises:** `ValueError` if JAX cannot trace the task, if a count is below 1, if `steps` leaves none after the warm-up, or if
     `batch` exceeds the number of transitions in the warm-up.
     """
-    counts = {"steps": steps, "warmup": warmup, "evaluate_every": evaluate_every, "evaluations": evaluations}
-    check_task("sac", task, **counts, width=width, depth=depth, batch=batch, updates=updates)
-    schedule = make_schedule(
-        "sac", task.horizon, steps=steps, warmup=warmup, evaluate_every=evaluate_every, steps_per_iteration=1
-    )
+    counts = {"steps": steps, "warmup": warmup, "evaluate_every": evaluate_every}
+    check_task("sac", task, **counts, evaluations=evaluations, width=width, depth=depth, batch=batch, updates=updates)
+    schedule = make_schedule("sac", task.horizon, **counts, steps_per_iteration=1)
     stored = schedule.warmup_episodes * task.horizon
     if batch > stored:
         raise ValueError(
@@ -87,19 +85,12 @@ def sac(
         )
     config = {"learning_rate": learning_rate, "gamma": gamma, "polyak": polyak, "num_epochs": updates, "batch_size": batch}
     config |= {"buffer_size": steps, "hidden_layer_sizes": (width,) * depth}
-    options = {
-        "actions": actions,
-        "evaluations": evaluations,
-        "reward_scale": reward_scale,
-        "temperature": temperature,
-        "entropy": entropy,
-    }
     with jax.numpy_dtype_promotion("standard"):  # Flax's weights are float32, whatever the task's dtype is.
-        return _sac(task, key, schedule, config=config, **options)
+        return _sac(task, key, schedule, config, actions, evaluations, reward_scale, temperature, entropy)
 
 
 @eqx.filter_jit
-def _sac(task, key, schedule, *, actions, evaluations, reward_scale, temperature, entropy, config) -> Baseline:
+def _sac(task, key, schedule, config, actions, evaluations, reward_scale, temperature, entropy) -> Baseline:
     warmup_key, key, evaluation_key = jax.random.split(key, 3)
     episodes = warmup_episodes(task, actions, schedule.warmup_episodes, warmup_key)
     env = FunctionalEnv.from_warmup(task, episodes, reward_scale, squash=identity, limit=1.0)
