@@ -1,5 +1,7 @@
 """Small chaotic systems whose Lyapunov exponents are known to many digits."""
 
+from dataclasses import KW_ONLY
+
 import diffrax
 import equinox as eqx
 import jax
@@ -31,33 +33,16 @@ class Lorenz(AbstractTask):
     - `horizon`: number of steps H.
     """
 
-    sigma: Parameter
-    rho: Parameter
-    beta: Parameter
-    dt: Parameter
-    solver: diffrax.AbstractSolver
-    substeps: int = eqx.field(static=True)
-    horizon: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    action_size: int = eqx.field(static=True)
-
-    def __init__(
-        self,
-        *,
-        sigma: Parameter = 10.0,
-        rho: Parameter = 28.0,
-        beta: Parameter = 8 / 3,
-        dt: Parameter = 0.01,
-        substeps: int = 1,
-        solver: diffrax.AbstractSolver | None = None,
-        horizon: int = 100,
-    ):
-        self.sigma, self.rho, self.beta = sigma, rho, beta
-        self.dt = dt
-        self.substeps = substeps
-        self.solver = diffrax.Tsit5() if solver is None else solver
-        self.horizon = horizon
-        self.state_size, self.action_size = 3, 1
+    _: KW_ONLY
+    sigma: Parameter = 10.0
+    rho: Parameter = 28.0
+    beta: Parameter = 8 / 3
+    dt: Parameter = 0.01
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    substeps: int = eqx.field(static=True, default=1)
+    horizon: int = eqx.field(static=True, default=100)
+    state_size: int = eqx.field(static=True, default=3, init=False)
+    action_size: int = eqx.field(static=True, default=1, init=False)
 
     def init(self, state, horizon):
         del state, horizon

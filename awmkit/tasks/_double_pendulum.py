@@ -104,7 +104,7 @@ class DoublePendulum(AbstractDynamics):
         torque: Parameter = 5.0,
         dt: Parameter = 0.05,
         substeps: int = 2,
-        solver: diffrax.AbstractSolver | None = None,
+        solver: diffrax.AbstractSolver = diffrax.Tsit5(),
         masses: tuple[Parameter, Parameter] = (1.0, 1.0),
         lengths: tuple[Parameter, Parameter] = (1.0, 1.0),
         gravity: Parameter = 9.8,
@@ -113,7 +113,7 @@ class DoublePendulum(AbstractDynamics):
         self.torque = torque
         self.dt = dt
         self.substeps = substeps
-        self.solver = diffrax.Tsit5() if solver is None else solver
+        self.solver = solver
         self.masses, self.lengths, self.gravity = masses, lengths, gravity
         self.state_size = coordinates.size
         self.action_size = 2
@@ -159,7 +159,25 @@ class DoublePendulum(AbstractDynamics):
         return kinetic - (m1 + m2) * g * l1 * jnp.cos(th1) - m2 * g * l2 * jnp.cos(th2)
 
 
-class PassiveDoublePendulum(AbstractTask):
+class AbstractPendulumTask(AbstractTask):
+    """A task with a `DoublePendulum` inside."""
+
+    pendulum: eqx.AbstractVar[DoublePendulum]
+
+    @property
+    def dt(self) -> Parameter:
+        """Seconds per step."""
+        return self.pendulum.dt
+
+    def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
+        """Return the positions of the pivot and both masses, in m; see `DoublePendulum.rods`."""
+        return self.pendulum.rods(state)
+
+    def init(self, state, horizon):
+        return self.pendulum.init(state, horizon)
+
+
+class PassiveDoublePendulum(AbstractPendulumTask):
     """Release the pendulum so that it reaches a goal state at the end (Ma et al., 2024). Only the first action has an effect.
 
     The first action sets th1 = pi a_0. The goal is the state s_{H-1} that the release at the angles `release` leads to, so the
@@ -206,18 +224,6 @@ class PassiveDoublePendulum(AbstractTask):
         self.start = at_rest(0.0)
         self.goal = _drift(pendulum, at_rest(release[0]), jnp.asarray(horizon - 1))
 
-    @property
-    def dt(self) -> Parameter:
-        """Seconds per step."""
-        return self.pendulum.dt
-
-    def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """Return the positions of the pivot and both masses, in m; see `DoublePendulum.rods`."""
-        return self.pendulum.rods(state)
-
-    def init(self, state, horizon):
-        return self.pendulum.init(state, horizon)
-
     def step(self, carry, state, action, t, *, key=None):
         th1, w1, th2, w2 = self.pendulum.coordinates.decode(state)
         th1 = jnp.where(jnp.asarray(t) == 0, math.pi * action[0], th1)
@@ -240,7 +246,7 @@ def _drift(pendulum: DoublePendulum, state: Array, steps: Int[Array, ""]) -> Arr
     return lax.fori_loop(0, steps, lambda t, state: pendulum.step(None, state, off, t)[1], state)
 
 
-class DrivenDoublePendulum(AbstractTask):
+class DrivenDoublePendulum(AbstractPendulumTask):
     """Swing both rods up and hold them there, with a motor at each joint.
 
     - State: the state of `pendulum`, by default (th1, w1, th2, w2) in radians and radians per second.
@@ -268,18 +274,6 @@ class DrivenDoublePendulum(AbstractTask):
         self.horizon = horizon
         self.state_size = pendulum.state_size
         self.action_size = 2
-
-    @property
-    def dt(self) -> Parameter:
-        """Seconds per step."""
-        return self.pendulum.dt
-
-    def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
-        """Return the positions of the pivot and both masses, in m; see `DoublePendulum.rods`."""
-        return self.pendulum.rods(state)
-
-    def init(self, state, horizon):
-        return self.pendulum.init(state, horizon)
 
     def step(self, carry, state, action, t, *, key=None):
         return self.pendulum.step(carry, state, action, t, key=key)

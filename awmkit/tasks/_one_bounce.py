@@ -1,6 +1,7 @@
 """A ball that bounces off a wall, the smallest system with a discontinuous derivative."""
 
 import math
+from dataclasses import KW_ONLY
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -34,35 +35,25 @@ class OneBounce(AbstractTask):
     **Raises:** `ValueError` if `horizon` is below 2, or if `start` is behind the wall.
     """
 
-    goal: float
-    start: float
-    wall: float
-    friction: float
-    dt: float
-    horizon: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    action_size: int = eqx.field(static=True)
+    horizon: int = eqx.field(static=True, default=100)
+    _: KW_ONLY
+    goal: float = 0.5
+    start: float = 0.0
+    wall: float = -1.0
+    friction: float = 10.0
+    dt: float = 0.01
+    state_size: int = eqx.field(static=True, default=4, init=False)
+    action_size: int = eqx.field(static=True, default=1, init=False)
 
-    def __init__(
-        self,
-        horizon: int = 100,
-        *,
-        goal: float = 0.5,
-        start: float = 0.0,
-        wall: float = -1.0,
-        friction: float = 10.0,
-        dt: float = 0.01,
-    ):
-        if horizon < 2:
-            raise ValueError(f"OneBounce needs a horizon of at least 2 steps, one to throw and one to score, got {horizon}.")
-        if start < wall:
-            raise ValueError(f"start must not be behind the wall at {wall}, got {start}; pass a start of at least {wall}.")
-        self.goal, self.start, self.wall = goal, start, wall
-        self.friction = friction
-        self.dt = dt
-        self.horizon = horizon
-        self.state_size = 4
-        self.action_size = 1
+    def __check_init__(self):
+        if self.horizon < 2:
+            raise ValueError(
+                f"OneBounce needs a horizon of at least 2 steps, one to throw and one to score, got {self.horizon}."
+            )
+        if self.start < self.wall:
+            raise ValueError(
+                f"start must not be behind the wall at {self.wall}, got {self.start}; pass a start of at least {self.wall}."
+            )
 
     @property
     def bounds(self):
