@@ -19,14 +19,15 @@ class AbstractRecurrent(AbstractBackbone):
     """A recurrent cell. Its memory is the hidden state, a tuple whose first entry is also the feature."""
 
     drive: eqx.AbstractVar[eqx.nn.Linear]
+    recurrent: eqx.AbstractVar[Float[Array, "G W"]]
 
     @abc.abstractmethod
     def update(self, memory: PyTree, drive: Float[Array, " G"]) -> PyTree:
         """Return the next hidden state from the last one and from `drive(token)`."""
 
-    @abc.abstractmethod
     def initial(self) -> PyTree:
         """Return the hidden state before the first token."""
+        return (jnp.zeros_like(self.recurrent[0]),)
 
     def init(self, first, horizon):
         del horizon
@@ -62,9 +63,6 @@ class RNN(AbstractRecurrent):
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):
         self.width = width
         self.drive, self.recurrent = _gates("RNN", 1, width, key)
-
-    def initial(self):
-        return (jnp.zeros_like(self.recurrent[0]),)
 
     def update(self, memory, drive):
         return (jnp.tanh(drive + self.recurrent @ memory[0]),)
@@ -109,9 +107,6 @@ class GRU(AbstractRecurrent):
     def __init__(self, width: int = 64, *, key: PRNGKeyArray):
         self.width = width
         self.drive, self.recurrent = _gates("GRU", 3, width, key)
-
-    def initial(self):
-        return (jnp.zeros_like(self.recurrent[0]),)
 
     def update(self, memory, drive):
         (hidden,) = memory
