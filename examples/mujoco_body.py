@@ -8,7 +8,7 @@ to lift it directly. The script improves the same 60 actions by the gradient thr
 AWM fitted to random episodes, and scores both plans in MuJoCo.
 
 Expect: the two gradients agree at the start (cosine 0.998). The plan by MuJoCo's gradient swings up and holds the rod upright
-(return 0.125); the plan by the AWM's swings up as fast but loses the balance at the end, where model error decides (0.024).
+(return 0.125); the plan by the AWM's swings up as fast but loses the balance at the end because of model error (0.024).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How do I keep a model, and continue a run that was interrupted?
+"""How do I save a model, and continue an interrupted run?
 
     python examples/save_and_load.py            about 30 seconds on two cores
     python examples/save_and_load.py --quick    about 20 seconds: fewer updates

@@ -8,8 +8,8 @@ Fits an AWM with an LSTM to random episodes of an MJX task. Then `unroll_grad` d
 through the simulator and through the model, from 64 starts and for several horizons. The table has the norm of the mean
 gradient, the cosine of the two gradients (of their means, and the median over starts), and the time for all starts.
 
-Expect of the double pendulum: the model's gradient is 30 to 40 times faster. From most starts it points the simulator's way
-(median cosine 0.76, 0.92 and 0.95 at 10, 20 and 50 steps). A few starts with large gradients decide the means, which agree less
+Expect of the double pendulum: the model's gradient is 30 to 40 times faster. From most starts it points in the same direction
+(median cosine 0.76, 0.92 and 0.95 at 10, 20 and 50 steps). A few starts with large gradients dominate the means, which agree less
 (0.29, 0.85 and 0.31).
 """
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, awmkit, JAX and the libraries based on it, all of which may affect results."""
+    """Return the versions of Python, awmkit, JAX and the libraries based on JAX, which may all affect results."""
     import awmkit  # Not at the top, since awmkit imports this file. It may be on the path without being installed.
 
     packages = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")

@@ -78,7 +78,7 @@ POLICIES = {
 
 
 def rows(*, slow: tuple[str, ...]):
-    """The names of all dynamics, for `pytest.mark.parametrize`. Those that take long to compile run with `pytest -m slow`."""
+    """Return the names of all dynamics for `pytest.mark.parametrize`. Those in `slow` run only with `pytest -m slow`."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in DYNAMICS]
 
 
