@@ -141,7 +141,7 @@ class _TqdmMeter(AbstractMeter):
 
 
 class NoProgress(AbstractProgress):
-    """Show nothing."""
+    """Show no progress: `fit(..., progress=NoProgress())`."""
 
     def start(self, label, total):
         return _NoMeter()

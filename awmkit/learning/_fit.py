@@ -25,7 +25,7 @@ M = TypeVar("M", bound=AbstractTrainable)
 
 
 class FitResult(eqx.Module, Generic[M]):
-    """What `fit` returns.
+    """The result of `fit`.
 
     - `model`: the fitted model.
     - `losses`: training loss at each update, computed before the optimiser step, shape (updates,).

@@ -10,7 +10,7 @@ from .ascents import UpdateInfo
 
 
 class Metrics(eqx.Module):
-    """What happened in an epoch of `awmkit.train`.
+    """The numbers that `awmkit.train` reports for an epoch.
 
     - `steps`: number of environment steps so far, the warm-up's included.
     - `true_return`: return of the policy's mode on the true task, mean over the evaluation episodes.

@@ -28,7 +28,7 @@ from .ascents import AbstractAscent, FullHorizon
 
 
 class TrainResult(eqx.Module):
-    """What `train` returns. With several seeds, everything but `seconds` has a leading axis of seeds.
+    """The result of `train`. With several seeds, everything but `seconds` has a leading axis of seeds.
 
     - `model`: the fitted world model, or the simulator that was given.
     - `policy`: the trained policy.

@@ -16,7 +16,7 @@ Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Int[Array, ""] | None]
 
 
 class AbstractMethod(eqx.Module):
-    """A way to run the loop of a policy and a dynamics, and thereby to differentiate it.
+    """A way to run the closed loop of a policy and a dynamics, which also determines how its gradient is computed.
 
     `unroll` and `unroll_grad` check their arguments, call `run` and differentiate through it. Subclass this class to compute
     the same loop in another way: for example in lower precision, or with another checkpointing schedule.
@@ -100,7 +100,7 @@ def passes(
 
 
 def act_on(policy, state, states, t: int, keys, paths: Paths = Paths()) -> Float[Array, "B A"]:
-    """Return the actions of a policy on `state`, the state at step t, and on all of `states`, which follow it, but the last."""
+    """Return the actions of a policy on `state`, the state at step t, and on all of `states`, which follow it, except the last."""
     states = paths.to_policy(jnp.concatenate([state[None], states[:-1]]))
     return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, t + jnp.arange(states.shape[0]), keys)
 

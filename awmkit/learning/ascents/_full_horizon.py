@@ -9,7 +9,7 @@ from ._policy_step import init_ascent_state, policy_step, trainable_gradient
 
 
 class FullHorizon(AbstractAscent):
-    """Ascend the return of whole imagined episodes, which start from initial states in the replay buffer:
+    """Maximise the return of whole imagined episodes, which start from initial states in the replay buffer:
 
         J(theta) = mean over episodes of sum_t discount^t [ r(s_t, a_t) / return_scale + entropy * H(pi(s_t)) ]
 

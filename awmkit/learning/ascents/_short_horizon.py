@@ -29,7 +29,7 @@ class ShortHorizonState(eqx.Module):
 
 
 class ShortHorizon(AbstractAscent):
-    """Ascend the return of k imagined steps, plus a critic's value of the state after them:
+    """Maximise the return of k imagined steps plus a critic's value of the state after them:
 
         J(theta) = mean over (s_t, t) of
             sum_{i<k} discount^i [ r_{t+i} / return_scale + entropy * H(pi(s_{t+i})) ] + discount^k V'(s_{t+k}, t+k)
