@@ -111,6 +111,7 @@ def check_discount(discount) -> None:
 
 
 def _check_step(dynamics, action, state, horizon, key, carry) -> None:
+    """Raise unless `step` returns a state and a carry of the given shapes and dtypes. It is traced once."""
     initial = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
     if carry is not None and jtu.tree_structure(carry) != jtu.tree_structure(initial):
         raise ValueError(
@@ -135,6 +136,7 @@ def _check_step(dynamics, action, state, horizon, key, carry) -> None:
 
 
 def _as_float(x, what: str, shape: tuple[int, ...], hint: str) -> Array:
+    """Return `x` as an array; raise unless it is finite, floating point and of this shape."""
     if not eqx.is_array(x):
         try:
             x = np.asarray(x)

@@ -278,6 +278,7 @@ def report(result: Report) -> Figure:
 
 
 def _weights(weights: Mapping[str, np.ndarray], axes: Axes | None) -> Axes:
+    """Draw the share of each number of hops."""
     axes = _axes(axes)
     rings = 0
     for colour, name, shares in _each(weights, np.ndarray):

@@ -286,6 +286,7 @@ def _name(problem: AbstractControlProblem) -> str:
 
 
 def _finite(scores: ArrayLike) -> np.ndarray:
+    """Return scores as an array; raise unless there are some and all are finite."""
     try:
         scores = np.asarray(scores, float)
     except (TypeError, ValueError) as error:

@@ -122,6 +122,8 @@ def _usable(norms: np.ndarray) -> np.ndarray:
 
 @eqx.filter_jit
 def _state_norms(dynamics, states, actions, horizons, keys, batch_size) -> Float[Array, "N n"]:
+    """The Frobenius norm of ds_H/da_0 for each start and horizon."""
+
     def norms(x):
         state, actions, key = x
         check_functions(dynamics, actions, state, actions.shape[0], reward=None, key=key)

@@ -176,6 +176,7 @@ def _cross(parts: Float[Array, "N S"]) -> Float[Array, "N S"]:
 
 @eqx.filter_jit
 def _split_states(dynamics, state, actions, key, hops, batch_size) -> HopSpectrum:
+    """Split ds_t/da_k: push one tangent per number of hops through the steps, for one entry of the actions at a time."""
     (horizon, action_size), start = actions.shape, (dynamics.init(state, actions.shape[0]), state)
     none = jtu.tree_map(lambda x: jnp.zeros((hops + 2, *x.shape), x.dtype), eqx.filter(start, eqx.is_inexact_array))
 
@@ -200,6 +201,7 @@ def _split_states(dynamics, state, actions, key, hops, batch_size) -> HopSpectru
 
 @eqx.filter_jit
 def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopSpectrum:
+    """Split dJ/da: pull one cotangent per number of hops back through the steps."""
     weights = jnp.asarray(discount, state.dtype) ** jnp.arange(actions.shape[0], dtype=state.dtype)
     before = primal(dynamics, state, actions, key)
     after_last = jtu.tree_map(lambda x: jnp.zeros((hops + 2, *x.shape[1:]), x.dtype), eqx.filter(before, eqx.is_inexact_array))
@@ -220,6 +222,7 @@ def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopS
 
 @eqx.filter_jit
 def _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount) -> HopSpectrum:
+    """Split dJ/dpolicy: each sweep pulls the adjoint of the actions back through the policy once more."""
     weights, rest = eqx.partition(policy, eqx.is_inexact_array)
     flat, unravel = ravel_pytree(weights)
     policy_of = lambda flat: eqx.combine(unravel(flat), rest)

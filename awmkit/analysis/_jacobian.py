@@ -79,6 +79,7 @@ def action_jacobian(
 
 @eqx.filter_jit
 def _jacobian(dynamics, state, actions, key, mode, batch_size) -> ActionJacobian:
+    """Return all ds_t/da_k, one column (forward) or one row (reverse) of the whole Jacobian at a time."""
     (horizon, action_size), states = actions.shape, (actions.shape[0] + 1, state.shape[0])
     check_functions(dynamics, actions, state, horizon, reward=None, key=key)
     f = lambda actions: unchecked_unroll(dynamics, actions, state, horizon, key=key).states

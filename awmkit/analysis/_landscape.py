@@ -161,6 +161,7 @@ def _like(weights: Array, key: PRNGKeyArray) -> Array:
 
 
 def _check_directions(policy, directions) -> None:
+    """Raise if a direction has a leaf that the policy lacks or that has another shape there."""
     shapes = {jtu.keystr(path): x.shape for path, x in jtu.tree_leaves_with_path(eqx.filter(policy, eqx.is_inexact_array))}
     for direction in directions:
         for path, x in jtu.tree_leaves_with_path(direction):

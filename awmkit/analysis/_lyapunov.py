@@ -76,6 +76,7 @@ def lyapunov(
 
 @eqx.filter_jit
 def _exponents(dynamics, state, actions, key, count, discard) -> Lyapunov:
+    """Push `count` tangents through the steps, orthonormalised by QR after each; the diagonal of R is their growth."""
     start = dynamics.init(state, actions.shape[0]), state
     flat, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
 

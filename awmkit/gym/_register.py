@@ -34,6 +34,8 @@ def register_all() -> None:
 
 
 def _register(name: str, make_task: Callable[..., AbstractTask]) -> None:
+    """Register the environment and its vectorised form, whose options go to `make_task`."""
+
     def entry_point(*, time_aware: bool = True, render_mode: str | None = None, **options) -> TaskEnv:
         return TaskEnv(make_task(**options), time_aware=time_aware, render_mode=render_mode)
 

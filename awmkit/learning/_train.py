@@ -222,6 +222,7 @@ def _note(epochs: list[Metrics]) -> str:
 
 
 def _require_finite(epoch: Metrics) -> None:
+    """Raise if a return or the model's loss is not finite."""
     for name, returns in (("collected", epoch.collected_return), ("evaluation", epoch.true_return)):
         if not np.isfinite(returns).all():
             raise RuntimeError(
@@ -236,6 +237,7 @@ def _require_finite(epoch: Metrics) -> None:
 
 
 def _warn_of_skipped_updates(epoch: Metrics, updates) -> None:
+    """Warn if a run skipped every policy update of the epoch."""
     all_skipped = np.atleast_1d(epoch.policy_update.skipped) == updates
     if updates and all_skipped.any():
         warnings.warn(

@@ -122,6 +122,8 @@ def _no_warmup(config: RunConfig, key: PRNGKeyArray) -> Trajectory:
 
 
 def _first_state(config: RunConfig, make_episodes, model, reward, policy, key) -> TrainState:
+    """`first_state` of one seed, or of several by `vmap`, after the episodes that `make_episodes` returns."""
+
     def start(model, reward, policy, key):
         # Evaluations fold 0 into the key, and iterations small numbers.
         warmup_key, key = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
@@ -169,6 +171,8 @@ def run_epoch(
 
 
 def _epoch(config: RunConfig, state: TrainState, start, stop, key, *, show=lambda i, phase: None) -> tuple[TrainState, Metrics]:
+    """`run_epoch` of one seed, or of several by `vmap`."""
+
     def epoch(state, key):
         def iteration(i, carry):
             state, sums = carry

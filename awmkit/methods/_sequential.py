@@ -41,6 +41,7 @@ class Sequential(AbstractMethod):
         return states, actions, None
 
     def _scan(self, step: Callable, loop: PyTree, steps: PyTree, horizon: int) -> tuple[PyTree, PyTree]:
+        """`lax.scan`, with the values kept for reverse mode as `checkpoint` says; nested: by blocks of about sqrt(H) steps."""
         if self.checkpoint == "none":
             return lax.scan(step, loop, steps)
         step = jax.checkpoint(step, prevent_cse=False)

@@ -93,6 +93,7 @@ def _rod(name: str = "0", length: float = 1.0, mass: float = 1.0, *, below: floa
 
 
 def _swing_up(bodies: str, lengths: tuple[float, ...], gears: tuple[float, ...], *, horizon, frame_skip, integrator) -> MJXTask:
+    """The task of swinging up a chain of rods; each of `gears` is the strength of a motor on one joint, in order."""
     check_counts("MJXTask", horizon=horizon, frame_skip=frame_skip)
     motors = "".join(_MOTOR.format(joint=joint, gear=gear) for joint, gear in enumerate(gears))
     model = read_model(_WORLD.format(timestep=0.05 / frame_skip, bodies=bodies, motors=motors))
