@@ -16,8 +16,8 @@ from ._checks import check_counts
 class AbstractDynamics(eqx.Module):
     """A map from a state and an action to the next state: a simulator or a world model.
 
-    Subclass it to bring your own simulator. `init` and `step` are enough. The state is one flat vector. Everything
-    else that a dynamics remembers (a key-value cache, a hidden state, a solver's warm start) is its carry.
+    Subclass it to bring your own simulator. `step` is enough. The state is one flat vector. Everything else that a dynamics
+    remembers (a key-value cache, a hidden state, a solver's warm start) is its carry; a dynamics with a carry defines `init`, too.
 
     A dynamics does not decide how much gradient its inputs carry. The unroll does, by `awmkit.Paths`.
 
@@ -38,9 +38,6 @@ class AbstractDynamics(eqx.Module):
         drag: float = 0.5
         state_size: int = eqx.field(static=True, default=2)
         action_size: int = eqx.field(static=True, default=1)
-
-        def init(self, state, horizon):
-            return None
 
         def step(self, carry, state, action, t, *, key=None):
             x, v = state
@@ -70,14 +67,15 @@ class AbstractDynamics(eqx.Module):
         `False` by default."""
         return False
 
-    @abc.abstractmethod
     def init(self, state: Float[Array, " S"], horizon: int) -> PyTree:
-        """Return the carry before the first step; `None` if the dynamics needs no carry.
+        """Return the carry before the first step. By default `None`, for a dynamics that needs no carry.
 
         **Arguments:** `state`: s_0, shape (S,). `horizon`: number of steps the carry needs space for.
 
         **Raises:** `ValueError` if the dynamics supports fewer than `horizon` steps.
         """
+        del state, horizon
+        return None
 
     @abc.abstractmethod
     def step(
@@ -149,8 +147,8 @@ class AbstractDynamics(eqx.Module):
 class AbstractTask(AbstractDynamics):
     """A dynamics with a reward, a distribution of initial states and a horizon: a problem to solve.
 
-    `train`, the Gymnasium environments and the baselines take tasks. Subclass it to bring your own problem: besides `init` and
-    `step` of `AbstractDynamics`, define `reward` and `reset`.
+    `train`, the Gymnasium environments and the baselines take tasks. Subclass it to bring your own problem: besides the
+    methods of `AbstractDynamics`, define `reward` and `reset`.
 
     **Fields** a subclass defines, besides those of `AbstractDynamics`
 
@@ -163,9 +161,6 @@ class AbstractTask(AbstractDynamics):
         horizon: int = eqx.field(static=True, default=50)
         state_size: int = eqx.field(static=True, default=2)
         action_size: int = eqx.field(static=True, default=1)
-
-        def init(self, state, horizon):
-            return None
 
         def step(self, carry, state, action, t, *, key=None):
             x, v = state

@@ -60,9 +60,6 @@ class Markov(AbstractWorldModel):
         self.network = ResidualMLP("Markov", size, state_size, width=width, depth=depth, horizon=horizon, key=key)
         self.predict_changes = predict_changes
 
-    def init(self, state, horizon):
-        del state, horizon
-
     def step(self, carry, state, action, t, *, key=None):
         del key
         return carry, self.decode(self.network(self.input_norm.at(t)(state), action, t=t), state, t)

@@ -44,9 +44,6 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         state_size: int = eqx.field(static=True)
         action_size: int = eqx.field(static=True)
 
-        def init(self, state, horizon):
-            return None
-
         def step(self, carry, state, action, t, *, key=None):
             outputs = self.weight @ jnp.concatenate([self.input_norm(state), action])
             return carry, self.decode(outputs, state, t)

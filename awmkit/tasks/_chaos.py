@@ -44,9 +44,6 @@ class Lorenz(AbstractTask):
     state_size: int = eqx.field(static=True, default=3, init=False)
     action_size: int = eqx.field(static=True, default=1, init=False)
 
-    def init(self, state, horizon):
-        del state, horizon
-
     def step(self, carry, state, action, t, *, key=None):
         del t, key
 
@@ -86,9 +83,6 @@ class Henon(AbstractTask):
     horizon: int = eqx.field(static=True, default=100)
     state_size: int = eqx.field(static=True, default=2, init=False)
     action_size: int = eqx.field(static=True, default=1, init=False)
-
-    def init(self, state, horizon):
-        del state, horizon
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key

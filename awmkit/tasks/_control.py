@@ -184,9 +184,6 @@ class Discretised(AbstractTask):
         unbounded = (math.inf,) * self.distractors
         return low + tuple(-x for x in unbounded), high + unbounded
 
-    def init(self, state, horizon):
-        del state, horizon
-
     def step(self, carry, state, action, t, *, key=None):
         x = self._unclipped(state, action, t)
         if not self.distractors and not any(self.noise):

@@ -118,9 +118,6 @@ class DoublePendulum(AbstractDynamics):
         self.state_size = coordinates.size
         self.action_size = 2
 
-    def init(self, state, horizon):
-        del state, horizon
-
     def step(self, carry, state, action, t, *, key=None):
         del t, key
         angles = self.flow(self.coordinates.decode(state), self.torque * action)
@@ -172,9 +169,6 @@ class AbstractPendulumTask(AbstractTask):
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
         """Return the positions of the pivot and both masses, in m; see `DoublePendulum.rods`."""
         return self.pendulum.rods(state)
-
-    def init(self, state, horizon):
-        return self.pendulum.init(state, horizon)
 
 
 class PassiveDoublePendulum(AbstractPendulumTask):

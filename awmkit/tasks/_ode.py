@@ -33,9 +33,6 @@ def ode_step(
         state_size: int = 2
         action_size: int = 1
 
-        def init(self, state, horizon):
-            return None
-
         def step(self, carry, state, action, t, *, key=None):
             field = lambda t, x, force: jnp.stack([x[1], force - x[0]])
             return carry, ode_step(field, state, action[0], solver=diffrax.Tsit5(), dt=0.05)

@@ -59,9 +59,6 @@ class OneBounce(AbstractTask):
     def bounds(self):
         return (self.wall, -math.inf, self.wall, self.goal), (math.inf, math.inf, self.wall, self.goal)
 
-    def init(self, state, horizon):
-        del state, horizon
-
     def step(self, carry, state, action, t, *, key=None):
         del key
         x, v, wall, goal = state

@@ -63,9 +63,6 @@ class LinearQuadratic(AbstractTask):
         self.noise = noise
         self.horizon = horizon
 
-    def init(self, state, horizon):
-        del state, horizon
-
     def step(self, carry, state, action, t, *, key=None):
         del t
         state = self.A @ state + self.B @ action
