@@ -17,7 +17,7 @@ class AbstractDynamics(eqx.Module):
     """A map from a state and an action to the next state: a simulator or a world model.
 
     Subclass it to bring your own simulator. `step` is enough. The state is one flat vector. Everything else that a dynamics
-    remembers (a key-value cache, a hidden state, a solver's warm start) is its carry; a dynamics with a carry defines `init`, too.
+    remembers (a key-value cache, a hidden state, a solver's warm start) is its carry. A dynamics with a carry also defines `init`.
 
     A dynamics does not decide how much gradient its inputs carry. The unroll does, by `awmkit.Paths`.
 
