@@ -36,9 +36,6 @@ class Spring(AbstractDynamics):
     state_size: int = eqx.field(static=True, default=2)
     action_size: int = eqx.field(static=True, default=1)
 
-    def init(self, state, horizon):
-        return None  # the simulator remembers nothing beyond its state
-
     def step(self, carry, state, action, t, *, key=None):
         def field(t, state, force):
             position, speed = state
