@@ -1,5 +1,6 @@
 """The compiled part of a training run: its state, its settings, its first state and its epochs."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -210,7 +211,7 @@ def _learn(config: RunConfig, state: TrainState, episodes: Trajectory, iteration
     """Store the episodes of one iteration, then fit the models and improve the policy."""
     fit_key, policy_key = jax.random.split(key)
     error = _model_error(state.model, episodes)
-    state = eqx.tree_at(lambda x: x.replay, state, state.replay.add(episodes))
+    state = dataclasses.replace(state, replay=state.replay.add(episodes))
     due = lambda steps_per_update: config.updates_between(iteration, iteration + 1, steps_per_update)
     state, loss = _fit_models(config, state, due(config.model_updates.steps_per_update), fit_key)
     steps = config.steps_after(iteration)
@@ -222,9 +223,7 @@ def _fit_models(config: RunConfig, state: TrainState, updates, key: PRNGKeyArray
     models, optimiser_state, loss = update_models(
         config.model_updates, _learned(state.model, state.reward), state.optimiser_state, state.replay, updates, key
     )
-    for name, value in {**models, "optimiser_state": optimiser_state}.items():
-        state = eqx.tree_at(lambda x, name=name: getattr(x, name), state, value)
-    return state, loss
+    return dataclasses.replace(state, **models, optimiser_state=optimiser_state), loss
 
 
 def _improve_policy(config: RunConfig, state: TrainState, updates, steps, key) -> tuple[TrainState, UpdateInfo]:
@@ -247,7 +246,7 @@ def _improve_policy(config: RunConfig, state: TrainState, updates, steps, key) -
 
     total = EpochSums.zeros(state.replay.episodes.states.dtype).policy_update
     ascent_state, policy, total = fori_loop(0, updates, update, (state.ascent_state, state.policy, total))
-    return eqx.tree_at(lambda x: (x.ascent_state, x.policy), state, (ascent_state, policy)), total
+    return dataclasses.replace(state, ascent_state=ascent_state, policy=policy), total
 
 
 def _metrics(config: RunConfig, state: TrainState, sums: EpochSums, start, stop, true_return) -> Metrics:
@@ -263,7 +262,7 @@ def _metrics(config: RunConfig, state: TrainState, sums: EpochSums, start, stop,
         collected_return=sums.collected_return / (stop - start),
         model_loss=sums.model_loss / jnp.maximum(fits, 1) if fitted else None,
         model_error=sums.model_error / (stop - start) if fitted else None,
-        policy_update=eqx.tree_at(lambda x: x.skipped, mean_info, info.skipped),
+        policy_update=dataclasses.replace(mean_info, skipped=info.skipped),
     )
 
 
