@@ -1,7 +1,5 @@
 """Run a rejax learner with evaluations, and return its policy as one of awmkit's."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -66,18 +64,10 @@ def to_gaussian_policy(actor: dict, env: FunctionalEnv) -> GaussianPolicy:
     weights = lambda p: [p.log_std, *(layer.weight for layer in p.network.layers), *(layer.bias for layer in p.network.layers)]
     new = [constant, *(layer["kernel"].T for layer in dense), *(layer["bias"] for layer in dense)]
     policy = eqx.tree_at(weights, policy, [jnp.asarray(x, float) for x in new])
+    # A `Partial` has its function outside of the leaves, so that `jax.vmap` can return a policy that contains it.
     rest = lambda p: (p.input_norm, p.network.activation, p.network.final_activation)
-    return eqx.tree_at(rest, policy, (env.input_norm, _Elementwise(jax.nn.swish), _Elementwise(identity)))
+    return eqx.tree_at(rest, policy, (env.input_norm, jtu.Partial(jax.nn.swish), jtu.Partial(identity)))
 
 
 def identity(x):
     return x
-
-
-class _Elementwise(eqx.Module):
-    """A function as a static field, so that a policy that contains it can be returned from `jax.vmap`."""
-
-    fn: Callable = eqx.field(static=True)
-
-    def __call__(self, x):
-        return self.fn(x)
