@@ -113,6 +113,6 @@ BODIES = {
     "InvertedDoublePendulum-v5": Body("inverted_double_pendulum.xml", 5, lambda dt: balanced, lambda q: NormalSpeeds(q, 0.1)),
     "Reacher-v5": Body("reacher.xml", 2, lambda dt: reached, lambda q: NearTarget()),
     "Swimmer-v5": Body("swimmer.xml", 4, lambda dt: Forward(dt, 1e-4), lambda q: Uniform(q, 5, 0.1)),
-    "Hopper-v5": Body("hopper.xml", 4, lambda dt: Hopping(dt), lambda q: Uniform(q, 6, 0.005)),
+    "Hopper-v5": Body("hopper.xml", 4, Hopping, lambda q: Uniform(q, 6, 0.005)),
     "HalfCheetah-v5": Body("half_cheetah.xml", 5, lambda dt: Forward(dt, 0.1), lambda q: NormalSpeeds(q, 0.1)),
 }
