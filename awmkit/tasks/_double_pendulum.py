@@ -2,6 +2,7 @@
 
 import abc
 import math
+from dataclasses import KW_ONLY
 from typing import ClassVar
 
 import diffrax
@@ -86,37 +87,20 @@ class DoublePendulum(AbstractDynamics):
     - `gravity`: in m/s^2.
     """
 
-    coordinates: AbstractCoordinates
-    torque: Parameter
-    dt: Parameter
-    masses: tuple[Parameter, Parameter]
-    lengths: tuple[Parameter, Parameter]
-    gravity: Parameter
-    solver: diffrax.AbstractSolver
-    substeps: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    action_size: int = eqx.field(static=True)
+    coordinates: AbstractCoordinates = Angles()
+    _: KW_ONLY
+    torque: Parameter = 5.0
+    dt: Parameter = 0.05
+    masses: tuple[Parameter, Parameter] = (1.0, 1.0)
+    lengths: tuple[Parameter, Parameter] = (1.0, 1.0)
+    gravity: Parameter = 9.8
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
+    substeps: int = eqx.field(static=True, default=2)
+    action_size: int = eqx.field(static=True, default=2, init=False)
 
-    def __init__(
-        self,
-        coordinates: AbstractCoordinates = Angles(),
-        *,
-        torque: Parameter = 5.0,
-        dt: Parameter = 0.05,
-        substeps: int = 2,
-        solver: diffrax.AbstractSolver = diffrax.Tsit5(),
-        masses: tuple[Parameter, Parameter] = (1.0, 1.0),
-        lengths: tuple[Parameter, Parameter] = (1.0, 1.0),
-        gravity: Parameter = 9.8,
-    ):
-        self.coordinates = coordinates
-        self.torque = torque
-        self.dt = dt
-        self.substeps = substeps
-        self.solver = solver
-        self.masses, self.lengths, self.gravity = masses, lengths, gravity
-        self.state_size = coordinates.size
-        self.action_size = 2
+    @property
+    def state_size(self) -> int:
+        return self.coordinates.size
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
@@ -162,6 +146,10 @@ class AbstractPendulumTask(AbstractTask):
     pendulum: eqx.AbstractVar[DoublePendulum]
 
     @property
+    def state_size(self) -> int:
+        return self.pendulum.state_size
+
+    @property
     def dt(self) -> Parameter:
         """Seconds per step."""
         return self.pendulum.dt
@@ -196,7 +184,6 @@ class PassiveDoublePendulum(AbstractPendulumTask):
     goal: Float[Array, " S"]
     start: Float[Array, " S"]
     horizon: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
 
     def __init__(
@@ -212,7 +199,6 @@ class PassiveDoublePendulum(AbstractPendulumTask):
             )
         self.pendulum = pendulum
         self.horizon = horizon
-        self.state_size = pendulum.state_size
         self.action_size = 1
         at_rest = lambda th1: pendulum.coordinates.encode(jnp.array([th1, 0.0, release[1], 0.0]))
         self.start = at_rest(0.0)
@@ -256,18 +242,11 @@ class DrivenDoublePendulum(AbstractPendulumTask):
       40 rad/s within 100 steps, where 8 substeps keep the energy to a relative error of 1e-3 and 2 substeps diverge.
     """
 
-    pendulum: DoublePendulum
-    spread: float
-    horizon: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    action_size: int = eqx.field(static=True)
-
-    def __init__(self, horizon: int = 100, *, spread: float = 0.1, pendulum: DoublePendulum = DoublePendulum(substeps=8)):
-        self.pendulum = pendulum
-        self.spread = spread
-        self.horizon = horizon
-        self.state_size = pendulum.state_size
-        self.action_size = 2
+    horizon: int = eqx.field(static=True, default=100)
+    _: KW_ONLY
+    pendulum: DoublePendulum = DoublePendulum(substeps=8)
+    spread: float = 0.1
+    action_size: int = eqx.field(static=True, default=2, init=False)
 
     def step(self, carry, state, action, t, *, key=None):
         return self.pendulum.step(carry, state, action, t, key=key)
