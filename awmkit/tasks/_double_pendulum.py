@@ -96,11 +96,11 @@ class DoublePendulum(AbstractDynamics):
     gravity: Parameter = 9.8
     solver: diffrax.AbstractSolver = diffrax.Tsit5()
     substeps: int = eqx.field(static=True, default=2)
+    state_size: int = eqx.field(static=True, init=False)
     action_size: int = eqx.field(static=True, default=2, init=False)
 
-    @property
-    def state_size(self) -> int:
-        return self.coordinates.size
+    def __post_init__(self):
+        self.state_size = self.coordinates.size
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
@@ -146,10 +146,6 @@ class AbstractPendulumTask(AbstractTask):
     pendulum: eqx.AbstractVar[DoublePendulum]
 
     @property
-    def state_size(self) -> int:
-        return self.pendulum.state_size
-
-    @property
     def dt(self) -> Parameter:
         """Seconds per step."""
         return self.pendulum.dt
@@ -184,6 +180,7 @@ class PassiveDoublePendulum(AbstractPendulumTask):
     goal: Float[Array, " S"]
     start: Float[Array, " S"]
     horizon: int = eqx.field(static=True)
+    state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
 
     def __init__(
@@ -199,6 +196,7 @@ class PassiveDoublePendulum(AbstractPendulumTask):
             )
         self.pendulum = pendulum
         self.horizon = horizon
+        self.state_size = pendulum.state_size
         self.action_size = 1
         at_rest = lambda th1: pendulum.coordinates.encode(jnp.array([th1, 0.0, release[1], 0.0]))
         self.start = at_rest(0.0)
@@ -246,7 +244,11 @@ class DrivenDoublePendulum(AbstractPendulumTask):
     _: KW_ONLY
     pendulum: DoublePendulum = DoublePendulum(substeps=8)
     spread: float = 0.1
+    state_size: int = eqx.field(static=True, init=False)
     action_size: int = eqx.field(static=True, default=2, init=False)
+
+    def __post_init__(self):
+        self.state_size = self.pendulum.state_size
 
     def step(self, carry, state, action, t, *, key=None):
         return self.pendulum.step(carry, state, action, t, key=key)
