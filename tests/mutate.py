@@ -296,7 +296,11 @@ def judge(mutant: Mutant | None, tests: list[str], folder: Path) -> Run:
         if mutant is not None:
             (home / "awmkit" / mutant.file).write_text(mutant.broken(home / "awmkit"))
         # PYTHONPATH puts the copy before the installed package; all copies share one compilation cache.
-        env = {**os.environ, "PYTHONPATH": name, "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([name, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        }
         options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-profile=unshrunk"]
         command = [sys.executable, "-m", "pytest", *options, *tests]
         done = subprocess.run(command, cwd=home / "tests", env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

@@ -67,10 +67,12 @@ def check_identities(dynamics, found):
 
 SLOW = (
     "bears, with noise",
+    "double pendulum, driven",
     "double pendulum, passive",
     "Lorenz",
     "Markov, states",
     "HWM transformer",
+    "AWM transformer, learned time",
     "AWM transformer, rotary time",
     "AWM linear state space",
     "AWM from the pendulum",

@@ -70,7 +70,8 @@ def compare(dynamics, policy, seed, gains):
 
 
 # Every dynamics with the Gaussian policy, which uses every edge, and the other policies with one model of each class.
-CASES = [(name, "Gaussian, with time") for name in DYNAMICS]
+SLOW = ("AWM transformer, rotary time", "AWM linear state space", "AWM from the pendulum")
+CASES = [pytest.param(name, "Gaussian, with time", marks=[pytest.mark.slow] * (name in SLOW)) for name in DYNAMICS]
 CASES += [(name, policy) for name in ("Markov", "HWM GRU", "AWM GRU") for policy in POLICIES if policy != "Gaussian, with time"]
 
 

@@ -171,7 +171,10 @@ class Drawn(AbstractDynamics):
         return self.dynamics.step(carry, state, action, t, key=self.keys[t])
 
 
-@pytest.mark.parametrize("name", rows(slow=("double pendulum, passive", "AWM linear state space", "AWM from the pendulum")))
+SLOW = ("double pendulum, passive", "AWM transformer, rotary time", "AWM linear state space", "AWM from the pendulum")
+
+
+@pytest.mark.parametrize("name", rows(slow=SLOW))
 def test_an_unroll_in_two_parts_has_the_value_and_gradient_of_one_unroll(name):
     dynamics, paths = DYNAMICS[name](), Paths(0.7, 0.9, 1.1)
     state, keys = start(dynamics), jax.random.split(jax.random.key(4), HORIZON)

@@ -28,6 +28,7 @@ def _start(devices: int, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_two_processes_give_the_same_result_as_one_device():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -25,7 +25,7 @@ def _largest_difference(x, y) -> float:
 def test_sequential_and_parallel_agree_in_values_and_gradients(cut):
     policy = GaussianPolicy(3, 2, width=8, horizon=23, key=jax.random.key(1))
     picard = Parallel(sampling=Picard(), block=10)
-    methods = [Sequential(), Sequential("nested"), Parallel(), Parallel(block=7), Parallel(sampling=Picard()), picard]
+    methods = [Sequential(), Parallel(block=7), Parallel(sampling=Picard()), picard]
 
     @eqx.filter_jit
     def run(seed, gains):
@@ -59,7 +59,7 @@ def test_sequential_and_parallel_agree_in_forward_mode_and_second_derivatives(pa
         assert jnp.allclose(one, other, rtol=1e-9) and abs(one) > 1e-3
 
 
-@given(horizon=st.integers(1, 30))
+@given(horizon=st.sampled_from([1, 2, 9, 30]))
 def test_checkpointing_does_not_change_the_gradient(horizon):
     system, policy = spiral(1.05, 0.3), MLPPolicy(2, 1, width=4, key=jax.random.key(0))
     grads = [

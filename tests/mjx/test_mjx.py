@@ -109,6 +109,7 @@ def test_gradients_in_states_actions_and_masses_equal_finite_differences_at_rest
     assert jnp.allclose(by_reverse, by_difference, rtol=1e-8) and (jnp.abs(by_reverse) > 0.1).all()
 
 
+@pytest.mark.slow
 def test_unroll_grad_is_the_same_batched_compiled_and_checkpointed():
     checkpointed = lambda s, a: unroll_grad(SINGLE, a, s, H, reward=SINGLE.reward, method=Sequential("step"))
     values, grads = jax.jit(jax.vmap(checkpointed))(SINGLE_STARTS, SINGLE_PLANS)
