@@ -1,6 +1,6 @@
 """Do policy gradients through a learned model survive chaos? The paper's double pendulum, simulated and learned.
 
-    python examples/double_pendulum.py            about 2 minutes on two cores
+    python examples/double_pendulum.py            about 2.5 minutes on two cores
     python examples/double_pendulum.py --quick    about 30 seconds: 60 steps instead of 200
 
 The only action is the angle at which the upper rod is released. The only reward, at the last step, is minus the mean squared

@@ -98,7 +98,13 @@ def test_the_readme_shows_the_two_commands_and_its_examples_run(tmp_path, monkey
     readme = (ROOT / "README.md").read_text()
     code = re.findall(r"```python\n(.*?)```", readme, re.S)
     assert readme[: readme.index("```python")].count("\n") < 30 and "from awmkit import" in code[0]
-    shorter = {"512": "8", "updates=400": "updates=3", "steps=5_000": "steps=1_550"}
+    shorter = {
+        "512": "8",
+        "updates=400": "updates=3",
+        "horizon=100": "horizon=10",
+        "1_500, held": "20, held",
+        "steps=5_000": "steps=40",
+    }
     text = "\n".join(code)
     for long, short in shorter.items():
         assert long in text

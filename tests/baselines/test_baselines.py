@@ -123,7 +123,7 @@ def runs(learn):
     return jax.vmap(lambda key: learn(Aim(), key=key, **options))(KEYS), learn(Aim(), key=KEYS[1], **options)
 
 
-@pytest.mark.parametrize("learn", [sac, pytest.param(ppo, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("learn", [sac, ppo])
 def test_two_seeds_as_one_program_equal_two_runs(learn):
     both, second = runs(learn)
     # Rounding errors grow as learning goes on.

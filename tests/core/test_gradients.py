@@ -91,7 +91,7 @@ def test_the_gradient_equals_finite_differences_for_any_gains(name, policy_name)
     check()
 
 
-@pytest.mark.parametrize("name", ["spiral, expanding", "HWM GRU", "AWM transformer, rotary time"])
+@pytest.mark.parametrize("name", ["spiral, expanding", "HWM GRU", "AWM transformer, learned time"])
 def test_a_gain_known_at_compile_time_equals_a_traced_one(name):
     dynamics = DYNAMICS[name]()
     policy = POLICIES["MLP"](dynamics.state_size, dynamics.action_size)
