@@ -17,7 +17,7 @@ def test_a_script_states_its_question_command_cost_and_expected_result(script):
     assert head is not None
     assert "?" in head.splitlines()[0]
     command = re.escape(f"    python examples/{script.name}")
-    assert re.search(rf"^{command} +about \d+ (seconds|minutes?)", head, re.M)
+    assert re.search(rf"^{command} +about [\d.]+ (seconds|minutes?)", head, re.M)
     assert re.search(rf"^{command} --quick +", head, re.M)
     assert re.search(r"^Expect", head, re.M)
 
