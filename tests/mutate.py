@@ -214,9 +214,16 @@ MUTANTS = (
     Mutant(
         "the clipped norm is reported as the norm before clipping",
         "learning/ascents/_policy_step.py",
-        "norm, norm * scale)",
+        "norm, jnp.minimum(norm, jnp.asarray(ascent.clip, norm.dtype)))",
         "norm, norm)",
         "learning/test_ascents.py::test_the_gradient_is_clipped_by_its_norm_and_both_norms_are_reported",
+    ),
+    Mutant(
+        "a gradient whose square overflows is cut to 0",
+        "_norms.py",
+        "(x.astype(dtype) / scale * ratio)",
+        "(x.astype(dtype) * (limit / (size * scale)))",
+        "learning/test_ascents.py::test_a_finite_gradient_of_any_size_moves_the_policy_by_the_clipped_norm",
     ),
     Mutant(
         "the critic adds a value after the last step",

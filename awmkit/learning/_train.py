@@ -156,8 +156,8 @@ def train(
     **Returns:** an `awmkit.TrainResult`.
 
     **Raises:** `ValueError` if arguments do not fit together, or the checkpoint belongs to another run. `RuntimeError` if a
-    return of the task or the model's loss is not finite. An update whose policy gradient is not finite is skipped and counted
-    in `Metrics.policy_update.skipped`; a warning says so if all updates of an epoch are skipped.
+    return of the task or the model's loss is not finite. An update whose policy gradient or step is not finite is skipped and
+    counted in `Metrics.policy_update.skipped`; a warning says so if all updates of an epoch are skipped.
     """
     began = time.monotonic()
     check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress)
@@ -242,7 +242,7 @@ def _warn_of_skipped_updates(epoch: Metrics, updates) -> None:
     if updates and all_skipped.any():
         warnings.warn(
             f"All {updates} policy updates of the epoch up to step {np.max(epoch.steps)} were skipped in {all_skipped.sum()} of "
-            f"{all_skipped.size} runs, because their gradients were not finite; damp the gradient with "
+            f"{all_skipped.size} runs, because the gradients or the steps along them were not finite; damp the gradient with "
             "ascent=FullHorizon(paths=Paths(state_to_policy=0.0, state_to_model=0.95)), or shorten the episodes.",
             stacklevel=3,
         )

@@ -34,6 +34,7 @@ from awmkit import (
     unroll,
 )
 from awmkit._reward import with_next_state
+from awmkit.learning.ascents import AscentState, policy_step
 from awmkit.tasks import LinearQuadratic
 
 KEY = jax.random.key(0)
@@ -187,6 +188,33 @@ def test_the_gradient_is_clipped_by_its_norm_and_both_norms_are_reported():
         assert info.gradient_norm > 0.1 and info.skipped == 0
         np.testing.assert_allclose(info.clipped_norm, min(clip, info.gradient_norm), rtol=1e-10)
         np.testing.assert_allclose(np.linalg.norm(step), info.clipped_norm, rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e21, 1e38])
+def test_a_finite_gradient_of_any_size_moves_the_policy_by_the_clipped_norm(size):
+    policy = jtu.tree_map(lambda x: x.astype(jnp.float32), {"weight": jnp.zeros(3), "bias": jnp.zeros(1)})
+    gradient = {"weight": jnp.array([2, 0, -1], jnp.float32) * size, "bias": jnp.array([2], jnp.float32) * size}
+    for clip in (0.5, 1e-9):
+        ascent = FullHorizon(optimiser=optax.sgd(1.0), clip=clip, entropy=0.0, return_scale=1.0)
+        state = AscentState(ascent.optimiser.init(policy), jnp.float32(0), jnp.float32(1))
+        _, after, info = policy_step(ascent, state, policy, gradient, predicted_return=jnp.float32(0), steps=0)
+        moved, expected = min(3 * size, clip), np.array([2, 0, -1, 2]) / 3
+        np.testing.assert_allclose(np.append(after["weight"], after["bias"]) / moved, expected, rtol=1e-6)
+        np.testing.assert_allclose([info.gradient_norm, info.clipped_norm], [3 * size, moved], rtol=1e-6)
+        assert info.skipped == 0
+
+
+def test_an_update_is_skipped_if_the_gradient_or_the_step_along_it_is_not_finite():
+    policy = jnp.zeros(3, jnp.float32)
+    adam, steep, nan, inf = optax.adam(1.0), optax.sgd(1e30), math.nan, math.inf
+    # Adam squares the gradient; an infinite second moment would freeze the first weight for ever.
+    cases = ((adam, 1, 0), (adam, nan, 1), (adam, inf, 1), (adam, 1e21, 1), (steep, 1, 0), (steep, 1e10, 1))
+    for optimiser, slope, skipped in cases:
+        ascent = FullHorizon(optimiser=optimiser, clip=inf, entropy=0.0, return_scale=1.0)
+        state = AscentState(optimiser.init(policy), jnp.float32(0), jnp.float32(1))
+        gradient = jnp.array([slope, 0, 2], jnp.float32)
+        state_after, after, info = policy_step(ascent, state, policy, gradient, predicted_return=jnp.float32(0), steps=0)
+        assert info.skipped == skipped and eqx.tree_equal((state_after, after), (state, policy)) == bool(skipped)
 
 
 def test_the_entropy_per_entry_of_an_action_reaches_its_target_whatever_the_discount():

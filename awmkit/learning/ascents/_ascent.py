@@ -24,7 +24,8 @@ class UpdateInfo(eqx.Module):
     - `gradient_norm`: global norm of the policy gradient before clipping. The gradient is that of the return divided by
       `return_scale`.
     - `clipped_norm`: the same after clipping.
-    - `skipped`: 1 if the gradient was not finite and the update was skipped, else 0. All other fields are 0 then.
+    - `skipped`: 1 if the gradient or the step along it was not finite and the update was skipped, else 0. All other fields are
+      0 then.
     """
 
     predicted_return: Scalar

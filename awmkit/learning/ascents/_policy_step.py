@@ -11,6 +11,7 @@ import optax
 from jaxtyping import PyTree, Scalar, ScalarLike
 
 from ..._normaliser import Normaliser, trainable
+from ..._norms import all_finite, clip_tree
 from ..._trajectory import Trajectory
 from ._ascent import AbstractAscent, UpdateInfo
 from ._target_entropy import Entropy, schedule_value, TargetEntropy
@@ -81,7 +82,8 @@ def policy_step(
 ) -> tuple[AscentState, PyTree, UpdateInfo]:
     """Improve the policy by one step along `gradient`, clipped to the global norm `ascent.clip`.
 
-    If the gradient is not finite, the policy and the state stay exactly as they are, and `UpdateInfo.skipped` is 1.
+    If an entry of the gradient, or of the new policy or state, is not finite, the policy and the state stay exactly as they
+    are, and `UpdateInfo.skipped` is 1.
 
     **Arguments**
 
@@ -95,19 +97,20 @@ def policy_step(
 
     **Returns:** the new state, the new policy and an `awmkit.UpdateInfo`.
     """
-    norm = optax.tree.norm(gradient)
+    clipped, norm = clip_tree(gradient, ascent.clip)
     entropy = jnp.zeros_like(norm) if entropy is None else entropy
-    finite = jnp.isfinite(norm)
-    scale = jnp.minimum(1.0, jnp.asarray(ascent.clip, norm.dtype) / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-    clipped = jtu.tree_map(lambda g: jnp.where(finite, g * scale, 0.0), gradient)
     optimiser_state, new_policy = optimiser_step(ascent.optimiser, state.optimiser, policy, clipped)
     log_weight = state.log_weight
     if isinstance(ascent.entropy, TargetEntropy):
         target = jnp.asarray(schedule_value(ascent.entropy.target, steps), entropy.dtype)
         log_weight = log_weight + ascent.entropy.rate * (target - entropy / action_size)
     new_state = AscentState(optimiser_state, log_weight, state.return_scale)
+    # A finite gradient may still break the step: its square overflows in Adam if `clip` is infinite.
+    breaks = lambda new, old: jnp.any(jnp.isfinite(old) & ~jnp.isfinite(new))
+    before, after = (eqx.filter(x, eqx.is_inexact_array) for x in ((state, policy), (new_state, new_policy)))
+    finite = all_finite(gradient) & ~jnp.any(jnp.stack(jtu.tree_leaves(jtu.tree_map(breaks, after, before))))
     keep_if_skipped = lambda new, old: jnp.where(finite, new, old) if eqx.is_array(new) else new
     new_state, new_policy = jtu.tree_map(keep_if_skipped, (new_state, new_policy), (state, policy))
     zero_if_skipped = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
-    info = map(zero_if_skipped, (predicted_return, entropy, norm, norm * scale))
+    info = map(zero_if_skipped, (predicted_return, entropy, norm, jnp.minimum(norm, jnp.asarray(ascent.clip, norm.dtype))))
     return new_state, new_policy, UpdateInfo(*info, skipped=jnp.asarray(~finite, norm.dtype))
