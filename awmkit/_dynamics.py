@@ -33,9 +33,12 @@ class AbstractDynamics(eqx.Module):
     - `init` and `step` can be traced by JAX, and differentiated if gradients are wanted.
     - With the same arguments and key, `step` returns the same state.
 
+    A parameter to differentiate must be an array, as `drag` below. `eqx.filter_grad` returns `None` for a Python number, and
+    `eqx.filter_jit` compiles again for each of its values. The parameters of awmkit's own tasks may be given as numbers.
+
     ```python
     class Boat(AbstractDynamics):
-        drag: float = 0.5
+        drag: Array = eqx.field(default=0.5, converter=jnp.asarray)
         state_size: int = eqx.field(static=True, default=2)
         action_size: int = eqx.field(static=True, default=1)
 

@@ -270,7 +270,7 @@ def _as_task(task, horizon: int | None) -> Discretised:
             "Discretised(problem, horizon) without a horizon."
         )
     if task != Discretised(task.problem, task.horizon):
-        options = f"solver={task.solver}, substeps={task.substeps}, distractors={task.distractors}, noise={task.noise}"
+        options = f"solver={task.solver}, substeps={task.substeps}, distractors={task.distractors}, noise={tuple(map(float, task.noise))}"
         raise ValueError(
             f"Reference returns are known for explicit Euler steps without distractors or noise, got {options}; "
             "use Discretised(problem, horizon)."

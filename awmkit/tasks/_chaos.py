@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .._dynamics import AbstractTask
-from ._ode import ode_step, Parameter
+from ._ode import in_dtype, ode_step, Parameter, parameter
 
 
 class Lorenz(AbstractTask):
@@ -34,10 +34,10 @@ class Lorenz(AbstractTask):
     """
 
     _: KW_ONLY
-    sigma: Parameter = 10.0
-    rho: Parameter = 28.0
-    beta: Parameter = 8 / 3
-    dt: Parameter = 0.01
+    sigma: Parameter = parameter(10.0)
+    rho: Parameter = parameter(28.0)
+    beta: Parameter = parameter(8 / 3)
+    dt: Parameter = parameter(0.01)
     solver: diffrax.AbstractSolver = diffrax.Tsit5()
     substeps: int = eqx.field(static=True, default=1)
     horizon: int = eqx.field(static=True, default=100)
@@ -47,9 +47,11 @@ class Lorenz(AbstractTask):
     def step(self, carry, state, action, t, *, key=None):
         del t, key
 
+        sigma, rho, beta = in_dtype((self.sigma, self.rho, self.beta), state.dtype)
+
         def field(t, state, force):
             x, y, z = state
-            return jnp.stack([self.sigma * (y - x) + force, x * (self.rho - z) - y, x * y - self.beta * z])
+            return jnp.stack([sigma * (y - x) + force, x * (rho - z) - y, x * y - beta * z])
 
         return carry, ode_step(field, state, action[0], solver=self.solver, dt=self.dt, substeps=self.substeps)
 
@@ -78,16 +80,16 @@ class Henon(AbstractTask):
     **Arguments:** `p`, `q`: parameters of the map. `horizon`: number of steps H.
     """
 
-    p: Parameter = 1.4
-    q: Parameter = 0.3
+    p: Parameter = parameter(1.4)
+    q: Parameter = parameter(0.3)
     horizon: int = eqx.field(static=True, default=100)
     state_size: int = eqx.field(static=True, default=2, init=False)
     action_size: int = eqx.field(static=True, default=1, init=False)
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
-        x, y = state
-        return carry, jnp.stack([1 - self.p * x**2 + y + 0.01 * action[0], self.q * x])
+        (x, y), (p, q) = state, in_dtype((self.p, self.q), state.dtype)
+        return carry, jnp.stack([1 - p * x**2 + y + 0.01 * action[0], q * x])
 
     def reward(self, state, action, t):
         del action, t

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar, ScalarLike
 from .._checks import check_counts, kind
 from .._dynamics import AbstractTask
 from .._trajectory import Trajectory
-from ._ode import ode_step
+from ._ode import in_dtype, is_off, ode_step, Parameter, strength
 
 Bounds = tuple[tuple[float, float], ...]
 
@@ -21,7 +21,7 @@ class AbstractControlProblem(eqx.Module):
     """An optimal control problem: minimise the integral of g(x, u, t) over [0, T] plus phi(x(T)), subject to x' = f(x, u, t).
 
     Subclass it to state your own problem, and make a task of it with `Discretised`. Parameters of the equations are fields with
-    defaults, so each can be changed, traced and differentiated.
+    defaults, so each can be changed, traced and differentiated. A parameter to differentiate must be an array, as `drag` below.
 
     **Fields** a subclass defines
 
@@ -38,7 +38,7 @@ class AbstractControlProblem(eqx.Module):
 
     ```python
     class Rocket(AbstractControlProblem):
-        drag: float = 0.1
+        drag: Array = eqx.field(default=0.1, converter=jnp.asarray)
         x0: tuple[float, ...] = (0.0, 0.0)
         T: float = 10.0
         x_bounds: tuple[tuple[float, float], ...] = ((0.0, math.inf), (-math.inf, math.inf))
@@ -58,7 +58,7 @@ class AbstractControlProblem(eqx.Module):
     """
 
     x0: eqx.AbstractVar[tuple[float, ...]]
-    T: eqx.AbstractVar[float]
+    T: eqx.AbstractVar[Parameter]
     x_bounds: eqx.AbstractVar[Bounds]
     u_bounds: eqx.AbstractVar[Bounds]
 
@@ -134,7 +134,7 @@ class Discretised(AbstractTask):
 
     problem: AbstractControlProblem
     solver: diffrax.AbstractSolver
-    noise: tuple[float, ...]
+    noise: tuple[Parameter, ...]
     substeps: int = eqx.field(static=True)
     distractors: int = eqx.field(static=True)
     horizon: int = eqx.field(static=True)
@@ -149,7 +149,7 @@ class Discretised(AbstractTask):
         solver: diffrax.AbstractSolver = diffrax.Euler(),
         substeps: int = 1,
         distractors: int = 0,
-        noise: float | tuple[float, ...] = 0.0,
+        noise: Parameter | tuple[Parameter, ...] = 0.0,
     ):
         if not isinstance(problem, AbstractControlProblem):
             example = problem.__name__ if isinstance(problem, type) else "CancerTreatment"
@@ -159,7 +159,7 @@ class Discretised(AbstractTask):
         size = len(problem.x0)
         self.problem = problem
         self.solver = solver
-        self.noise = noise if isinstance(noise, tuple) else (noise,) * size
+        self.noise = tuple(map(strength, noise if isinstance(noise, tuple) else (noise,) * size))
         self.substeps = substeps
         self.distractors = distractors
         self.horizon = horizon
@@ -174,7 +174,7 @@ class Discretised(AbstractTask):
             )
 
     @property
-    def dt(self) -> float:
+    def dt(self) -> Parameter:
         """Duration of a step, T / N, in the problem's unit of time."""
         return self.problem.T / self.horizon
 
@@ -186,15 +186,18 @@ class Discretised(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         x = self._unclipped(state, action, t)
-        if not self.distractors and not any(self.noise):
+        if not self.distractors and all(map(is_off, self.noise)):
             return carry, self._clip(x)
         if key is None:
             raise ValueError(
-                f"Discretised with distractors={self.distractors} and noise={self.noise} needs a key; pass "
-                "key=jax.random.key(seed) to the unroll."
+                f"Discretised with distractors={self.distractors} or noise needs a key; pass key=jax.random.key(seed) to the unroll."
             )
         noise_key, distractor_key = jax.random.split(key)
-        noise = jnp.asarray(self.noise, x.dtype) * math.sqrt(self.dt) * jax.random.normal(noise_key, x.shape, x.dtype)
+        noise = (
+            jnp.asarray(self.noise, x.dtype)
+            * jnp.sqrt(jnp.asarray(self.dt, x.dtype))
+            * jax.random.normal(noise_key, x.shape, x.dtype)
+        )
         distractors = jax.random.normal(distractor_key, (self.distractors,), x.dtype)
         return carry, jnp.concatenate([self._clip(x + noise), distractors])
 
@@ -205,8 +208,9 @@ class Discretised(AbstractTask):
 
     def reward(self, state, action, t):
         x, u, t = state[: len(self.problem.x0)], self.control(action), jnp.asarray(t)
-        running = -self.problem.cost(x, u, t.astype(state.dtype) * self.dt) * self.dt
-        return running + jnp.where(t == self.horizon - 1, -self.problem.final_cost(x), 0)
+        problem, dt = in_dtype((self.problem, self.dt), state.dtype)
+        running = -problem.cost(x, u, t.astype(state.dtype) * dt) * dt
+        return running + jnp.where(t == self.horizon - 1, -problem.final_cost(x), 0)
 
     def reset(self, key):
         return jnp.concatenate([jnp.asarray(self.problem.x0, float), jax.random.normal(key, (self.distractors,))])
@@ -225,9 +229,10 @@ class Discretised(AbstractTask):
         return ControlReport(trajectory.returns(), clipped.any(axis=1).sum(), clipped.sum(axis=0), self.horizon)
 
     def _unclipped(self, state, action, t):
-        x, u, start = state[: len(self.problem.x0)], self.control(action), jnp.asarray(t).astype(state.dtype) * self.dt
-        field = lambda elapsed, x, u: self.problem.field(x, u, start + elapsed)
-        return ode_step(field, x, u, solver=self.solver, dt=self.dt, substeps=self.substeps)
+        problem, dt = in_dtype((self.problem, self.dt), state.dtype)
+        x, u, start = state[: len(problem.x0)], self.control(action), jnp.asarray(t).astype(state.dtype) * dt
+        field = lambda elapsed, x, u: problem.field(x, u, start + elapsed)
+        return ode_step(field, x, u, solver=self.solver, dt=dt, substeps=self.substeps)
 
     def _clip(self, x):
         low, high = jnp.asarray(self.problem.x_bounds, x.dtype).T

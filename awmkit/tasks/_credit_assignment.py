@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .._dynamics import AbstractTask
+from ._ode import as_parameter, in_dtype, is_off, Parameter, strength
 
 
 class CreditAssignment(AbstractTask):
@@ -36,9 +37,9 @@ class CreditAssignment(AbstractTask):
     **Raises:** `ValueError` if `horizon` is below 2, or if `distraction`, `scale` or `reward_noise` is negative.
     """
 
-    distraction: float
-    scale: float
-    reward_noise: float
+    distraction: Parameter
+    scale: Parameter
+    reward_noise: Parameter
     phase: bool = eqx.field(static=True)
     hidden: bool = eqx.field(static=True)
     horizon: int = eqx.field(static=True)
@@ -49,9 +50,9 @@ class CreditAssignment(AbstractTask):
         self,
         horizon: int = 20,
         *,
-        distraction: float = 1.0,
-        scale: float = 1.0,
-        reward_noise: float = 0.0,
+        distraction: Parameter = 1.0,
+        scale: Parameter = 1.0,
+        reward_noise: Parameter = 0.0,
         phase: bool = False,
         hidden: bool = False,
     ):
@@ -62,11 +63,11 @@ class CreditAssignment(AbstractTask):
         if min(distraction, scale, reward_noise) < 0:
             given = f"distraction={distraction}, scale={scale}, reward_noise={reward_noise}"
             raise ValueError(f"distraction, scale and reward_noise must be at least 0, got {given}.")
-        self.distraction, self.scale, self.reward_noise = distraction, scale, reward_noise
+        self.distraction, self.scale, self.reward_noise = as_parameter(distraction), as_parameter(scale), strength(reward_noise)
         self.phase = phase
         self.hidden = hidden
         self.horizon = horizon
-        self.state_size = 2 + (reward_noise > 0) + phase
+        self.state_size = 2 + (not is_off(reward_noise)) + phase
         self.action_size = 1
 
     @property
@@ -90,14 +91,16 @@ class CreditAssignment(AbstractTask):
 
     def reward(self, state, action, t):
         t, first, y = jnp.asarray(t), state[0], state[1]
-        distraction = -self.distraction * (y - action[0]) ** 2 / self.horizon
+        weight, reward_noise = in_dtype((self.distraction, self.reward_noise), state.dtype)
+        distraction = -weight * (y - action[0]) ** 2 / self.horizon
         payoff = jnp.maximum(-20 * (first - 0.5) ** 2 + 10, -10)
         paid = jnp.where(t == self.horizon - 1, payoff, jnp.where(t == 0, 0, distraction))
-        return paid + self.reward_noise * state[2] if self.reward_noise > 0 else paid
+        return paid if is_off(reward_noise) else paid + reward_noise * state[2]
 
     def reset(self, key):
         return self._state(jnp.zeros(()), 1.0, key)
 
     def _state(self, first, phase, key):
-        draws = jax.random.normal(key, (1 + (self.reward_noise > 0),), first.dtype).at[0].multiply(self.scale)
+        draws = jax.random.normal(key, (1 + (not is_off(self.reward_noise)),), first.dtype)
+        draws = draws.at[0].multiply(in_dtype(self.scale, first.dtype))
         return jnp.concatenate([first[None], draws, jnp.full(int(self.phase), phase, first.dtype)])

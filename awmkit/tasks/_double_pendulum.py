@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._dynamics import AbstractDynamics, AbstractTask
-from ._ode import ode_step, Parameter
+from ._ode import as_parameter, in_dtype, ode_step, Parameter, parameter
 
 
 class AbstractCoordinates(eqx.Module):
@@ -66,6 +66,10 @@ class Circles(AbstractCoordinates):
         return -state[1:4:2]
 
 
+def _pair(parameters):
+    return tuple(map(as_parameter, parameters))
+
+
 class DoublePendulum(AbstractDynamics):
     """Two point masses on massless, frictionless rods, with a motor at each joint. Angles are from the downward vertical.
 
@@ -89,11 +93,11 @@ class DoublePendulum(AbstractDynamics):
 
     coordinates: AbstractCoordinates = Angles()
     _: KW_ONLY
-    torque: Parameter = 5.0
-    dt: Parameter = 0.05
-    masses: tuple[Parameter, Parameter] = (1.0, 1.0)
-    lengths: tuple[Parameter, Parameter] = (1.0, 1.0)
-    gravity: Parameter = 9.8
+    torque: Parameter = parameter(5.0)
+    dt: Parameter = parameter(0.05)
+    masses: tuple[Parameter, Parameter] = eqx.field(default=(1.0, 1.0), converter=_pair)
+    lengths: tuple[Parameter, Parameter] = eqx.field(default=(1.0, 1.0), converter=_pair)
+    gravity: Parameter = parameter(9.8)
     solver: diffrax.AbstractSolver = diffrax.Tsit5()
     substeps: int = eqx.field(static=True, default=2)
     state_size: int = eqx.field(static=True, init=False)
@@ -104,7 +108,7 @@ class DoublePendulum(AbstractDynamics):
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
-        angles = self.flow(self.coordinates.decode(state), self.torque * action)
+        angles = self.flow(self.coordinates.decode(state), in_dtype(self.torque, action.dtype) * action)
         return carry, self.coordinates.encode(angles)
 
     def flow(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
@@ -116,7 +120,7 @@ class DoublePendulum(AbstractDynamics):
     def field(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
         """Return the time derivatives (w1, w1', w2, w2') under torques in N m."""
         (th1, w1, th2, w2), (tau1, tau2) = angles, torques
-        (m1, m2), (l1, l2), g = self.masses, self.lengths, self.gravity
+        (m1, m2), (l1, l2), g = in_dtype((self.masses, self.lengths, self.gravity), th1.dtype)
         sin, cos = jnp.sin(th1 - th2), jnp.cos(th1 - th2)
         f1 = -m2 * l1 * l2 * w2**2 * sin - (m1 + m2) * g * l1 * jnp.sin(th1) + tau1 - tau2
         f2 = m2 * l1 * l2 * w1**2 * sin - m2 * g * l2 * jnp.sin(th2) + tau2
@@ -134,7 +138,7 @@ class DoublePendulum(AbstractDynamics):
     def energy(self, state: Float[Array, " S"]) -> Scalar:
         """Return kinetic plus potential energy in J, which is constant without torque. Potential energy is 0 at the pivot."""
         th1, w1, th2, w2 = self.coordinates.decode(state)
-        (m1, m2), (l1, l2), g = self.masses, self.lengths, self.gravity
+        (m1, m2), (l1, l2), g = in_dtype((self.masses, self.lengths, self.gravity), th1.dtype)
         kinetic = 0.5 * (m1 + m2) * (l1 * w1) ** 2 + 0.5 * m2 * (l2 * w2) ** 2
         kinetic += m2 * l1 * l2 * w1 * w2 * jnp.cos(th1 - th2)
         return kinetic - (m1 + m2) * g * l1 * jnp.cos(th1) - m2 * g * l2 * jnp.cos(th2)
@@ -243,7 +247,7 @@ class DrivenDoublePendulum(AbstractPendulumTask):
     horizon: int = eqx.field(static=True, default=100)
     _: KW_ONLY
     pendulum: DoublePendulum = DoublePendulum(substeps=8)
-    spread: float = 0.1
+    spread: Parameter = parameter(0.1)
     state_size: int = eqx.field(static=True, init=False)
     action_size: int = eqx.field(static=True, default=2, init=False)
 
@@ -255,7 +259,7 @@ class DrivenDoublePendulum(AbstractPendulumTask):
 
     def reward(self, state, action, t):
         del t
-        lengths = jnp.asarray(self.pendulum.lengths)
+        lengths = jnp.asarray(self.pendulum.lengths, state.dtype)
         height = lengths @ self.pendulum.coordinates.heights(state) / jnp.sum(lengths)
         _, w1, _, w2 = self.pendulum.coordinates.decode(state)
         return (height - 0.001 * (w1**2 + w2**2) - 0.01 * jnp.sum(action**2)) / self.horizon

@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 
 from ._control import AbstractControlProblem, Bounds
-from ._ode import Parameter
+from ._ode import Parameter, parameter
 
 UNBOUNDED = (-math.inf, math.inf)
 
@@ -23,11 +23,11 @@ class CancerTreatment(AbstractControlProblem):
     - Control: u in [0, 2], the strength of the drug.
     """
 
-    r: Parameter = 0.3
-    a: Parameter = 3.0
-    delta: Parameter = 0.45
+    r: Parameter = parameter(0.3)
+    a: Parameter = parameter(3.0)
+    delta: Parameter = parameter(0.45)
     x0: tuple[float, ...] = (0.975,)
-    T: float = 20.0
+    T: Parameter = parameter(20.0)
     x_bounds: Bounds = ((1e-3, 1.0),)
     u_bounds: Bounds = ((0.0, 2.0),)
 
@@ -52,14 +52,14 @@ class BearPopulations(AbstractControlProblem):
     - Control: (u_p, u_f) in [0, 0.2], the rates of harvest in the park and in the forest.
     """
 
-    r: Parameter = 0.1
-    K: Parameter = 0.75
-    m_p: Parameter = 0.5
-    m_f: Parameter = 0.5
-    c_p: Parameter = 10_000.0
-    c_f: Parameter = 10.0
+    r: Parameter = parameter(0.1)
+    K: Parameter = parameter(0.75)
+    m_p: Parameter = parameter(0.5)
+    m_f: Parameter = parameter(0.5)
+    c_p: Parameter = parameter(10_000.0)
+    c_f: Parameter = parameter(10.0)
     x0: tuple[float, ...] = (0.4, 0.2, 0.0)
-    T: float = 25.0
+    T: Parameter = parameter(25.0)
     x_bounds: Bounds = ((0.0, 2.0),) * 3
     u_bounds: Bounds = ((0.0, 0.2),) * 2
 
@@ -86,11 +86,11 @@ class Bioreactor(AbstractControlProblem):
     - Control: u in [0, 1], the supply of nutrients.
     """
 
-    K: Parameter = 2.0
-    G: Parameter = 1.0
-    D: Parameter = 1.0
+    K: Parameter = parameter(2.0)
+    G: Parameter = parameter(1.0)
+    D: Parameter = parameter(1.0)
     x0: tuple[float, ...] = (0.5,)
-    T: float = 2.0
+    T: Parameter = parameter(2.0)
     x_bounds: Bounds = ((0.0, 1.0),)
     u_bounds: Bounds = ((0.0, 1.0),)
 
@@ -115,17 +115,17 @@ class HIVTreatment(AbstractControlProblem):
     - Control: u in [0, 1]. 0 is full chemotherapy, 1 is none.
     """
 
-    s: Parameter = 10.0
-    m_1: Parameter = 0.02
-    m_2: Parameter = 0.5
-    m_3: Parameter = 4.4
-    r: Parameter = 0.03
-    T_max: Parameter = 1500.0
-    k: Parameter = 2.4e-5
-    N: Parameter = 300.0
-    A: Parameter = 0.05
+    s: Parameter = parameter(10.0)
+    m_1: Parameter = parameter(0.02)
+    m_2: Parameter = parameter(0.5)
+    m_3: Parameter = parameter(4.4)
+    r: Parameter = parameter(0.03)
+    T_max: Parameter = parameter(1500.0)
+    k: Parameter = parameter(2.4e-5)
+    N: Parameter = parameter(300.0)
+    A: Parameter = parameter(0.05)
     x0: tuple[float, ...] = (800.0, 0.04, 1.5)
-    T: float = 20.0
+    T: Parameter = parameter(20.0)
     x_bounds: Bounds = ((0.0, 1600.0), (0.0, 100.0), (0.0, 100.0))
     u_bounds: Bounds = ((0.0, 1.0),)
 
@@ -154,11 +154,11 @@ class MouldFungicide(AbstractControlProblem):
     - Control: u in [0, 5], the amount of fungicide.
     """
 
-    r: Parameter = 0.3
-    M: Parameter = 10.0
-    A: Parameter = 10.0
+    r: Parameter = parameter(0.3)
+    M: Parameter = parameter(10.0)
+    A: Parameter = parameter(10.0)
     x0: tuple[float, ...] = (1.0,)
-    T: float = 5.0
+    T: Parameter = parameter(5.0)
     x_bounds: Bounds = ((0.0, 5.0),)
     u_bounds: Bounds = ((0.0, 5.0),)
 
@@ -180,12 +180,12 @@ class Bacteria(AbstractControlProblem):
     - Control: u in [0, 2], the amount of nutrient.
     """
 
-    r: Parameter = 1.0
-    A: Parameter = 1.0
-    B: Parameter = 12.0
-    C: Parameter = 1.0
+    r: Parameter = parameter(1.0)
+    A: Parameter = parameter(1.0)
+    B: Parameter = parameter(12.0)
+    C: Parameter = parameter(1.0)
     x0: tuple[float, ...] = (1.0,)
-    T: float = 1.0
+    T: Parameter = parameter(1.0)
     x_bounds: Bounds = ((0.0, 10.0),)
     u_bounds: Bounds = ((0.0, 2.0),)
 
@@ -212,11 +212,11 @@ class PredatorPrey(AbstractControlProblem):
     - Control: u in [0, 1], the rate of pesticide.
     """
 
-    d_1: Parameter = 0.1
-    d_2: Parameter = 0.1
-    A: Parameter = 1.0
+    d_1: Parameter = parameter(0.1)
+    d_2: Parameter = parameter(0.1)
+    A: Parameter = parameter(1.0)
     x0: tuple[float, ...] = (10.0, 1.0, 0.0)
-    T: float = 100.0
+    T: Parameter = parameter(100.0)
     x_bounds: Bounds = ((0.0, 11.0), (0.0, 11.0), (0.0, 5.0))
     u_bounds: Bounds = ((0.0, 1.0),)
 
@@ -242,13 +242,13 @@ class Glucose(AbstractControlProblem):
     - Control: u in [0, 0.01], the rate of insulin.
     """
 
-    a: Parameter = 1.0
-    b: Parameter = 1.0
-    c: Parameter = 1.0
-    A: Parameter = 2.0
-    l: Parameter = 0.4
+    a: Parameter = parameter(1.0)
+    b: Parameter = parameter(1.0)
+    c: Parameter = parameter(1.0)
+    A: Parameter = parameter(2.0)
+    l: Parameter = parameter(0.4)
     x0: tuple[float, ...] = (0.75, 0.0)
-    T: float = 0.2
+    T: Parameter = parameter(0.2)
     x_bounds: Bounds = ((0.0, 1.0), (0.0, 1.0))
     u_bounds: Bounds = ((0.0, 0.01),)
 
@@ -269,11 +269,11 @@ class Harvest(AbstractControlProblem):
     - Control: u in [0, 1], the rate of harvest.
     """
 
-    A: Parameter = 5.0
-    k: Parameter = 10.0
-    m: Parameter = 0.2
+    A: Parameter = parameter(5.0)
+    k: Parameter = parameter(10.0)
+    m: Parameter = parameter(0.2)
     x0: tuple[float, ...] = (0.4,)
-    T: float = 10.0
+    T: Parameter = parameter(10.0)
     x_bounds: Bounds = (UNBOUNDED,)
     u_bounds: Bounds = ((0.0, 1.0),)
 
@@ -295,10 +295,10 @@ class TimberHarvest(AbstractControlProblem):
     - Control: u in [0, 1], the share of the income that is reinvested.
     """
 
-    r: Parameter = 0.0
-    k: Parameter = 1.0
+    r: Parameter = parameter(0.0)
+    k: Parameter = parameter(1.0)
     x0: tuple[float, ...] = (100.0,)
-    T: float = 5.0
+    T: Parameter = parameter(5.0)
     x_bounds: Bounds = ((0.0, 20_000.0),)
     u_bounds: Bounds = ((0.0, 1.0),)
 
@@ -320,11 +320,11 @@ class InvasivePlant(AbstractControlProblem):
     - Control: u_j in [0, 1], the share of focus j that is removed.
     """
 
-    B: Parameter = 1.0
-    k: Parameter = 1.0
-    eps: Parameter = 0.01
+    B: Parameter = parameter(1.0)
+    k: Parameter = parameter(1.0)
+    eps: Parameter = parameter(0.01)
     x0: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 10.0)
-    T: float = 10.0
+    T: Parameter = parameter(10.0)
     x_bounds: Bounds = (UNBOUNDED,) * 5
     u_bounds: Bounds = ((0.0, 1.0),) * 5
 
@@ -353,15 +353,15 @@ class Epidemic(AbstractControlProblem):
     - Control: u in [0, 0.9], the rate of vaccination.
     """
 
-    A: Parameter = 0.1
-    b: Parameter = 0.525
-    d: Parameter = 0.5
-    c: Parameter = 1e-4
-    e: Parameter = 0.5
-    g: Parameter = 0.1
-    a: Parameter = 0.2
+    A: Parameter = parameter(0.1)
+    b: Parameter = parameter(0.525)
+    d: Parameter = parameter(0.5)
+    c: Parameter = parameter(1e-4)
+    e: Parameter = parameter(0.5)
+    g: Parameter = parameter(0.1)
+    a: Parameter = parameter(0.2)
     x0: tuple[float, ...] = (1000.0, 100.0, 50.0, 1165.0)
-    T: float = 20.0
+    T: Parameter = parameter(20.0)
     x_bounds: Bounds = (UNBOUNDED,) * 4
     u_bounds: Bounds = ((0.0, 0.9),)
 

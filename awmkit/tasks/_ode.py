@@ -1,16 +1,47 @@
-"""Fixed steps of an ordinary differential equation by any diffrax solver."""
+"""Fixed steps of an ordinary differential equation by any diffrax solver, and the parameters in its equations."""
 
 from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from .._checks import check_counts
 
 Parameter = float | Float[Array, ""]  # A number in an equation, which may be traced and differentiated.
+
+
+def as_parameter(x):
+    """Return a Python number as a NumPy number, and anything else unchanged.
+
+    `eqx.filter_grad` differentiates NumPy numbers like arrays, but not Python's. Unlike an array, a NumPy number can be hashed,
+    so `jax.jit(task.reset)` works, and it keeps its precision if x64 is enabled later.
+    """
+    return np.float64(x) if isinstance(x, int | float) else x
+
+
+def parameter(default: float):
+    """Return a field for a parameter of an equation."""
+    return eqx.field(default=default, converter=as_parameter)
+
+
+def strength(x):
+    """Return the strength of a noise as a parameter; 0 stays a Python number, which says before tracing that there is none."""
+    return 0.0 if is_off(x) else as_parameter(x)
+
+
+def is_off(strength) -> bool:
+    """Return whether a noise of this strength is known to be absent."""
+    return isinstance(strength, int | float) and bool(strength == 0)
+
+
+def in_dtype(tree: PyTree, dtype) -> PyTree:
+    """Return `tree` with its parameters in the dtype of the states, so that they do not change the dtype of a step."""
+    return jtu.tree_map(lambda x: jnp.asarray(x, dtype) if eqx.is_inexact_array(x) else x, tree)
 
 
 def ode_step(

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from .._dynamics import AbstractTask
+from ._ode import in_dtype, Parameter, parameter
 
 
 class OneBounce(AbstractTask):
@@ -37,11 +38,11 @@ class OneBounce(AbstractTask):
 
     horizon: int = eqx.field(static=True, default=100)
     _: KW_ONLY
-    goal: float = 0.5
-    start: float = 0.0
-    wall: float = -1.0
-    friction: float = 10.0
-    dt: float = 0.01
+    goal: Parameter = parameter(0.5)
+    start: Parameter = parameter(0.0)
+    wall: Parameter = parameter(-1.0)
+    friction: Parameter = parameter(10.0)
+    dt: Parameter = parameter(0.01)
     state_size: int = eqx.field(static=True, default=4, init=False)
     action_size: int = eqx.field(static=True, default=1, init=False)
 
@@ -61,9 +62,9 @@ class OneBounce(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         del key
-        x, v, wall, goal = state
+        (x, v, wall, goal), (dt, friction) = state, in_dtype((self.dt, self.friction), state.dtype)
         v = jnp.where(jnp.asarray(t) == 0, 10 * (action[0] - 2), v)
-        x, v = x + self.dt * v, v - self.dt * self.friction * v
+        x, v = x + dt * v, v - dt * friction * v
         passed = x < wall
         x, v = jnp.where(passed, 2 * wall - x, x), jnp.where(passed, -v, v)
         return carry, jnp.stack([x, v, wall, goal])

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from .._dynamics import AbstractTask
+from ._ode import in_dtype, is_off, Parameter, strength
 
 
 class LinearQuadratic(AbstractTask):
@@ -33,7 +34,7 @@ class LinearQuadratic(AbstractTask):
     B: Float[Array, "S A"]
     Q: Float[Array, "S S"]
     R: Float[Array, "A A"]
-    noise: float
+    noise: Parameter
     horizon: int = eqx.field(static=True)
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
@@ -45,7 +46,7 @@ class LinearQuadratic(AbstractTask):
         *,
         Q: Float[Array, "S S"] | None = None,
         R: Float[Array, "A A"] | None = None,
-        noise: float = 0.0,
+        noise: Parameter = 0.0,
         horizon: int = 20,
     ):
         A = jnp.array([[1.0, 0.1], [0.0, 1.0]]) if A is None else A
@@ -60,18 +61,16 @@ class LinearQuadratic(AbstractTask):
         self.state_size, self.action_size = B.shape
         self.Q = jnp.eye(self.state_size) if Q is None else Q
         self.R = jnp.eye(self.action_size) if R is None else R
-        self.noise = noise
+        self.noise = strength(noise)
         self.horizon = horizon
 
     def step(self, carry, state, action, t, *, key=None):
         del t
         state = self.A @ state + self.B @ action
-        if self.noise:
+        if not is_off(self.noise):
             if key is None:
-                raise ValueError(
-                    f"LinearQuadratic with noise={self.noise} needs a key; pass key=jax.random.key(seed) to the unroll."
-                )
-            state = state + self.noise * jax.random.normal(key, state.shape, state.dtype)
+                raise ValueError("LinearQuadratic with noise needs a key; pass key=jax.random.key(seed) to the unroll.")
+            state = state + in_dtype(self.noise, state.dtype) * jax.random.normal(key, state.shape, state.dtype)
         return carry, state
 
     def reward(self, state, action, t):

@@ -137,7 +137,7 @@ MISUSES = {
     "several keys": (lambda: _unroll(key=jax.random.split(KEY)), "one key"),
     "noise without a key": (
         lambda: _unroll(LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=0.1)),
-        r"noise=0.1 needs a key; pass key=jax.random.key",
+        "noise needs a key; pass key=jax.random.key",
     ),
     "Parallel for a dynamics that reads its state": (
         lambda: _unroll(method=Parallel()),

@@ -1,5 +1,7 @@
 """Properties of every task in the conformance table: bounds, starts, reward and horizon."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,19 @@ from systems import DYNAMICS
 
 import awmkit.tasks
 from awmkit import AbstractTask, held_actions, MLPPolicy, uniform_actions, unroll
-from awmkit.tasks import AbstractControlProblem, Discretised
+from awmkit.tasks import (
+    AbstractControlProblem,
+    CreditAssignment,
+    Discretised,
+    DoublePendulum,
+    DrivenDoublePendulum,
+    Henon,
+    LinearQuadratic,
+    Lorenz,
+    MYRIAD,
+    OneBounce,
+)
+from awmkit.tasks._ode import Parameter
 
 TASKS = [name for name in DYNAMICS if isinstance(DYNAMICS[name](), AbstractTask)]
 KEY = jax.random.key(0)
@@ -54,3 +68,58 @@ def test_warm_up_actions_vary_between_episodes_and_steps_as_documented(draw, lev
     means = plans.mean(axis=1)
     assert abs(means.std() - level) < 0.07 and abs((plans - means[:, None]).std() - noise) < 0.03
     assert abs(jnp.corrcoef(means.T)[0, 1]) < 0.15  # The entries are independent.
+
+
+def parameters(module):
+    """Return the value of each field that is annotated as a parameter, in `module` and in the modules inside it."""
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if isinstance(value, eqx.Module):
+            yield from parameters(value)
+        elif field.type in (Parameter, tuple[Parameter, Parameter], tuple[Parameter, ...]):
+            yield from value if isinstance(value, tuple) else (value,)
+
+
+WITH_PARAMETERS = {
+    "Henon": Henon,
+    "Lorenz": Lorenz,
+    "OneBounce": lambda: OneBounce(3),
+    "DrivenDoublePendulum": lambda: DrivenDoublePendulum(3, pendulum=DoublePendulum(substeps=1)),
+    "CreditAssignment": lambda: CreditAssignment(3, reward_noise=0.1),
+    "LinearQuadratic": lambda: LinearQuadratic(noise=0.1),
+    **{problem.__name__: lambda problem=problem: Discretised(problem(), 3, noise=0.1) for problem in MYRIAD},
+}
+QUICK = "CreditAssignment", "LinearQuadratic", "CancerTreatment"
+
+
+def test_no_parameter_of_a_task_is_a_python_number_which_filter_grad_would_skip():
+    for name, make in WITH_PARAMETERS.items():
+        found = list(parameters(make()))
+        assert found and all(map(eqx.is_inexact_array, found)), name
+    assert hash(Henon().reset) and jnp.isfinite(jax.jit(Henon().reset)(KEY)).all()  # jax.jit needs the hash.
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in WITH_PARAMETERS])
+def test_the_gradient_with_respect_to_the_parameters_of_a_task_equals_finite_differences(name):
+    task = WITH_PARAMETERS[name]()
+
+    def value(task):
+        actions = 0.3 * jnp.ones((3, task.action_size))
+        return unroll(task, actions, task.reset(KEY), 3, reward=task.reward, key=KEY).returns()
+
+    @eqx.filter_jit
+    def run(task, direction):
+        moved = lambda h: value(eqx.apply_updates(task, jax.tree.map(lambda d: h * d, direction)))
+        return eqx.filter_grad(value)(task), jax.vmap(moved)(jnp.array([-1e-5, 1e-5]))
+
+    direction = jax.tree.map(lambda x: x * 0.1 + 0.01, eqx.filter(task, eqx.is_inexact_array))
+    gradient, (below, above) = run(task, direction)
+    slope = sum(jnp.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+    assert abs(slope) > 1e-4 and jnp.isclose(slope, (above - below) / 2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [Henon, lambda: Discretised(MYRIAD[0](), noise=0.1)])
+def test_the_parameters_of_a_task_do_not_change_the_dtype_of_its_states(make):
+    task, state = make(), make().reset(KEY).astype(jnp.float32)
+    state = unroll(task, jnp.zeros((2, task.action_size), jnp.float32), state, 2, reward=task.reward, key=KEY).states
+    assert state.dtype == jnp.float32
