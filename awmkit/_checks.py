@@ -1,4 +1,4 @@
-"""Checks of arguments that every part of awmkit uses: whole numbers, keys, optimisers and callables."""
+"""Checks of arguments that every part of awmkit uses: shapes, whole numbers, keys, optimisers and callables."""
 
 import functools
 import inspect
@@ -26,6 +26,53 @@ def check_counts(who: str, *, least: int = 1, **counts: Any) -> None:
             whole = None
         if whole is None or isinstance(count, bool) or whole < least:
             raise ValueError(f"{who} got {name}={describe(count)}; give a whole number of at least {least}.")
+
+
+Shape = tuple[int | str, ...]
+
+
+def check_shapes(who: str, /, *, fix: str = "use jax.vmap for a batch", **arrays: tuple[Any, Shape]) -> None:
+    """Raise unless every array has its shape. Shapes are static, so a compiled program does not contain the check.
+
+    ```python
+    check_shapes("Markov.loss", states=(states, ("H+1", 3)), actions=(actions, ("H", 2)))
+    ```
+
+    **Arguments:** `arrays`: each array with its shape. A size given by name must be the same wherever the name occurs, and "H+1"
+    is one more than "H". A leading "*" stands for any number of axes, the same ones in all arrays that have it.
+    """
+    sizes: dict[str, Any] = {}
+    if not all([_fits(x, shape, sizes) for x, shape in arrays.values()]):
+        needed = [f"{name} of shape {_written(shape)}" for name, (_, shape) in arrays.items()]
+        given = [kind(x) for x, _ in arrays.values()]
+        raise ValueError(f"{who} needs {_listed(needed)}, got {_listed(given)}; {fix}.")
+
+
+def _fits(x: Any, needed: Shape, sizes: dict[str, Any]) -> bool:
+    """Return whether `x` is an array or a number of the shape `needed`. Named sizes are looked up in `sizes`, and added to it."""
+    shape = () if isinstance(x, int | float | complex) else getattr(x, "shape", None)
+    if shape is not None and needed[:1] == ("*",):
+        count = max(0, len(shape) - len(needed) + 1)
+        if sizes.setdefault("*", shape[:count]) != shape[:count]:
+            return False
+        shape, needed = shape[count:], needed[1:]
+    if shape is None or len(shape) != len(needed):
+        return False
+    for size, name in zip(shape, needed, strict=True):
+        if isinstance(name, str):
+            more = name.endswith("+1")
+            name = sizes.setdefault(name.removesuffix("+1"), size - more) + more
+        if size != name:
+            return False
+    return True
+
+
+def _written(shape: Shape) -> str:
+    return f"({', '.join('...' if size == '*' else str(size) for size in shape)}{',' * (len(shape) == 1)})"
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def check_key(who: str, key: Any) -> None:

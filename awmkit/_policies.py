@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from ._checks import check_counts, check_key
+from ._checks import check_counts, check_key, check_shapes
 from ._normaliser import Normaliser
 
 
@@ -87,6 +87,7 @@ class MLPPolicy(AbstractPolicy):
         self.horizon = horizon
 
     def __call__(self, state, t, *, key=None):
+        check_shapes("MLPPolicy", state=(state, self.input_norm.shift.shape), t=(t, ()))
         return jnp.tanh(self.network(features(self.input_norm(state), t, self.horizon)))
 
 
@@ -142,6 +143,7 @@ class GaussianPolicy(AbstractPolicy):
 
     def gaussian(self, state: Float[Array, " S"], t: ScalarLike) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
         """Return mean and log standard deviation of the action before tanh, each of shape (A,)."""
+        check_shapes("GaussianPolicy", state=(state, self.input_norm.shift.shape), t=(t, ()))
         mean, log_std = jnp.split(self.network(features(self.input_norm(state), t, self.horizon)), 2)
         return mean, self.log_std + log_std
 
@@ -150,6 +152,7 @@ class GaussianPolicy(AbstractPolicy):
 
         It is infinite at -1 and 1, which a sample may reach by rounding.
         """
+        check_shapes("GaussianPolicy.log_prob", action=(action, self.log_std.shape))
         return self._log_prob(state, jnp.arctanh(action), t)
 
     def entropy(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:

@@ -62,8 +62,8 @@ def unroll(
     - `paths`: gains of the gradient on the edges. They do not change values.
     - `method`: how to compute it; `methods.default_method(dynamics)` by default.
     - `t`: index of the first step, which the policy, the dynamics and the reward see. It may be traced, except for `Parallel`.
-    - `carry`: the dynamics' carry before the first step, from its `init`, `step` or `rollout_segment`, with space for these
-      steps. By default `dynamics.init(state, horizon)`.
+    - `carry`: the dynamics' carry before the first step, from its `init`, `step` or `rollout_segment`. If `t` is
+      traced, it must have space for these steps. By default `dynamics.init(state, horizon)`.
 
     **Returns:** a `Trajectory`.
 
@@ -72,7 +72,7 @@ def unroll(
     shape or dtype, or if `method` is `Parallel` and the dynamics reads its state.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
-    t = check_start(dynamics, method, t, carry)
+    t, carry = check_start(dynamics, method, state, horizon, t, carry)
     method = default_method(dynamics, t) if method is None else method
     return _unroll(dynamics, policy, state, horizon, reward, key, paths, method, _as_argument(t, method), carry)
 
@@ -133,7 +133,7 @@ def unroll_grad(
     check_differentiable(policy)
     check_reward(reward)
     check_discount(discount)
-    t = check_start(dynamics, method, t, carry)
+    t, carry = check_start(dynamics, method, state, horizon, t, carry)
     method = default_method(dynamics, t) if method is None else method
     first = _as_argument(t, method)
     value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, first, carry)

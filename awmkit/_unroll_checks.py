@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_call, check_counts, check_key, describe, kind
 from ._dynamics import AbstractDynamics
@@ -50,8 +50,9 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
     return state, policy
 
 
-def check_start(dynamics, method, t, carry) -> int | Array:
-    """Raise if an unroll cannot begin at step `t` with this carry. Return `t`, as a Python int unless it is traced."""
+def check_start(dynamics, method, state, horizon, t, carry) -> tuple[int | Array, PyTree]:
+    """Raise if an unroll cannot begin at step `t` with this carry. Return `t`, as a Python int unless it is traced, and the
+    carry with space for the steps of the unroll."""
     name = type(dynamics).__name__
     if not jnp.issubdtype(jnp.result_type(t), jnp.integer) or jnp.shape(t) != () or isinstance(t, bool):
         raise ValueError(f"t must be a whole number, the index of the first step, got {describe(t)}.")
@@ -67,7 +68,15 @@ def check_start(dynamics, method, t, carry) -> int | Array:
             f"{name} predicts from the first state and all actions since, so an unroll from t={describe(t)} on needs the carry "
             "of the steps before it; pass the carry= that its step or rollout_segment returned."
         )
-    return t
+    if carry is None:
+        return t, None
+    initial = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
+    if jtu.tree_structure(carry) != jtu.tree_structure(initial):
+        raise ValueError(
+            f"carry must have the structure that {name}.init returns, {jtu.tree_structure(initial)}, got "
+            f"{jtu.tree_structure(carry)}; pass what its init, step or rollout_segment returned."
+        )
+    return t, carry if isinstance(t, Tracer) else dynamics.resize_carry(carry, t + horizon)
 
 
 def check_differentiable(policy) -> None:
@@ -113,11 +122,6 @@ def check_discount(discount) -> None:
 def _check_step(dynamics, action, state, horizon, key, carry) -> None:
     """Raise unless `step` returns a state and a carry of the given shapes and dtypes. It is traced once."""
     initial = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
-    if carry is not None and jtu.tree_structure(carry) != jtu.tree_structure(initial):
-        raise ValueError(
-            f"carry must have the structure that {type(dynamics).__name__}.init returns, {jtu.tree_structure(initial)}, got "
-            f"{jtu.tree_structure(carry)}; pass what its init, step or rollout_segment returned."
-        )
     carry = initial if carry is None else carry
     step = lambda c, s, a, t, k: dynamics.step(c, s, a, t, key=k)
     after, next_state = eqx.filter_eval_shape(step, carry, state, action, jnp.asarray(0), key)

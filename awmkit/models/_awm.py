@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._checks import kind
+from .._checks import check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
 from ._sequence_parts import sequence_parts
+from ._trainable import check_sequence
 from ._world_model import AbstractWorldModel
 from .backbones import AbstractBackbone
 
@@ -99,15 +100,18 @@ class AWM(AbstractWorldModel):
         return self.backbone.resizable
 
     def init(self, state, horizon):
+        check_shapes("AWM.init", state=(state, (self.state_size,)))
         return self.backbone.init(self.embed_state(self.input_norm(state)), horizon), state
 
     def step(self, carry, state, action, t, *, key=None):
         memory, first = carry
+        self._check("AWM.step", first, state, (action, (self.action_size,)), t)
         memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
         return (memory, first), self.decode(self.head(feature), first, t)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
         memory, first = carry
+        self._check("AWM.rollout_segment", first, state, (actions, ("B", self.action_size)), t)
         memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
         return (memory, first), self.decode(jax.vmap(self.head)(features), first, t + jnp.arange(actions.shape[0]))
 
@@ -116,10 +120,16 @@ class AWM(AbstractWorldModel):
         return self.backbone.resize(memory, horizon), first
 
     def teacher_forced(self, states, actions):
+        check_sequence("AWM.teacher_forced", self, states, actions)
         return self.open_loop(states[0], actions)
 
     def residual_base(self, states):
+        check_shapes("AWM.residual_base", states=(states, ("H+1", self.state_size)))
         return jnp.broadcast_to(states[0], states[1:].shape)
+
+    def _check(self, who: str, first, state, action, t) -> None:
+        size = (self.state_size,)
+        check_shapes(who, **{"s_0 in the carry": (first, size)}, state=(state, size), action=action, t=(t, ()))
 
     def normalised(self, states):
         # A dynamics used as a cell works in the units of its own states.

@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from .._checks import check_shapes
 from .._normaliser import Normaliser
 from ._sequence_parts import sequence_parts
+from ._trainable import check_sequence
 from ._world_model import AbstractWorldModel
 from .backbones import AbstractBackbone
 
@@ -63,18 +65,22 @@ class HWM(AbstractWorldModel):
         self.predict_changes = predict_changes
 
     def init(self, state, horizon):
+        check_shapes("HWM.init", state=(state, (self.state_size,)))
         return self.backbone.init(self.embed_first(self.input_norm.at(0)(state)), horizon)
 
     def step(self, carry, state, action, t, *, key=None):
+        check_shapes("HWM.step", state=(state, (self.state_size,)), action=(action, (self.action_size,)), t=(t, ()))
         token = self.embed(jnp.concatenate([self.input_norm.at(t)(state), action]))
         carry, feature = self.backbone.step(carry, token, t, key=key)
         return carry, self.decode(self.head(feature), state, t)
 
     def teacher_forced(self, states, actions):
+        check_sequence("HWM.teacher_forced", self, states, actions)
         steps = jnp.arange(actions.shape[0])
         first = self.embed_first(self.input_norm.at(0)(states[0]))
         tokens = jax.vmap(self.embed)(jnp.concatenate([self.input_norm.at(steps)(states[:-1]), actions], axis=1))
         return self.decode(jax.vmap(self.head)(self.backbone(first, tokens)), states[:-1], steps)
 
     def residual_base(self, states):
+        check_shapes("HWM.residual_base", states=(states, ("H+1", self.state_size)))
         return states[:-1]

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_counts
+from .._checks import check_counts, check_shapes
 from .._normaliser import Normaliser
 from ._residual_mlp import ResidualMLP
+from ._trainable import check_sequence
 from ._world_model import AbstractWorldModel
 
 
@@ -62,11 +63,14 @@ class Markov(AbstractWorldModel):
 
     def step(self, carry, state, action, t, *, key=None):
         del key
+        check_shapes("Markov.step", state=(state, (self.state_size,)), action=(action, (self.action_size,)), t=(t, ()))
         return carry, self.decode(self.network(self.input_norm.at(t)(state), action, t=t), state, t)
 
     def teacher_forced(self, states, actions):
+        check_sequence("Markov.teacher_forced", self, states, actions)
         step = lambda s, a, t: self.step(None, s, a, t)[1]
         return jax.vmap(step)(states[:-1], actions, jnp.arange(actions.shape[0]))
 
     def residual_base(self, states):
+        check_shapes("Markov.residual_base", states=(states, ("H+1", self.state_size)))
         return states[:-1]

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from .._checks import check_counts, kind
+from .._checks import check_counts, check_shapes, kind
 from .._normaliser import Normaliser
 from .._trajectory import Trajectory
 from ._residual_mlp import ResidualMLP
-from ._trainable import AbstractTrainable
+from ._trainable import AbstractTrainable, check_sequence
 
 
 class RewardModel(AbstractTrainable):
@@ -65,6 +65,14 @@ class RewardModel(AbstractTrainable):
 
         **Arguments:** `state`, `next_state`: shape (S,). `action`: shape (A,). `t`: index of the step.
         """
+        size = (self.state_size,)
+        given = {
+            "state": (state, size),
+            "action": (action, (self.action_size,)),
+            "t": (t, ()),
+            "next_state": (next_state, size),
+        }
+        check_shapes("RewardModel", **given)
         change = (next_state - state) / lax.stop_gradient(self.input_norm.scale)
         return self.output_norm.inverse(self.network(self.input_norm(state), change, action, t=t))[0]
 
@@ -91,9 +99,17 @@ class RewardModel(AbstractTrainable):
     def target(self, episodes):
         if episodes.rewards is None:
             raise ValueError("A RewardModel needs episodes with rewards, got episodes without; collect them with reward=...")
+        check_shapes(
+            "RewardModel.target",
+            fix="give one reward per step",
+            states=(episodes.states, ("*", "H+1", self.state_size)),
+            actions=(episodes.actions, ("*", "H", self.action_size)),
+            rewards=(episodes.rewards, ("*", "H")),
+        )
         return episodes.rewards[..., None]
 
     def prediction(self, episode):
+        check_sequence("RewardModel.prediction", self, episode.states, episode.actions)
         states, steps = episode.states, jnp.arange(episode.actions.shape[0])
         step = lambda s, a, t, n: self(s, a, t, n)  # A bound method under vmap is hashed, which fails inside grad.
         return jax.vmap(step)(states[:-1], episode.actions, steps, states[1:])[:, None]

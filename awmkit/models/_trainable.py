@@ -5,6 +5,7 @@ import abc
 import equinox as eqx
 from jaxtyping import Array, Float, Scalar
 
+from .._checks import check_shapes
 from .._trajectory import Trajectory
 
 
@@ -60,3 +61,8 @@ class AbstractTrainable(eqx.Module):
     @abc.abstractmethod
     def prediction(self, episode: Trajectory) -> Float[Array, "H D"]:
         """Return the prediction for one episode, shape (H, D), made in the way the model will be used: open loop for a world model."""
+
+
+def check_sequence(who: str, model: AbstractTrainable, states, actions) -> None:
+    """Raise unless these are the states (H+1, S) and actions (H, A) of one episode."""
+    check_shapes(who, states=(states, ("H+1", model.state_size)), actions=(actions, ("H", model.action_size)))

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import describe
+from .._checks import check_shapes, describe
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
-from ._trainable import AbstractTrainable
+from ._trainable import AbstractTrainable, check_sequence
 
 W = TypeVar("W", bound="AbstractWorldModel")
 
@@ -87,18 +87,32 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         """
 
     def decode(self, outputs: Float[Array, "*steps S"], base: Float[Array, "*_ S"], t: ArrayLike) -> Float[Array, "*steps S"]:
-        """Convert the network's `outputs` at step or steps `t` into states. Predicted changes are added to `base`."""
+        """Convert the network's `outputs` at step or steps `t` into states. Predicted changes are added to `base`.
+
+        **Arguments:** `outputs`: shape (S,) or (H, S). `base`: the same shape, or (S,) for one state that all changes are
+        added to. `t`: a number, or shape (H,).
+        """
+        steps = ("*",) if jnp.shape(t) else ()
+        check_shapes(
+            f"{type(self).__name__}.decode",
+            outputs=(outputs, ("*", self.state_size)),
+            base=(base, (self.state_size,) if jnp.ndim(base) == 1 else ("*", self.state_size)),
+            t=(t, steps),
+        )
         states = self.output_norm.at(t).inverse(outputs)
         return base + states if self.predict_changes else states
 
     def loss(self, episode):
+        check_sequence(f"{type(self).__name__}.loss", self, episode.states, episode.actions)
         errors = self.teacher_forced(episode.states, episode.actions) - episode.states[1:]
         return 0.5 * jnp.mean((errors / lax.stop_gradient(self.output_norm.overall)) ** 2)
 
     def target(self, episodes):
+        check_shapes(f"{type(self).__name__}.target", states=(episodes.states, ("*", "H+1", self.state_size)))
         return episodes.states[..., 1:, :]
 
     def prediction(self, episode):
+        check_sequence(f"{type(self).__name__}.prediction", self, episode.states, episode.actions)
         return self.open_loop(episode.states[0], episode.actions)
 
     def normalised(self: W, states: Float[Array, "N T S"]) -> W:

@@ -212,10 +212,11 @@ def test_an_unroll_continues_from_the_carry_of_a_segment(name):
     model = DYNAMICS[name]()
     actions = 0.5 * jax.random.normal(jax.random.key(5), (HORIZON, 2))
     whole = unroll(model, actions, start(model), HORIZON, reward=reward)
-    carry, states = model.rollout_segment(model.init(start(model), HORIZON), start(model), actions[:2], 0)
-    rest = unroll(model, actions[2:], states[-1], HORIZON - 2, reward=reward, t=2, carry=carry)
-    assert jnp.allclose(rest.states, whole.states[2:], atol=1e-12)
-    assert jnp.allclose(rest.rewards, whole.rewards[2:], atol=1e-12)
+    for space, method in ((HORIZON, None), (HORIZON, Sequential()), (2, Sequential())):
+        carry, states = model.rollout_segment(model.init(start(model), space), start(model), actions[:2], 0)
+        rest = unroll(model, actions[2:], states[-1], HORIZON - 2, reward=reward, t=2, carry=carry, method=method)
+        assert jnp.allclose(rest.states, whole.states[2:], atol=1e-12)
+        assert jnp.allclose(rest.rewards, whole.rewards[2:], atol=1e-12)
 
 
 def test_the_first_step_may_be_traced_and_all_first_steps_share_one_program():

@@ -11,6 +11,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from ..._checks import check_shapes
+
 Cache = tuple[Float[Array, "_ N D"], Float[Array, "_ N D"]]  # Keys and values of N heads.
 MAX_WEIGHTS = 2**17  # If a head has more attention weights than this, the heads run one at a time.
 
@@ -61,6 +63,9 @@ class CuDNNAttention(AbstractAttention):
     """
 
     def __call__(self, q, k, v):
+        check_shapes("CuDNNAttention", q=(q, ("T", "N", "D")), k=(k, ("U", "N", "D")), v=(v, ("U", "N", "D")))
+        if q.shape[0] > k.shape[0]:
+            raise ValueError(f"CuDNNAttention got {q.shape[0]} queries and {k.shape[0]} keys; give a key for every token.")
         # cuDNN needs as many queries as keys and an even number of them. The padding is masked out or dropped.
         count, known = q.shape[0], k.shape[0] - q.shape[0]
         pad = lambda x, before: jnp.pad(x.astype(jnp.bfloat16), ((before, k.shape[0] % 2), (0, 0), (0, 0)))

@@ -1,13 +1,15 @@
 """The interface of a backbone, the causal sequence network inside an AWM or HWM."""
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, ScalarLike
 
+from ..._checks import check_shapes, Shape
 from ..._dynamics import step_keys
 
 
@@ -77,7 +79,7 @@ class AbstractBackbone(eqx.Module):
         """Process the tokens of steps t to t + B - 1. By default a scan of `step`.
 
         Override it, with `parallel = True`, if the network can process all tokens at once. The `memory` may have space for later
-        steps; the one that is returned need not.
+        steps; the one that is returned must have the same space, or more.
 
         **Arguments:** `memory`: after step t - 1. `tokens`: shape (B, W). `t`: index of their first step, a Python integer.
         `keys`: one per step.
@@ -96,5 +98,12 @@ class AbstractBackbone(eqx.Module):
         self, first: Float[Array, " S"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "H F"]:
         """Return the features at all `tokens`, shape (H, W)."""
+        check_shapes(type(self).__name__, first=(first, (self.width,)), tokens=(tokens, ("H", self.width)))
         horizon = tokens.shape[0]
         return self.append(self.init(first, horizon), tokens, 0, keys=step_keys(key, horizon))[1]
+
+
+def check_tokens(backbone: AbstractBackbone, memory: PyTree, of_memory: Shape, **tokens: tuple[Any, Shape]) -> None:
+    """Raise unless every array of the memory has the shape `of_memory`, and the tokens have theirs."""
+    arrays = {f"memory{jtu.keystr(path)}": (x, of_memory) for path, x in jtu.tree_leaves_with_path(memory)}
+    check_shapes(type(backbone).__name__, **arrays, **tokens)

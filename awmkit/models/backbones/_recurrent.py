@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..._checks import check_counts, check_key
-from ._backbone import AbstractBackbone
+from ..._checks import check_counts, check_key, check_shapes
+from ._backbone import AbstractBackbone, check_tokens
 
 
 class AbstractRecurrent(AbstractBackbone):
@@ -31,15 +31,18 @@ class AbstractRecurrent(AbstractBackbone):
 
     def init(self, first, horizon):
         del horizon
+        check_shapes(type(self).__name__, first=(first, (self.width,)))
         return self.update(self.initial(), self.drive(first))
 
     def step(self, memory, token, t, *, key=None):
         del t, key
+        check_tokens(self, memory, (self.width,), token=(token, (self.width,)))
         memory = self.update(memory, self.drive(token))
         return memory, memory[0]
 
     def append(self, memory, tokens, t, *, keys=None):
         del t, keys
+        check_tokens(self, memory, (self.width,), tokens=(tokens, ("B", self.width)))
 
         def step(memory, drive):
             memory = self.update(memory, drive)

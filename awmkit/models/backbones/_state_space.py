@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..._checks import check_counts, check_key
-from ._backbone import AbstractBackbone
+from ..._checks import check_counts, check_key, check_shapes
+from ._backbone import AbstractBackbone, check_tokens
 
 Complex = tuple[Float[Array, "..."], Float[Array, "..."]]  # Real and imaginary part, as real arrays for optimisers.
 
@@ -52,10 +52,12 @@ class LinearStateSpace(AbstractBackbone):
 
     def init(self, first, horizon):
         del horizon
+        check_shapes("LinearStateSpace", first=(first, (self.width,)))
         return self.step([block.initial() for block in self.blocks], first, 0)[0]
 
     def step(self, memory, token, t, *, key=None):
         del t, key
+        check_tokens(self, memory, self.blocks[0].decay.shape, token=(token, (self.width,)))
         after = []
         for block, x in zip(self.blocks, memory, strict=True):
             x, token = block.step(x, token)
@@ -64,6 +66,7 @@ class LinearStateSpace(AbstractBackbone):
 
     def append(self, memory, tokens, t, *, keys=None):
         del t, keys
+        check_tokens(self, memory, self.blocks[0].decay.shape, tokens=(tokens, ("B", self.width)))
         if tokens.shape[0] <= self.chunk_size:
             return self._append_chunk(memory, tokens)
         count = tokens.shape[0] // self.chunk_size

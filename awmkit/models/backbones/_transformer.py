@@ -6,12 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..._checks import check_counts, check_key, kind
+from ..._checks import check_counts, check_key, check_shapes, kind
 from ._attention import AbstractAttention, Cache, CausalAttention, frequencies, Projection
-from ._backbone import AbstractBackbone
+from ._backbone import AbstractBackbone, check_tokens
 
 
 class Transformer(AbstractBackbone):
@@ -82,12 +83,20 @@ class Transformer(AbstractBackbone):
         self.horizon = horizon
 
     def init(self, first, horizon):
+        check_shapes("Transformer", first=(first, (self.width,)))
         empty = [block.attention.empty_cache(first.dtype) for block in self.blocks]
         return self.resize(self._append(empty, first[None], 0)[0], horizon)
 
     def step(self, memory, token, t, *, key=None):
         del key
+        space = self._check_memory(memory, token=(token, (self.width,)), t=(t, ()))
+        if not isinstance(t, Tracer) and t >= space:
+            raise ValueError(
+                f"The memory of this Transformer has space for {space} steps, got t={t}; resize it to {t + 1} first."
+            )
         position = jnp.asarray(t) + 1
+        # A write past the end would replace the last step, so a traced t that is too large makes the feature NaN.
+        token = jnp.where(position <= space, token, jnp.nan)
         tokens, after = token[None] if self.time is None else (token + self.time[position])[None], []
         for block, cache in zip(self.blocks, memory, strict=True):
             cache, tokens = block.step(cache, tokens, position)
@@ -96,11 +105,16 @@ class Transformer(AbstractBackbone):
 
     def append(self, memory, tokens, t, *, keys=None):
         del keys
-        self._check(t + tokens.shape[0])
-        return self._append([(k[: t + 1], v[: t + 1]) for k, v in memory], tokens, t + 1)
+        space, end = self._check_memory(memory, tokens=(tokens, ("B", self.width))), t + tokens.shape[0]
+        self._check(end)
+        if t > space:
+            raise ValueError(f"The memory of this Transformer has {space} steps, got t={t}; append the steps before first.")
+        memory, features = self._append([(k[: t + 1], v[: t + 1]) for k, v in memory], tokens, t + 1)
+        return self.resize(memory, max(space, end)), features
 
     def resize(self, memory, horizon):
         self._check(horizon)
+        horizon = max(horizon, self._check_memory(memory))
         room = lambda x: jnp.zeros((horizon + 1 - x.shape[0], *x.shape[1:]), x.dtype)
         return [(jnp.concatenate([k, room(k)]), jnp.concatenate([v, room(v)])) for k, v in memory]
 
@@ -113,6 +127,12 @@ class Transformer(AbstractBackbone):
             cache, tokens = block(cache, tokens)
             after.append(cache)
         return after, jax.vmap(self.norm)(tokens)
+
+    def _check_memory(self, memory, **tokens) -> int:
+        """Raise unless the memory and the tokens have their shapes. Return for how many steps the memory has space."""
+        heads = self.blocks[0].attention.heads
+        check_tokens(self, memory, ("T", heads, self.width // heads), **tokens)
+        return memory[0][0].shape[0] - 1
 
     def _check(self, horizon: int) -> None:
         if self.horizon is not None and horizon > self.horizon:
