@@ -31,7 +31,7 @@ def check_counts(who: str, *, least: int = 1, **counts: Any) -> None:
 Shape = tuple[int | str, ...]
 
 
-def check_shapes(who: str, /, *, fix: str = "use jax.vmap for a batch", **arrays: tuple[Any, Shape]) -> None:
+def check_shapes(who: str, fix: str = "use jax.vmap for a batch", /, **arrays: tuple[Any, Shape]) -> None:
     """Raise unless every array has its shape. Shapes are static, so a compiled program does not contain the check.
 
     ```python
@@ -51,16 +51,18 @@ def check_shapes(who: str, /, *, fix: str = "use jax.vmap for a batch", **arrays
 def _fits(x: Any, needed: Shape, sizes: dict[str, Any]) -> bool:
     """Return whether `x` is an array or a number of the shape `needed`. Named sizes are looked up in `sizes`, and added to it."""
     shape = () if isinstance(x, int | float | complex) else getattr(x, "shape", None)
-    if shape is not None and needed[:1] == ("*",):
+    if shape is None:
+        return False
+    if needed[:1] == ("*",):
         count = max(0, len(shape) - len(needed) + 1)
         if sizes.setdefault("*", shape[:count]) != shape[:count]:
             return False
         shape, needed = shape[count:], needed[1:]
-    if shape is None or len(shape) != len(needed):
+    if len(shape) != len(needed):
         return False
     for size, name in zip(shape, needed, strict=True):
         if isinstance(name, str):
-            more = name.endswith("+1")
+            more = int(name.endswith("+1"))
             name = sizes.setdefault(name.removesuffix("+1"), size - more) + more
         if size != name:
             return False

@@ -24,8 +24,7 @@ from .methods import AbstractMethod, Parallel, Policy
 
 def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
     """Raise for whatever can be seen without tracing. Return state and policy, converted to arrays if they are array-like."""
-    if not isinstance(dynamics, AbstractDynamics):
-        raise ValueError(f"The dynamics is {kind(dynamics)}; pass an instance of awmkit.AbstractDynamics.")
+    check_dynamics(dynamics)
     state = _as_float(state, "The state", (dynamics.state_size,), "vmap over a batch of states with jax.vmap")
     check_counts("The unroll", horizon=horizon)
     if operator.index(horizon) >= 2**31:
@@ -48,6 +47,12 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
             "method=Sequential(), or an actions world model (AWM)."
         )
     return state, policy
+
+
+def check_dynamics(dynamics) -> None:
+    """Raise if this is no dynamics."""
+    if not isinstance(dynamics, AbstractDynamics):
+        raise ValueError(f"The dynamics is {kind(dynamics)}; pass an instance of awmkit.AbstractDynamics.")
 
 
 def check_start(dynamics, method, state, horizon, t, carry) -> tuple[int | Array, PyTree]:

@@ -39,7 +39,7 @@ try:
 except ImportError as error:
     raise ImportError(f'awmkit.plot needs matplotlib ({error}); run pip install "awmkit[plot]".') from error
 
-from ._checks import kind
+from ._checks import check_shapes, kind, Shape
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
 from .analysis._report import quartiles
 
@@ -133,14 +133,16 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 @style()
 def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes | None = None) -> Axes:
     """Gradient norm against the horizon: the median over starts, quartiles shaded, the fitted law in the legend."""
+    each = _each(results, GradientGrowth)
+    for _, name, result in each:
+        _check("growth", name, horizons=(result.horizons, ("n",)), norms=(result.norms, ("n", "N")))
+    of = _common("kind of gradient", [result.of for *_, result in each])
     axes = _axes(axes)
-    of = "state"
-    for colour, name, result in _each(results, GradientGrowth):
-        of = result.of
+    for colour, name, result in each:
         low, middle, high = quartiles(result.norms, axis=1)
         axes.plot(result.horizons, middle, "o-", color=colour, label=f"{name}: {result}" if name else str(result))
         axes.fill_between(result.horizons, low, high, color=colour, alpha=0.12, lw=0)
-    axes.set(xlabel="horizon H (steps)", ylabel=r"$\|ds_H/da_0\|$" if of == "state" else r"$\|dJ_H/da\|$")
+    axes.set(xlabel="horizon H (steps)", ylabel=r"$\|dJ_H/da\|$" if of == "return" else r"$\|ds_H/da_0\|$")
     axes.legend()
     return _logarithmic(axes)
 
@@ -148,8 +150,11 @@ def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes
 @style()
 def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Axes | None = None) -> Axes:
     """Size of ds_t/da_k against the lag t - k: the root mean square over all pairs of steps that far apart."""
+    each = _each(results, ActionJacobian)
+    for _, name, result in each:
+        _check("jacobian", name, blocks=(result.blocks, ("H+1", "H", "S", "A")))
     axes = _axes(axes)
-    for colour, name, result in _each(results, ActionJacobian):
+    for colour, name, result in each:
         by_lag = np.asarray(result.by_lag)
         axes.plot(np.arange(1, by_lag.size + 1), by_lag, color=colour, label=name)
     axes.set(xlabel="lag t - k (steps)", ylabel=r"root mean square of $\|ds_t/da_k\|$")
@@ -161,6 +166,7 @@ def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None 
     """The share of the derivative's norm in paths of each number of hops, over all pairs together."""
     weights = {}
     for _, name, result in _each(results, HopSpectrum):
+        _check("hops", name, parts=(result.parts, ("*", "N", "D", "E")))
         norms = np.sqrt(np.sum(np.asarray(result.norms) ** 2, axis=tuple(range(1, result.norms.ndim))))
         weights[name] = norms / max(norms.sum(), 1e-300)
     return _weights(weights, axes)
@@ -172,8 +178,11 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
 
     For results batched over starts: the median of the largest exponent, with quartiles shaded.
     """
+    each = _each(results, Lyapunov)
+    for _, name, result in each:
+        _check("exponents", name, running=(result.running, ("N", "T", "count")[-max(2, np.ndim(result.running)) :]))
     axes = _axes(axes)
-    for colour, name, result in _each(results, Lyapunov):
+    for colour, name, result in each:
         running = np.asarray(result.running)
         steps = np.arange(1, running.shape[-2] + 1)
         if running.ndim == 2:
@@ -190,8 +199,16 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
 @style()
 def landscape(results: Landscape | Mapping[str, Landscape], *, axes: Axes | None = None) -> Axes:
     """The return along a line as a curve, or on a square (of one dynamics) as an image."""
+    each = _each(results, Landscape)
+    for _, name, result in each:
+        shape = ("n", "n")[: max(1, np.ndim(result.values))]
+        _check("landscape", name, coordinates=(result.coordinates, ("n",)), values=(result.values, shape))
+    if len(each) > 1 and any(np.ndim(result.values) > 1 for *_, result in each):
+        raise ValueError(
+            f"landscape draws a square of one dynamics only, got {len(each)} results; draw each into its own axes."
+        )
     axes = _axes(axes)
-    for colour, name, result in _each(results, Landscape):
+    for colour, name, result in each:
         x, values = np.asarray(result.coordinates), np.asarray(result.values)
         if values.ndim == 1:
             axes.plot(x, values, color=colour, lw=1, label=name)
@@ -212,9 +229,17 @@ def fidelity(
 
     With `truth`, dashed lines show the cosine of a perfect gradient, which the noise of the reference keeps below 1.
     """
+    each = _each(results, Fidelity)
+    for _, name, result in each:
+        cosine = result.smoothed.cosine_of_each
+        arrays = {"value": cosine.value, "low": cosine.low, "high": cosine.high, "horizons": result.horizons}
+        _check("fidelity", name, **{of: (x, ("n",)) for of, x in arrays.items()})
+    _common(
+        "horizons", [np.asarray(result.horizons).tolist() for result in (*(r for *_, r in each), truth) if result is not None]
+    )
     axes = _axes(axes)
-    count = len(results) if isinstance(results, Mapping) else 1
-    for i, (colour, name, result) in enumerate(_each(results, Fidelity)):
+    count = len(each)
+    for i, (colour, name, result) in enumerate(each):
         cosine = result.smoothed.cosine_of_each
         x = np.arange(result.horizons.size) + 0.6 * ((i + 0.5) / count - 0.5)
         below, above = np.maximum(cosine.value - cosine.low, 0), np.maximum(cosine.high - cosine.value, 0)
@@ -326,6 +351,18 @@ def _each(results: Any, needed: type) -> list[tuple[str, str, Any]]:
     if wrong := [result for result in named.values() if not isinstance(result, needed)]:
         raise ValueError(f"This function draws a {needed.__name__}, or a dict of several by name; got {kind(wrong[0])}.")
     return [(colour, name, named[name]) for name, colour in colours(named).items()]
+
+
+def _check(who: str, name: str, **arrays: tuple[Any, Shape]) -> None:
+    """Raise unless the arrays of the result called `name` have their shapes."""
+    check_shapes(f"plot.{who}{f' of {name}' if name else ''}", "pass the result of one analysis, not a batch", **arrays)
+
+
+def _common(what: str, values: list[Any]) -> Any:
+    """Return what all results have in common; raise if they differ, because they would share one axis."""
+    if any(value != values[0] for value in values):
+        raise ValueError(f"All results in one figure must have the same {what}, got {values}; draw them into separate axes.")
+    return values[0] if values else None
 
 
 def _legend(axes: Axes, results: Any) -> Axes:

@@ -13,12 +13,14 @@ import dataclasses
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import numpy as np
 from numpy.typing import ArrayLike
 from tabulate import tabulate
 
+from ._checks import check_counts, check_shapes, describe, kind
 from .analysis import Interval
 from .tasks import AbstractControlProblem, Bioreactor, Discretised, Epidemic, MYRIAD, PredatorPrey
 
@@ -107,7 +109,7 @@ def gap_closed(task: Discretised, returns: ArrayLike) -> np.ndarray:
             f"{type(task.problem).__name__} has no gap to close, because its best constant action is within {gap:.1g} of the "
             f"optimal return {known.optimal:.6g}; use awmkit.scores.normalised."
         )
-    return np.asarray((np.asarray(returns, float) - known.best_constant) / gap)
+    return np.asarray((_numbers("returns", returns) - known.best_constant) / gap)
 
 
 def normalised(task: Discretised, returns: ArrayLike) -> np.ndarray:
@@ -125,7 +127,7 @@ def normalised(task: Discretised, returns: ArrayLike) -> np.ndarray:
     **Raises:** `ValueError` if the reference returns are not known.
     """
     known = reference(task)
-    return np.asarray((np.asarray(returns, float) - known.random) / (known.optimal - known.random))
+    return np.asarray((_numbers("returns", returns) - known.random) / (known.optimal - known.random))
 
 
 def iqm(scores: ArrayLike) -> float:
@@ -161,8 +163,12 @@ def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> float:
     **Raises:** `ValueError` if the shapes do not fit, or a score is not finite.
     """
     x, y = _by_task(x), _by_task(y)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must have scores of the same tasks, got {x.shape[1]} and {y.shape[1]} tasks.")
+    check_shapes(
+        "probability_of_improvement",
+        "pass scores of the same tasks, one column for each",
+        x=(x, ("seeds", "tasks")),
+        y=(y, ("other seeds", "tasks")),
+    )
     return float(np.mean((x[:, None] > y) + 0.5 * (x[:, None] == y)))
 
 
@@ -198,13 +204,24 @@ def interval(
     **Raises:** `ValueError` if the shapes do not fit, a score is not finite, or there are fewer than 2 seeds.
     """
     arrays = [_by_task(array) for array in (scores, *others)]
+    if len({array.shape[1] for array in arrays}) > 1:
+        given = ", ".join(str(array.shape) for array in arrays)
+        raise ValueError(f"All scores must be of the same tasks, shape (seeds, tasks), got {given}; pass one column per task.")
     if min(len(array) for array in arrays) < 2:
         raise ValueError("An interval needs scores of at least 2 seeds, got 1; use the statistic without an interval.")
+    check_counts("interval", resamples=resamples)
+    if not (np.ndim(level) == 0 and 0 < level < 1):
+        raise ValueError(f"level must be one number between 0 and 1, got {describe(level)}; 0.95 is the default.")
+    value = statistic(*arrays)
+    if np.shape(value) != () or not np.isreal(value):
+        raise ValueError(
+            f"The statistic must return one number, got {describe(np.asarray(value))}; reduce it over seeds and tasks."
+        )
     rng = np.random.default_rng(seed)
     resampled = lambda array: np.take_along_axis(array, rng.integers(len(array), size=array.shape), axis=0)
     draws = [statistic(*map(resampled, arrays)) for _ in range(resamples)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(*map(np.asarray, (statistic(*arrays), low, high)))
+    return Interval(*map(np.asarray, (value, low, high)))
 
 
 def table(
@@ -232,6 +249,11 @@ def table(
 
     **Raises:** `ValueError` if a method or problem is unknown, or its reference returns are.
     """
+    check_counts("table", horizon=horizon)
+    if not isinstance(returns, Mapping) or not all(isinstance(cells, Mapping) for cells in returns.values()):
+        raise ValueError(
+            f'returns must map each method to a dict by problem, got {describe(returns)}; pass {{"AWM": {{"Harvest": [6.39]}}}}.'
+        )
     of = of or next(iter(returns), "no method")
     names = {name for cells in returns.values() for name in cells}
     unknown = names - {problem.__name__ for problem in MYRIAD} | {of} - returns.keys()
@@ -241,8 +263,10 @@ def table(
             f"returns must map each method to a dict by class names of Myriad problems, and of must be a method, got {given}."
         )
     tasks = [problem for problem in sorted(MYRIAD, key=lambda problem: problem not in TELLING) if problem.__name__ in names]
-    seeds = max(len(cell) for cells in returns.values() for cell in cells.values())
-    scores = {m: {p: _finite_scores(p, horizon, cells.get(p.__name__, ())) for p in tasks} for m, cells in returns.items()}
+    runs = {m: {name: _runs(name, cell) for name, cell in cells.items()} for m, cells in returns.items()}
+    seeds = max(run.size for cells in runs.values() for run in cells.values())
+    none = np.zeros(0)
+    scores = {m: {p: _finite_scores(p, horizon, cells.get(p.__name__, none)) for p in tasks} for m, cells in runs.items()}
     missing = lambda m: f"{sum(seeds - cell.size for cell in scores[m].values())} of {seeds * len(tasks)}"
     rows = [
         *([p.__name__ + " *" * (p not in TELLING), *(_spread(scores[m][p], seeds) for m in returns)] for p in tasks),
@@ -285,12 +309,19 @@ def _name(problem: AbstractControlProblem) -> str:
     return type(problem).__name__ + (f"({changed})" if changed else "")
 
 
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    """Return `values` as an array; raise unless they are numbers, with rows of one length. `None` counts as NaN."""
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be an array of numbers, got {kind(values)} ({error}); give each row the same length."
+        ) from None
+
+
 def _finite(scores: ArrayLike) -> np.ndarray:
     """Return scores as an array; raise unless there are some and all are finite."""
-    try:
-        scores = np.asarray(scores, float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"scores must hold numbers; {error}.") from None
+    scores = _numbers("scores", scores)
     if not scores.size or not np.isfinite(scores).all():
         given = f"{scores.size} scores, {np.sum(~np.isfinite(scores))} of them not finite"
         raise ValueError(f"scores must hold at least one number, all finite, got {given}; drop or repeat failed runs.")
@@ -304,10 +335,15 @@ def _by_task(scores: ArrayLike) -> np.ndarray:
     return scores
 
 
-def _finite_scores(problem: type[AbstractControlProblem], horizon: int, returns: Sequence[float | None]) -> np.ndarray:
-    scores = (gap_closed if problem in TELLING else normalised)(
-        Discretised(_DEFAULTS[problem], horizon), np.asarray(returns, float)
-    )
+def _runs(problem: str, returns: Any) -> np.ndarray:
+    values = _numbers(f"returns of {problem}", returns)
+    if values.ndim != 1:
+        raise ValueError(f"The returns of {problem} must have shape (seeds,), got {values.shape}; give one number per seed.")
+    return values
+
+
+def _finite_scores(problem: type[AbstractControlProblem], horizon: int, returns: np.ndarray) -> np.ndarray:
+    scores = (gap_closed if problem in TELLING else normalised)(Discretised(_DEFAULTS[problem], horizon), returns)
     return scores[np.isfinite(scores)]
 
 

@@ -3,10 +3,10 @@
 import equinox as eqx
 import numpy as np
 
-from .._checks import kind
+from .._checks import check_counts, check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._paths import Paths
-from .._unroll_checks import check_arguments
+from .._unroll_checks import check_arguments, check_dynamics
 from ..methods import AbstractMethod
 from ._gradients import return_gradients
 from ._interval import Interval
@@ -98,6 +98,17 @@ def fidelity(
         raise ValueError(
             f"truth must be a TrueGradient, got {kind(truth)}; make one with true_gradient(task, policy, states, ...)."
         )
+    check_dynamics(dynamics)
+    each = ("n", "N", "P")
+    check_shapes(
+        "fidelity",
+        "pass what true_gradient returned for a dynamics of this size",
+        exact=(truth.exact, each),
+        smoothed=(truth.smoothed, each),
+        horizons=(truth.horizons, ("n",)),
+        states=(truth.states, ("N", dynamics.state_size)),
+    )
+    check_counts("fidelity", resamples=resamples, batch_size=batch_size)
     longest = int(truth.horizons[-1])
     check_arguments(dynamics, truth.policy, truth.states[0], longest, key=truth.key, paths=paths, method=method)
     found = return_gradients(

@@ -10,10 +10,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
+from .._checks import check_counts
 from .._dynamics import AbstractDynamics
 from .._reward import check_reward, Reward
 from .._unroll import unchecked_unroll
-from .._unroll_checks import check_functions
+from .._unroll_checks import check_discount, check_functions
 from ._arguments import check_batch, check_horizons, Horizons
 from ._gradients import return_gradients
 from ._growth_law import fit_growth, Growth
@@ -95,9 +96,11 @@ def gradient_growth(
         raise ValueError("gradient_growth needs at least one dynamics, got an empty list.")
     if reward is not None:
         check_reward(reward)
-    longest = jnp.shape(actions)[1] if jnp.ndim(actions) == 3 else 0
+    check_counts("gradient_growth", batch_size=batch_size)
+    check_discount(discount)
     for one in many:
         states, actions = check_batch(one, states, actions, key=key)
+    longest = actions.shape[1]
     chosen = check_horizons(horizons, longest)
     keys = None if key is None else jax.random.split(key, states.shape[0])
     measured = []

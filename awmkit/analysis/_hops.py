@@ -20,7 +20,7 @@ from .._dynamics import AbstractDynamics
 from .._paths import Paths
 from .._reward import check_reward, Reward, with_next_state
 from .._unroll import unchecked_unroll
-from .._unroll_checks import check_arguments, check_differentiable, check_functions
+from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions
 from ..methods._method import passes, Policy
 from ._arguments import check_plan
 from ._tangents import primal, step_map, steps_of
@@ -117,6 +117,8 @@ def hop_spectrum(
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
     check_counts("hop_spectrum", least=0, hops=hops)
+    check_counts("hop_spectrum", batch_size=batch_size)
+    check_discount(discount)
     if reward is None:
         return _split_states(dynamics, state, actions, key, hops, batch_size)
     check_reward(reward)
@@ -164,6 +166,7 @@ def policy_hop_spectrum(
     if eqx.is_array(policy):
         raise ValueError("policy must be a callable policy(state, t, *, key), got an array of actions, which has no hops.")
     check_counts("policy_hop_spectrum", least=0, hops=hops)
+    check_discount(discount)
     check_reward(reward)
     return _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
 

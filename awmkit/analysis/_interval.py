@@ -3,6 +3,8 @@
 import equinox as eqx
 import numpy as np
 
+from .._checks import check_shapes
+
 
 class Interval(eqx.Module):
     """An estimate with its 95 % bootstrap interval.
@@ -19,5 +21,13 @@ class Interval(eqx.Module):
 
     def format(self, spec: str = ".3g") -> list[str]:
         """Each estimate as text, such as `0.92 [0.91, 0.93]`, with numbers formatted by `spec`."""
+        shape = np.shape(self.value)
+        check_shapes(
+            "Interval",
+            "give each estimate both ends",
+            value=(self.value, shape),
+            low=(self.low, shape),
+            high=(self.high, shape),
+        )
         rows = np.stack([np.ravel(self.value), np.ravel(self.low), np.ravel(self.high)], axis=1)
         return [f"{value:{spec}} [{low:{spec}}, {high:{spec}}]" for value, low, high in rows]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._checks import check_counts
 from .._dynamics import AbstractDynamics
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_functions
@@ -70,6 +71,7 @@ def action_jacobian(
     **Raises:** `ValueError` if the shapes do not fit the dynamics, or `mode` is anything else.
     """
     state, actions = check_plan(dynamics, state, actions, key=key)
+    check_counts("action_jacobian", batch_size=batch_size)
     if mode not in (None, "forward", "reverse"):
         raise ValueError(f"mode must be 'forward', 'reverse' or None for the cheaper one, got {mode!r}.")
     if mode is None:

@@ -11,12 +11,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 
+from .._checks import check_counts, check_key, check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._normaliser import trainable
 from .._paths import Paths
-from .._reward import Reward
+from .._reward import check_reward, Reward
 from .._unroll import unchecked_unroll
-from .._unroll_checks import check_arguments, check_differentiable, check_functions
+from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions
 from ..methods import AbstractMethod, Policy
 
 
@@ -112,10 +113,19 @@ def landscape(
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=Paths(), method=method)
     check_differentiable(policy)
+    check_key("landscape", key)
+    check_reward(reward)
+    check_discount(discount)
+    check_shapes("landscape", "give one number", span=(span, ()))
+    check_counts("landscape", points=points, batch_size=batch_size)
     direction_key, unroll_key = jax.random.split(key)
-    if isinstance(directions, int):
-        count = directions
+    if isinstance(directions, int | np.integer):
+        count = int(directions)
         directions = [_random_direction(policy, k) for k in jax.random.split(direction_key, max(count, 1))]
+    elif not np.iterable(directions):
+        raise ValueError(
+            f"directions must be a number or a list of 1 or 2 directions, got {kind(directions)}; pass [direction]."
+        )
     else:
         directions = [d if eqx.is_inexact_array(d) else eqx.filter(d, eqx.is_inexact_array) for d in directions]
         count = len(directions)
@@ -164,6 +174,11 @@ def _check_directions(policy, directions) -> None:
     """Raise if a direction has a leaf that the policy lacks or that has another shape there."""
     shapes = {jtu.keystr(path): x.shape for path, x in jtu.tree_leaves_with_path(eqx.filter(policy, eqx.is_inexact_array))}
     for direction in directions:
+        if not jtu.tree_leaves(direction):
+            raise ValueError(
+                "A direction must have at least one floating-point array, got none, which moves nothing; make it policy-shaped, "
+                "for example with jax.tree.map over the policy."
+            )
         for path, x in jtu.tree_leaves_with_path(direction):
             if shapes.get(jtu.keystr(path)) != x.shape:
                 raise ValueError(

@@ -1,5 +1,7 @@
 """The gradient of the true return, exact and smoothed: the reference against which `fidelity` compares."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,13 +9,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, ScalarLike
 
-from .._checks import check_counts
+from .._checks import check_counts, check_key, check_shapes, describe
 from .._dynamics import AbstractDynamics
 from .._paths import Paths
 from .._reward import check_reward, Reward
-from .._unroll_checks import check_arguments, check_differentiable
+from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_dynamics
 from ..methods import Policy
-from ._arguments import check_horizons, Horizons
+from ._arguments import as_array, check_horizons, Horizons
 from ._gradients import flat_parameters, return_gradients, returns
 
 
@@ -106,26 +108,31 @@ def true_gradient(
 
     **Raises:** `ValueError` if an argument is invalid, or if the return or its gradient is not finite.
     """
-    if isinstance(policy, np.ndarray):
-        policy = jnp.asarray(policy)
-    if horizons is not None:
-        longest = int(max(horizons))
-    elif isinstance(policy, Array):
-        longest = policy.shape[0]
-    else:
+    check_dynamics(dynamics)
+    plan: Any = as_array("policy", policy)
+    states = as_array("states", states)
+    planned = hasattr(plan, "shape")
+    shapes: dict[str, Any] = {"states": (states, ("N", dynamics.state_size))}
+    if planned:
+        shapes["policy"] = (plan, ("H", dynamics.action_size))
+    elif horizons is None:
         raise ValueError("true_gradient needs horizons for a policy that is not an array of actions; pass horizons=(20, 50).")
-    if isinstance(policy, Array):
-        policy = policy[:longest]
-    if jnp.ndim(states) != 2 or len(states) < 2:
-        raise ValueError(f"states must have shape (N, S) with at least 2 starts, got {jnp.shape(states)}.")
-    check_arguments(dynamics, policy, states[0], longest, key=key, paths=Paths(), method=None)
+    check_shapes("true_gradient", "pass several starts, and one plan of actions for all", **shapes)
+    if len(states) < 2:
+        raise ValueError(f"states must hold at least 2 starts, got {describe(states)}; pass more.")
+    chosen = check_horizons(horizons, len(plan) if planned else None, count=1)
+    longest = int(chosen[-1])
+    policy = plan[:longest] if planned else policy
+    _, policy = check_arguments(dynamics, policy, states[0], longest, key=key, paths=Paths(), method=None)
+    check_key("true_gradient", key)
     check_differentiable(policy)
     check_reward(reward)
+    check_discount(discount)
+    check_shapes("true_gradient", "give one number", sigma=(sigma, ()))
     check_counts("true_gradient", batch_size=batch_size)
     check_counts("true_gradient", least=2, pairs=pairs)
     if not sigma > 0:
         raise ValueError(f"sigma must be positive, got {sigma}; try 0.1.")
-    chosen = check_horizons(horizons, longest, count=1)
     states, (own_key, keys) = jnp.asarray(states), split_start_keys(key, len(states))
     pairs_at_once = min(batch_size, pairs)
     pairs = pairs_at_once * -(-pairs // pairs_at_once)

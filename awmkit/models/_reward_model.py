@@ -101,7 +101,7 @@ class RewardModel(AbstractTrainable):
             raise ValueError("A RewardModel needs episodes with rewards, got episodes without; collect them with reward=...")
         check_shapes(
             "RewardModel.target",
-            fix="give one reward per step",
+            "give one reward per step",
             states=(episodes.states, ("*", "H+1", self.state_size)),
             actions=(episodes.actions, ("*", "H", self.action_size)),
             rewards=(episodes.rewards, ("*", "H")),
