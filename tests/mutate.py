@@ -241,7 +241,7 @@ MUTANTS = (
     ),
     Mutant(
         "a save overwrites the old file in place",
-        "learning/_checkpoint.py",
+        "_files.py",
         "os.replace(part, path)",
         "path.write_bytes(part.read_bytes())",
         "learning/test_checkpoint.py::test_a_save_replaces_the_file_and_never_writes_into_it",
@@ -249,9 +249,23 @@ MUTANTS = (
     Mutant(
         "random keys are loaded as integers",
         "learning/_checkpoint.py",
-        "if _is_key(x) else new,",
-        "if False else new,",
+        "if _is_key(like) else loaded",
+        "if False else loaded",
         "learning/test_checkpoint.py::test_load_returns_exactly_the_tree_that_was_saved",
+    ),
+    Mutant(
+        "a file is loaded although the bytes of its arrays were damaged",
+        "learning/_checkpoint.py",
+        'or digest.hexdigest() != header["sha256"]',
+        "",
+        "learning/test_saved_trees.py::test_no_file_with_a_flipped_bit_is_loaded",
+    ),
+    Mutant(
+        "the identity of a run leaves out what its functions close over",
+        "_fingerprint.py",
+        "self.visit(_content(cell), _join(path, name))",
+        "pass",
+        "learning/test_checkpoint.py::test_the_checkpoint_of_a_run_with_any_other_argument_is_refused_and_the_argument_is_named",
     ),
     Mutant(
         "hops are not counted",

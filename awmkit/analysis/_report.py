@@ -97,7 +97,7 @@ class Report(eqx.Module):
             exact = np.linalg.norm(self.truth.exact.mean(axis=1), axis=-1)
             ceilings = {"ceiling": self.truth.ceiling, "ceiling_of_each": self.truth.ceiling_of_each}
             record["truth"] = {**ceilings, "norm_smoothed": smoothed, "norm_exact": exact}
-        return json.dumps(_plain(record))
+        return json.dumps(_plain(record), allow_nan=False)
 
 
 def report(

@@ -54,6 +54,9 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._copy: Copy | None = None
         self._t = 0
 
+    def __fingerprint__(self):
+        return self.task, self.time_aware
+
     @property
     def state(self) -> np.ndarray:
         """s_t, shape (S,), in the task's own precision."""

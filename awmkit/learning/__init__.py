@@ -1,5 +1,6 @@
 """Fit models and train policies, and everything a run needs: replay buffer, checkpoints, logs, ascents."""
 
+from .._fingerprint import fingerprint
 from ._checkpoint import load, read_header, save, versions
 from ._fit import fit, FitResult
 from ._json_lines import JSONLines
@@ -14,6 +15,7 @@ from .ascents import AbstractAscent, Critic, FullHorizon, ShortHorizon, TargetEn
 __all__ = [
     "AbstractAscent",
     "Critic",
+    "fingerprint",
     "fit",
     "FitResult",
     "FullHorizon",

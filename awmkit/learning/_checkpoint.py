@@ -1,35 +1,52 @@
-"""Save any tree of arrays to one file and load it again. Writing is atomic."""
+"""Save any tree of arrays to one file and load it again. Writing is atomic, and a damaged file is not loaded."""
 
+import hashlib
 import json
-import os
+import math
 import platform
+import sys
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
+from .._files import check_folder, replacing
+from .._fingerprint import first_difference, is_array, structure
+
 T = TypeVar("T")
+
+_NUMBERS = (bool, int, float, complex)
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, awmkit, JAX and the libraries based on JAX, which may all affect results."""
-    import awmkit  # Not at the top, since awmkit imports this file. It may be on the path without being installed.
+    packages = ("awmkit", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
 
-    packages = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
-    installed = {package: version(package) for package in packages}
-    return {"python": platform.python_version(), "awmkit": awmkit.__version__, **installed}
+
+def _version(package: str) -> str:
+    """The version of the code that is imported. It may be on the path without being installed, or beside an installed one."""
+    found = getattr(sys.modules.get(package), "__version__", None)
+    try:
+        return found or version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = None) -> None:
-    """Write a tree of arrays to one file: a line of JSON with `config` and the versions of all libraries, then the arrays.
+    """Write a tree of arrays to one file, with checksums.
 
-    The file is replaced atomically: after a crash, `path` is either the complete old file or the complete new one.
+    Its first line is JSON: `config`, the versions of all libraries, the structure of the tree with its static fields, and the
+    dtype and shape of each array. The bytes of the arrays follow.
+
+    The file is replaced atomically: after a crash, `path` is either the complete old file or the complete new one. If `path` is
+    a symbolic link, its target is replaced. The permissions of an existing file are kept.
 
     ```python
     save("model.awm", fitted.model, config={"task": "pendulum"})
@@ -39,39 +56,34 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
     **Arguments**
 
     - `path`: the file; its folder must exist.
-    - `tree`: a model, a policy or any other tree. Arrays, random keys and numbers are written; all other leaves, such as
-      functions, are not.
+    - `tree`: a model, a policy or any other tree. Arrays of any dtype, random keys and numbers are written; all other leaves, such
+      as functions, are only described, so that `load` can compare them with those of the tree it is given.
     - `config`: numbers, strings, lists and dicts to store with the tree, such as the arguments that built the model; read it
       with `awmkit.learning.read_header`.
 
-    **Raises:** `ValueError` if the folder does not exist, or `config` cannot be written as JSON.
+    **Raises:** `ValueError` if the folder does not exist, `config` cannot be written as JSON, which has no infinities, or an array
+    has objects as entries.
     """
     path = Path(path)
     check_folder(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    lines, arrays = structure(tree)
+    leaves = [leaf for leaf in jtu.tree_leaves(tree) if _is_written(leaf)]
+    digest = hashlib.sha256()
+    for leaf in leaves:
+        digest.update(_bytes(leaf))
     header = {"config": {} if config is None else dict(config), "versions": versions()}
+    header |= {"structure": lines, "arrays": arrays, "sha256": digest.hexdigest()}
     try:
-        line = json.dumps(header).encode() + b"\n"
-    except TypeError as error:
+        line = json.dumps(header, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"The config cannot be written as JSON ({error}); pass numbers, strings, lists and dicts only."
+            f"The config cannot be written as JSON ({error}); pass finite numbers, strings, lists and dicts only."
         ) from None
-    try:
-        with part.open("wb") as file:
-            file.write(line)
-            eqx.tree_serialise_leaves(file, _plain(tree))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def check_folder(path: Path) -> None:
-    """Raise if `path` is a folder, or its folder does not exist."""
-    if path.is_dir() or not path.parent.is_dir():
-        wrong = "is a folder" if path.is_dir() else "is in a folder that does not exist"
-        raise ValueError(f"{path} {wrong}; pass the path of a file in an existing folder.")
+    with replacing(path) as file:
+        file.write(line)
+        file.write(hashlib.sha256(line).hexdigest().encode() + b"\n")
+        for leaf in leaves:
+            file.write(_bytes(leaf))
 
 
 def load(path: str | Path, like: T) -> T:
@@ -80,52 +92,106 @@ def load(path: str | Path, like: T) -> T:
     **Arguments**
 
     - `path`: the file.
-    - `like`: a tree of the same structure, shapes and dtypes, such as a newly built model. Its arrays may be
+    - `like`: a tree of the same structure, static fields, shapes and dtypes, such as a newly built model. Its arrays may be
       `jax.ShapeDtypeStruct`s. Leaves that `save` does not write, such as functions, are taken from it.
 
     **Returns:** the tree.
 
-    **Raises:** `ValueError` if `save` did not write the file, or the file does not fit `like`.
+    **Raises:** `ValueError` if `save` did not write the file, it was damaged since, or `like` has another structure. Classes are
+    compared by name, functions by their code and what they close over. Python's minor versions have different code, which is not
+    compared then; and if the versions of any library differ, nor are static fields that only one side has.
     """
     with Path(path).open("rb") as file:
-        _header(path, file)
-        try:
-            plain = eqx.tree_deserialise_leaves(file, _plain(like))
-            if file.read(1):
-                raise ValueError("the file has more data")
-        except (RuntimeError, EOFError, ValueError) as error:
-            raise ValueError(
-                f"{path} does not fit the tree given ({error}); build that with the arguments of the saved one."
-            ) from error
-    return jtu.tree_map(
-        lambda x, new: jax.random.wrap_key_data(new, impl=jax.random.key_impl(jnp.zeros((), x.dtype))) if _is_key(x) else new,
-        like,
-        plain,
-    )
+        header = _header(path, file)
+        _check_fits(path, header, like)
+        digest = hashlib.sha256()
+        leaves, treedef = jtu.tree_flatten(like)
+        loaded = [_read(path, file, digest, leaf) if _is_written(leaf) else leaf for leaf in leaves]
+        if file.read(1) or digest.hexdigest() != header["sha256"]:
+            raise ValueError(_damaged(path))
+    return jtu.tree_unflatten(treedef, loaded)
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
     """Read the `config` and the `versions` that `save` wrote at the head of a file.
 
-    **Raises:** `ValueError` if `save` did not write the file.
+    **Raises:** `ValueError` if `save` did not write the file, or its head was damaged since.
     """
     with Path(path).open("rb") as file:
-        return _header(path, file)
+        header = _header(path, file)
+    return {"config": header["config"], "versions": header["versions"]}
 
 
 def _header(path, file) -> dict[str, Any]:
-    try:
-        header = json.loads(file.readline())
-        return {"config": header["config"], "versions": header["versions"]}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} was not written by awmkit.save; pass the path of a file that was.") from None
+    line, checksum = file.readline(), file.readline()
+    if checksum.strip().decode(errors="replace") != hashlib.sha256(line).hexdigest():
+        if line.startswith(b'{"config": '):
+            raise ValueError(_damaged(path))
+        raise ValueError(f"{path} was not written by awmkit.save; pass the path of a file that was.")
+    return json.loads(line)
+
+
+def _damaged(path) -> str:
+    return f"{path} was damaged after awmkit.save wrote it, because its checksum is wrong; restore it from a copy, or save it again."
+
+
+def _check_fits(path, header, like) -> None:
+    """Raise if the structure of `like` is not that of the file."""
+    pairs = list(zip((header["structure"], header["arrays"]), structure(like), strict=True))
+    saved, given = pairs[0]
+    if header["versions"]["python"].split(".")[:2] != platform.python_version().split(".")[:2]:
+        saved, given = ({name: x for name, x in lines.items() if not name.endswith(" code")} for lines in (saved, given))
+    if header["versions"] != versions():
+        saved, given = (
+            {name: x for name, x in one.items() if name in other} for one, other in ((saved, given), (given, saved))
+        )
+    difference = first_difference(saved, given) or first_difference(*pairs[1])
+    if difference is not None:
+        name, saved, given = difference
+        raise ValueError(
+            f"{path} does not fit the tree given: its {name} is {saved}, and the tree given has {given}; build that with the "
+            "arguments of the saved one."
+        )
+
+
+def _is_written(leaf) -> bool:
+    return type(leaf) in _NUMBERS or is_array(leaf)
 
 
 def _is_key(x) -> bool:
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _plain(tree):
-    """The tree with random keys replaced by the integers that they are made of."""
-    data = lambda x: jax.random.key_data(x) if eqx.is_array(x) else jax.eval_shape(jax.random.key_data, x)
-    return jtu.tree_map(lambda x: data(x) if _is_key(x) else x, tree)
+def _bytes(leaf) -> bytes:
+    if type(leaf) in _NUMBERS:
+        return repr(leaf).encode() + b"\n"
+    array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    if array.dtype.hasobject:
+        raise ValueError("save got an array of objects; pass arrays of numbers, or put the objects into a list.")
+    return array.tobytes()
+
+
+def _read(path, file, digest, like):
+    """Read a leaf of the type of `like`, and add its bytes to the checksum."""
+    if type(like) in _NUMBERS:
+        raw = file.readline()
+        digest.update(raw)
+        text = raw.decode(errors="replace").strip()
+        try:
+            return text == "True" if isinstance(like, bool) else type(like)(text)
+        except ValueError:
+            raise ValueError(_damaged(path)) from None
+    data = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+    raw = file.read(data.dtype.itemsize * math.prod(data.shape))
+    digest.update(raw)
+    if len(raw) < data.dtype.itemsize * math.prod(data.shape):
+        raise ValueError(_damaged(path))
+    array = np.ndarray(data.shape, data.dtype, bytearray(raw))
+    if isinstance(like, np.ndarray):
+        return array
+    if isinstance(like, np.generic):
+        return array[()]
+    loaded = jnp.array(array)
+    if loaded.dtype != array.dtype:
+        raise ValueError(f"{path} has a {array.dtype} array; load it with jax.config.update('jax_enable_x64', True).")
+    return jax.random.wrap_key_data(loaded, impl=jax.random.key_impl(jnp.zeros((), like.dtype))) if _is_key(like) else loaded

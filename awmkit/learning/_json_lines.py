@@ -1,10 +1,10 @@
 """A log of a training run as a file of JSON lines."""
 
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ._checkpoint import check_folder
+from .._files import check_folder, replacing, strict_json
 from ._metrics import Metrics
 
 
@@ -16,7 +16,10 @@ class JSONLines:
     pandas.read_json("log.jsonl", lines=True)
     ```
 
-    A run that resumes from a checkpoint continues its log: lines of epochs that run again are replaced.
+    JSON has no infinities and no NaN: they are the strings "inf", "-inf" and "nan", which `float` and pandas read.
+
+    A new run starts the file again. A run that resumes from a checkpoint continues it: the file always has the epochs of one run,
+    each once, whatever it had before.
 
     **Arguments:** `path`: the file; its folder must exist.
 
@@ -28,17 +31,22 @@ class JSONLines:
         check_folder(self._path)
         self._started = False
 
+    def begin_run(self, epochs: Sequence[Metrics]) -> None:
+        """Start the file again with the epochs that a resumed run has already done. `awmkit.train` calls this."""
+        self._write([strict_json(metrics.row()) for metrics in epochs])
+
     def __call__(self, metrics: Metrics) -> None:
         row = metrics.row()
-        if not self._started:
+        if not self._started:  # Called by a function of the user, which `train` does not tell that a run begins.
             lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line + "\n" for line in lines if line.endswith("}") and _steps(json.loads(line)) < _steps(row)]
-            part = self._path.with_name(f"{self._path.name}.part")
-            part.write_text("".join(kept))
-            os.replace(part, self._path)
-            self._started = True
+            self._write([line for line in lines if line.endswith("}") and _steps(json.loads(line)) < _steps(row)])
         with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(strict_json(row) + "\n")
+
+    def _write(self, lines: list[str]) -> None:
+        with replacing(self._path) as file:
+            file.write("".join(line + "\n" for line in lines).encode())
+        self._started = True
 
 
 def _steps(row) -> int:

@@ -1,52 +1,55 @@
 """Checkpoints of training runs: writing them, recognising the run they belong to, and resuming it."""
 
 import contextlib
-import re
+import dataclasses
 import warnings
 from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from .._fingerprint import fingerprint, first_difference
 from ..models._world_model import AbstractWorldModel
 from ._checkpoint import load, read_header, save, versions
 from ._metrics import Metrics
 from ._train_state import EpochSums, first_state_shapes, RunConfig, TrainState
 
 
-def fingerprint(config: RunConfig, model, reward, policy, key, epoch: int) -> dict[str, Any]:
-    """What must be equal for a run to be resumed. The number of steps is not part of it, so that a run can be prolonged."""
-    text = eqx.tree_pformat((config, model, reward, policy), width=120)
-    return {
-        "run": re.sub(" at 0x[0-9a-f]+", "", text),
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "epoch": epoch,
-    }
+def identity(config: RunConfig, model, reward, policy, key, epoch: int) -> dict[str, str]:
+    """What must be equal for a run to be resumed, line by line. The number of steps is not part of it, so that a run can be
+    prolonged."""
+    settings = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
+    arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    arguments |= {"model": model, "reward": config.reward if reward is None else reward, "policy": policy, "key": key}
+    arguments["evaluate_every"] = f"{epoch} iterations"
+    arguments |= {name: getattr(jax.config, name) for name in settings}
+    return fingerprint(SimpleNamespace(**arguments))
 
 
-def save_run(path: str | Path, run: dict[str, Any], state: TrainState, epochs: list[Metrics]) -> None:
+def save_run(path: str | Path, run: dict[str, str], state: TrainState, epochs: list[Metrics]) -> None:
     """Write the state of a run and the metrics of its epochs to one file."""
-    save(path, (state, stack(epochs)), config={**run, "epochs": len(epochs)})
+    save(path, (state, stack(epochs)), config={"run": run, "epochs": len(epochs)})
 
 
 def load_run(
-    path: str | Path, run: dict[str, Any], config: RunConfig, model, reward, policy, key
+    path: str | Path, run: dict[str, str], config: RunConfig, model, reward, policy, key
 ) -> tuple[TrainState, list[Metrics]]:
     """Read what `save_run` wrote, if it belongs to this run."""
     header = read_header(path)
-    for name, given in run.items():
-        if (saved := header["config"].get(name)) != given:
-            saved, given = _first_difference(saved, given)
-            raise ValueError(
-                f"{path} is the checkpoint of another run: its {name} is {saved}, and this call has {given}; pass the arguments "
-                "of that run, or the path of another file."
-            )
+    if not isinstance(saved := header["config"].get("run"), dict):
+        raise ValueError(f"{path} is not a checkpoint of train; pass the path of another file.")
+    if (difference := first_difference(saved, run)) is not None:
+        name, was, given = difference
+        others = [f"{package} {version}" for package, version in header["versions"].items() if versions()[package] != version]
+        note = f", and was written by {', '.join(others)}, in which functions may have other code" if others else ""
+        raise ValueError(
+            f"{path} is the checkpoint of another run: its {name} is {was}, and this call has {given}{note}; pass the arguments of "
+            "that run, or the path of another file."
+        )
     if header["versions"] != versions():
         warnings.warn(f"{path} was written by {header['versions']}; the run is resumed with {versions()}.", stacklevel=3)
     epochs, sums = header["config"]["epochs"], EpochSums.zeros(float)
@@ -76,11 +79,3 @@ def explain_interrupt(checkpoint: str | Path | None, epochs: list[Metrics]) -> I
 def stack(epochs: list[Metrics]) -> Metrics:
     """The metrics of several epochs, with a last axis of epochs."""
     return jtu.tree_map(lambda *x: jnp.asarray(np.stack(x, axis=-1)), *epochs)
-
-
-def _first_difference(saved, given) -> tuple[Any, Any]:
-    """The first lines that differ, if both are texts."""
-    if not (isinstance(saved, str) and isinstance(given, str)):
-        return saved, given
-    lines = zip_longest(saved.splitlines(), given.splitlines(), fillvalue="missing")
-    return next((x.strip(" ,"), y.strip(" ,")) for x, y in lines if x != y)

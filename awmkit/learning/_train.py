@@ -19,7 +19,7 @@ from .._reward import Reward
 from ..models._trainable import AbstractTrainable
 from ._metrics import Metrics
 from ._model_updates import ModelUpdates
-from ._resume import explain_interrupt, fingerprint, load_run, save_run, stack
+from ._resume import explain_interrupt, identity, load_run, save_run, stack
 from ._sharding import place
 from ._train_checks import check_types, check_values
 from ._train_state import first_state, run_epoch, RunConfig, TrainState
@@ -143,9 +143,11 @@ def train(
     - `capacity`: size of the replay buffer in episodes; the oldest are overwritten. By default all episodes fit.
     - `evaluate_every`: number of environment steps per epoch, rounded to whole iterations.
     - `evaluations`: number of evaluation episodes at the end of each epoch. 1 is enough if the task is deterministic.
-    - `callbacks`: functions called with the `awmkit.Metrics` of each epoch, such as an `awmkit.JSONLines`.
+    - `callbacks`: functions called with the `awmkit.Metrics` of each epoch, such as an `awmkit.JSONLines`. If one has a method
+      `begin_run(epochs)`, it is called first, with the epochs that a resumed run has already done.
     - `checkpoint`: path of a file to which the whole run is written after each epoch. If the file exists, the run resumes
-      from it: after an interrupt, make the same call again. A resumed run ends with exactly the same numbers as one that
+      from it: after an interrupt, make the same call again. All arguments that decide the result must be equal, compared by
+      `awmkit.learning.fingerprint`: arrays by their bytes, functions by their code and everything they close over. A resumed run ends with exactly the same numbers as one that
       was never interrupted, on the same machine. With a given `capacity`, a call with more `steps` continues a finished run.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. They share the
       collection too if `environments` can be split evenly over them. With several processes, each makes this call; the first
@@ -176,7 +178,7 @@ def train(
     config, model, learned, policy, key = place((config, model, learned, policy, key), mesh)
 
     per_epoch = max(1, round(evaluate_every / config.steps_per_iteration))
-    run = fingerprint(config, model, learned, policy, key, per_epoch)
+    run = {} if checkpoint is None else identity(config, model, learned, policy, key, per_epoch)
     main = jax.process_index() == 0
     epochs: list[Metrics] = []
     shown, label = progress if main else NoProgress(), f"train {type(model).__name__}"
@@ -187,7 +189,15 @@ def train(
         else:
             meter.update(0, phase="warm-up")
             state = first_state(config, model, learned, policy, key)
+        for callback in callbacks if main else ():
+            if hasattr(callback, "begin_run"):
+                callback.begin_run(tuple(epochs))  # pyright: ignore[reportFunctionMemberAccess]
         done = (int(np.max(epochs[-1].steps)) - config.steps_after(0)) // config.steps_per_iteration if epochs else 0
+        if done > iterations:
+            raise ValueError(
+                f"{checkpoint} is a run of {config.steps_after(done)} steps, more than steps={steps}; pass at least that many, or the "
+                "path of another file."
+            )
         meter.update(config.steps_after(done), phase="compiling")
         for start in range(done, iterations, per_epoch):
             stop = min(start + per_epoch, iterations)

@@ -11,10 +11,10 @@ import jax.tree_util as jtu
 
 from .._checks import check_call, check_counts, kind
 from .._dynamics import AbstractDynamics, AbstractTask
+from .._files import check_folder
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
 from ..models._trainable import AbstractTrainable
-from ._checkpoint import check_folder
 from ._model_updates import ModelUpdates
 from ._sharding import check_mesh
 from ._warmup import Warmup

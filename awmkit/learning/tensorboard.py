@@ -1,5 +1,7 @@
 """A log of a training run for TensorBoard, by tensorboardX (`pip install "awmkit[tensorboard]"`)."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ._metrics import Metrics
@@ -22,7 +24,7 @@ class TensorBoard:
     ```
 
     Each seed has its own curve: `true_return/0`, `true_return/1`. A run that resumes from a checkpoint continues its curves:
-    points of epochs that run again are hidden.
+    points of epochs that run again are hidden. A new run in the same folder hides the points of earlier ones.
 
     **Arguments:** `folder`: the folder of the event files; it is created if it does not exist.
     """
@@ -30,15 +32,29 @@ class TensorBoard:
     def __init__(self, folder: str | Path):
         self._folder = Path(folder)
         self._writer: SummaryWriter | None = None
+        self._purge: int | None = None  # The first step of the points to hide.
+
+    def begin_run(self, epochs: Sequence[Metrics]) -> None:
+        """Open a new file of events at the first epoch that is still to be done. `awmkit.train` calls this."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._purge = None, _step(epochs[-1].row()) + 1 if epochs else 0
 
     def __call__(self, metrics: Metrics) -> None:
         row = metrics.row()
-        steps = row.pop("steps")
-        step = steps[0] if isinstance(steps, list) else steps
+        step = _step(row)
+        del row["steps"]
         if self._writer is None:
+            purge = step if self._purge is None else self._purge
             # File names have a resolution of seconds, so that two files could have one name without the suffix.
-            self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=1, filename_suffix=f".{step}")
+            suffix = f".{time.time_ns()}"
+            self._writer = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=1, filename_suffix=suffix)
         for name, value in row.items():
             curves = {f"{name}/{seed}": x for seed, x in enumerate(value)} if isinstance(value, list) else {name: value}
             for curve, x in curves.items():
                 self._writer.add_scalar(curve, x, step)
+
+
+def _step(row) -> int:
+    steps = row["steps"]
+    return steps[0] if isinstance(steps, list) else steps

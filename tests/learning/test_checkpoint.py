@@ -1,8 +1,11 @@
 """Checkpoints are complete and survive a crash at any moment; logs have each epoch exactly once."""
 
+import dataclasses
 import functools
+import inspect
 import json
 import os
+import platform
 import re
 import signal
 import struct
@@ -17,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, strategies as st
 from misuse import says
-from reach import host_task, make, run
+from reach import ASCENT, host_task, make, MODEL_UPDATES, Reach, run
 from tensorboardX.proto.event_pb2 import Event
 
-from awmkit import JSONLines, load, ModelUpdates, save, versions, Warmup
+from awmkit import held_actions, JSONLines, load, ModelUpdates, Parallel, Paths, save, TargetEntropy, train, versions, Warmup
 from awmkit.learning import read_header
 from awmkit.learning.tensorboard import TensorBoard
 
@@ -53,16 +57,15 @@ def test_load_returns_exactly_the_tree_that_was_saved(tmp_path):
 
 
 def _failing(monkeypatch, after: int):
-    """After this number of saves, every save fails in the middle of writing its file."""
-    serialise_whole, calls = eqx.tree_serialise_leaves, iter(range(10**6))
+    """After this number of files, every file fails while it is written."""
+    write, calls = os.fsync, iter(range(10**6))
 
-    def serialise(file, tree):
+    def fail(file):
         if next(calls) < after:
-            return serialise_whole(file, tree)
-        file.write(b"half of a")
+            return write(file)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(eqx, "tree_serialise_leaves", serialise)
+    monkeypatch.setattr(os, "fsync", fail)
 
 
 def test_a_failed_save_leaves_the_old_file_intact_and_no_other_file(tmp_path, monkeypatch):
@@ -90,7 +93,7 @@ def test_a_file_that_does_not_fit_or_is_no_checkpoint_is_a_clear_error(tmp_path)
     says(lambda: load(path, (np.zeros(3),) * 3), "does not fit the tree given")
     says(lambda: load(path, (np.zeros(3),)), "does not fit the tree given")
     path.write_bytes(path.read_bytes()[:-5])
-    says(lambda: load(path, (np.zeros(3), np.ones(2))), "does not fit the tree given")
+    says(lambda: load(path, (np.zeros(3), np.ones(2))), "was damaged after awmkit.save wrote it")
     path.write_text("[]")
     says(lambda: read_header(path), "was not written by awmkit.save")
 
@@ -128,7 +131,7 @@ def test_a_run_interrupted_at_any_moment_ends_as_an_uninterrupted_one(epochs, mo
         callbacks = [JSONLines(log), stop] if moment == "after the log" else [stop, JSONLines(log)]
         if moment == "while saving":
             callbacks = [JSONLines(log)]
-            _failing(patch, epochs)
+            _failing(patch, 1 + epochs)  # The first file is the log.
         with pytest.raises(_Stopped if moment != "while saving" else OSError):
             run(KEY, callbacks=callbacks, checkpoint=path)
         patch.undo()
@@ -148,19 +151,97 @@ def test_a_finished_run_can_be_prolonged(kind, tmp_path):
     assert _bits((prolonged.state, prolonged.metrics)) == _bits((long.state, long.metrics))
 
 
-def test_the_checkpoint_of_another_run_is_refused(tmp_path):
+def _decay(rate):
+    return lambda steps: rate / (1 + steps)
+
+
+def _paying(weight):
+    return lambda state, action, t: -weight * jnp.sum(state**2)
+
+
+def _scaled(tree, scale=1.5):
+    return jtu.tree_map(lambda x: scale * x if eqx.is_inexact_array(x) else x, tree)
+
+
+MODELS = make(KEY)
+CHANGES = {
+    "task": [{"task": Reach(limit=3.0)}, {"task": Reach(horizon=7)}],
+    "model": [{"model": _scaled(MODELS["model"])}],
+    "reward": [{"reward": _scaled(MODELS["reward"])}, {"reward": None}, {"reward": _paying(1.0)}],
+    "policy": [{"policy": _scaled(MODELS["policy"])}],
+    "key": [{"key": KEYS[0]}],
+    "environments": [{"environments": 1}],
+    "noise": [{"noise": 0.2}],
+    "capacity": [{"capacity": 9}],
+    "evaluations": [{"evaluations": 2}],
+    "evaluate_every": [{"evaluate_every": 24}],
+    "mesh": [{"mesh": jax.make_mesh((1,), ("episodes",))}],
+    "warmup": [{"warmup": Warmup(24)}, {"warmup": Warmup(12, held_actions)}],
+    "model_updates": [
+        {"model_updates": dataclasses.replace(MODEL_UPDATES, **change)}
+        for change in (
+            {"steps_per_update": 0.6},
+            {"batch_size": 4},
+            {"microbatch_size": 4},
+            {"optimiser": optax.adam(2e-2)},
+            {"initial_updates": 1},
+            {"recency": 0.8},
+        )
+    ],
+    "ascent": [
+        {"ascent": dataclasses.replace(ASCENT, **change)}
+        for change in (
+            {"critic": _scaled(ASCENT.critic)},
+            {"length": 2},
+            {"steps_per_update": 0.8},
+            {"batch_size": 4},
+            {"optimiser": optax.adam(optax.cosine_decay_schedule(1e-2, 100))},
+            {"critic_optimiser": optax.adam(1e-2, b1=0.8)},
+            {"polyak": 0.8},
+            {"clip": 1.0},
+            {"entropy": 0.1},
+            {"entropy": _decay(0.1)},
+            {"entropy": TargetEntropy(-2.0)},
+            {"return_scale": 2.0},
+            {"discount": 0.9},
+            {"paths": Paths(state_to_policy=0.0)},
+            {"method": Parallel()},
+        )
+    ],
+}
+
+
+def test_the_checkpoint_of_a_run_with_any_other_argument_is_refused_and_the_argument_is_named(tmp_path, monkeypatch):
+    settings = (Warmup, ModelUpdates, type(ASCENT))
+    for cls, changes in zip(settings, (CHANGES[name] for name in ("warmup", "model_updates", "ascent")), strict=True):
+        fields = {field.name for field in dataclasses.fields(cls)}
+        default = {"warmup": Warmup(12), "model_updates": MODEL_UPDATES, "ascent": ASCENT}
+        changed = {f for c in changes for n, x in c.items() for f in fields if getattr(x, f) is not getattr(default[n], f)}
+        assert changed == fields  # Every field of the settings is changed, so that no new one is forgotten.
+    assert {*CHANGES, "steps", "callbacks", "checkpoint", "progress"} == inspect.signature(train).parameters.keys()
     path = tmp_path / "run"
     path.write_bytes(uninterrupted_run()[1]["run"])
-    others = (
-        {"key": KEYS[0]},
-        {"model_updates": ModelUpdates(batch_size=3)},
-        {"warmup": Warmup(24)},
-        {"evaluate_every": 24},
+    for name, changes in CHANGES.items():
+        for options in changes:
+            says(lambda o=options: run(**{"key": KEY, "checkpoint": path, **o}), rf"of another run: its {name}\b.* is ")
+    says(
+        lambda: run(KEY, checkpoint=path, model_updates=CHANGES["model_updates"][3]["model_updates"]), "is -0.01, and .* -0.02;"
     )
-    for options in others:
-        says(lambda options=options: run(**{"key": KEY, "checkpoint": path, **options}), "is the checkpoint of another run")
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.1")
+    says(lambda: run(KEYS[0], checkpoint=path), r"was written by python 3\.\d+\.\d+, in which functions may")
+
+
+def test_a_file_that_is_no_checkpoint_of_train_is_refused(tmp_path):
+    path = tmp_path / "run"
+    save(path, {"n": 3})
+    says(lambda: run(KEY, checkpoint=path), "is not a checkpoint of train")
     path.write_bytes(b"nothing")
     says(lambda: run(KEY, checkpoint=path), "was not written by awmkit.save")
+
+
+def test_a_run_of_fewer_steps_than_its_checkpoint_is_refused(tmp_path):
+    (tmp_path / "run").write_bytes(uninterrupted_run()[1]["run"])
+    says(lambda: run(KEY, checkpoint=tmp_path / "run", steps=36), "is a run of 72 steps, more than steps=36")
 
 
 def test_a_run_resumed_with_other_versions_warns(tmp_path, monkeypatch):
@@ -223,6 +304,29 @@ def test_an_interrupt_before_the_first_checkpoint_says_what_is_lost(options, how
         run(KEY, callbacks=[interrupt], **options)
 
 
+def _strictly(text: str) -> dict:
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_log_is_strict_json_and_has_the_epochs_of_one_run_whatever_it_had_before(tmp_path):
+    result, files = uninterrupted_run()
+    log, others = tmp_path / "log", '{"steps": 5, "true_return": -9.0}\n{"steps": 30, "true_return": -9.0}\n{"ste'
+    (tmp_path / "run").write_bytes(files["run"])
+    log.write_text(others)
+    run(KEY, callbacks=[JSONLines(log)], checkpoint=tmp_path / "run")
+    assert log.read_bytes() == files["log"]
+    first = jtu.tree_map(lambda x: x[0], result.metrics)
+    exploded = eqx.tree_at(lambda m: (m.model_error, m.policy_update.gradient_norm), first, (jnp.nan, -jnp.inf))
+    log.write_text(others)
+    logger = JSONLines(log)
+    logger.begin_run([])
+    logger(exploded)
+    JSONLines(log)(dataclasses.replace(first, steps=jnp.array(36)))  # Without `train`, which tells a log that a run begins.
+    rows = [_strictly(line) for line in log.read_text().splitlines()]
+    assert [row["steps"] for row in rows] == [24, 36]
+    assert (rows[0]["model_error"], float(rows[0]["gradient_norm"])) == ("nan", -np.inf)
+
+
 def _events(path: Path) -> list[Event]:
     """The events of a file, each stored as length (8 bytes), checksum (4), event, checksum (4)."""
     data, events = path.read_bytes(), []
@@ -239,7 +343,14 @@ def test_tensorboard_gets_every_number_of_every_epoch_and_one_curve_per_seed(tmp
     board._writer.close()
     events = [event for path in tmp_path.iterdir() for event in _events(path)]
     scalars = {(event.step, x.tag): x.simple_value for event in events for x in event.summary.value}
-    assert len(scalars) == 5 * 2 * 9 and any(event.session_log.status == 1 and event.step == 24 for event in events)
+    assert len(scalars) == 5 * 2 * 9 and any(event.session_log.status == 1 and event.step == 0 for event in events)
+    epochs = [jtu.tree_map(lambda x, i=i: x[..., i], result.metrics) for i in range(2)]
+    for start in ([], epochs[:1]):  # A new run in the same folder, and one that resumes after 24 steps.
+        board.begin_run(start)
+        board(epochs[1])
+    board._writer.close()
+    files = sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert [[e.step for e in _events(path) if e.session_log.status == 1] for path in files] == [[0], [0], [25]]
     for seed, returns in enumerate(result.metrics.true_return):
         curve = [scalars[steps, f"true_return/{seed}"] for steps in (24, 36, 48, 60, 72)]
         np.testing.assert_allclose(curve, returns, rtol=1e-6)

@@ -1,0 +1,223 @@
+"""Any tree is loaded exactly as it was saved, into a tree of the same structure only, and a damaged file is never loaded."""
+
+import collections
+import json
+import os
+import platform
+import stat
+import sys
+import types
+from collections.abc import Callable
+from importlib.metadata import Distribution, PackageNotFoundError
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from misuse import says
+
+from awmkit import Markov, save, versions
+from awmkit.learning import load, read_header
+
+NARROW = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4, ml_dtypes.uint4
+DTYPES = "bool", "int8", "uint64", "float16", "float32", "float64", "complex64", *NARROW
+SHAPES = (), (0,), (3,), (1, 1), (2, 0, 3)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Node(eqx.Module):
+    child: Any
+    activation: Callable
+    options: Any = eqx.field(static=True)
+
+
+def _scale(k):
+    return lambda x: k * x
+
+
+def _array(dtype, shape, seed, make):
+    bits = np.random.default_rng(seed).integers(0, 2, (*shape, np.dtype(dtype).itemsize), np.uint8)
+    array = np.ndarray(shape, dtype, bytearray(bits.tobytes()))
+    return jnp.array(array) if make == "jax" else array if make == "numpy" else array.ravel()[0] if array.size else array
+
+
+def _markov(predict_changes):
+    return Markov(2, 1, width=8, depth=1, key=jax.random.key(0), predict_changes=predict_changes)
+
+
+KEYS = st.builds(
+    lambda seed, impl: jax.random.key(seed, impl=impl), st.integers(0, 9), st.sampled_from(["threefry2x32", "rbg"])
+)
+NUMBERS = st.one_of(st.booleans(), st.integers(), st.floats(), st.complex_numbers())
+ARRAYS = st.builds(_array, *map(st.sampled_from, (DTYPES, SHAPES, range(9), ("jax", "numpy", "scalar"))))
+FUNCTIONS = st.one_of(st.sampled_from([jax.nn.relu, jax.nn.gelu, jnp.tanh]), st.builds(_scale, st.sampled_from([1.0, 2.0])))
+OPTIONS = st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.sampled_from([0.0, -0.0, "a", "b", (1, "x")]))
+TREES = st.recursive(
+    st.one_of(KEYS, NUMBERS, ARRAYS, st.none()),
+    lambda inner: st.one_of(
+        st.builds(Node, inner, FUNCTIONS, OPTIONS),
+        st.builds(Pair, inner, inner),
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["0", "a", "b"]), inner, max_size=3),
+        st.dictionaries(st.integers(0, 2), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def _exact(leaf):
+    """The type, dtype, shape and bytes of a leaf; other leaves as they are."""
+    if not eqx.is_array_like(leaf):
+        return leaf
+    array = jax.random.key_data(leaf) if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    kind = "jax" if isinstance(leaf, jax.Array) else type(leaf)
+    return (kind, repr(leaf)) if not hasattr(leaf, "dtype") else (kind, leaf.dtype, leaf.shape, np.asarray(array).tobytes())
+
+
+def _blank(leaf):
+    """A leaf of the same type with another value."""
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.zeros_like(leaf)[()] if isinstance(leaf, np.generic) else np.zeros_like(leaf)
+    return type(leaf)(0) if isinstance(leaf, bool | int | float | complex) else leaf
+
+
+@given(tree=TREES, other=TREES)
+def test_any_tree_is_loaded_as_it_was_saved_and_into_no_other_tree(tmp_path_factory, tree, other):
+    path = tmp_path_factory.mktemp("saved") / "tree"
+    save(path, tree)
+    for like in (tree, jtu.tree_map(_blank, tree)):
+        loaded = load(path, like)
+        assert jtu.tree_structure(loaded) == jtu.tree_structure(tree)
+        assert list(map(_exact, jtu.tree_leaves(loaded))) == list(map(_exact, jtu.tree_leaves(tree)))
+    for changed in (Node(tree, jax.nn.relu, 1), [tree, 0]):
+        says(lambda changed=changed: load(path, changed), "does not fit the tree given")
+    save(path, Node(tree, jax.nn.relu, 1))
+    wrong = (Node(tree, jax.nn.gelu, 1), Node(tree, jax.nn.relu, 1.0), Node((tree,), jax.nn.relu, 1), Node(tree, _scale(1), 1))
+    for changed in wrong:
+        says(lambda changed=changed: load(path, changed), "does not fit the tree given: its (activation|options|child)")
+    shapes = [(str(jtu.tree_structure(t)), [str(_exact(_blank(x))) for x in jtu.tree_leaves(t)]) for t in (tree, other)]
+    if shapes[0] != shapes[1] and not any(callable(x) for t in (tree, other) for x in jtu.tree_leaves(t)):
+        save(path, tree)
+        says(lambda: load(path, other), "does not fit the tree given")
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "message"),
+    [
+        (
+            _markov(True),
+            _markov(False),
+            "its predict_changes is True, and the tree given has False; build that with the arguments",
+        ),
+        (Node(1.0, _scale(2.0), 3), Node(1.0, _scale(4.0), 3), "its activation.k is 2.0, and the tree given has 4.0"),
+        ({"0": 1.0, "1": 2.0}, {0: 1.0, 1: 2.0}, r"its \['0'\] is float, and the tree given has missing"),
+        ([jnp.ones(2), 1], (jnp.ones(2), 1), "its type is list, and the tree given has tuple"),
+        ({"a": Node(jnp.ones(2), abs, 0)}, {"a": jnp.ones(2)}, r"its \['a'\] is Node, and the tree given has missing"),
+        (None, 1.0, "its type is None, and the tree given has missing"),
+        (jnp.ones(2, "int4"), jnp.ones(2, "uint4"), r"its type is int4\[2\], and the tree given has uint4\[2\]"),
+        (jnp.ones((1, 1)), jnp.ones(1), r"its type is float64\[1, 1\], and the tree given has float64\[1\]"),
+        (np.ones(2, ">f8"), np.ones(2), r"its type is >f8\[2\], and the tree given has float64\[2\]"),
+        (
+            collections.OrderedDict(a=1.0, b=2.0),
+            collections.OrderedDict(b=1.0, a=2.0),
+            "its type is OrderedDict of 'a', 'b', and",
+        ),
+        (True, 1, "its type is bool, and the tree given has int"),
+        (jax.random.key(0), jax.random.key(0, impl="rbg"), r"its type is key<fry>\[\], and the tree given has key<rbg>\[\]"),
+        (jtu.Partial(jnp.add, 1.0), jtu.Partial(jnp.subtract, 1.0), "its func is jax.add, and the tree given has jax.subtract"),
+    ],
+)
+def test_load_names_the_first_field_that_differs(saved, given, message, tmp_path):
+    save(tmp_path / "tree", saved)
+    says(lambda: load(tmp_path / "tree", given), message)
+    assert str(jtu.tree_leaves(load(tmp_path / "tree", saved))) == str(jtu.tree_leaves(saved))
+
+
+def test_no_file_with_a_flipped_bit_is_loaded(tmp_path):
+    path, tree = tmp_path / "tree", (Node(np.arange(200.0), abs, "x"), {"n": 5, "on": True, "key": jax.random.key(1)})
+    save(path, tree, config={"rate": 0.125})
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    for bit in [*range(0, 80, 3), *random.integers(8 * len(whole), size=200)]:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        says(lambda: load(path, tree), "was damaged after|was not written by awmkit.save")
+    for damaged in (whole[:-1], whole + b"\0", whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        says(lambda: load(path, tree), "was damaged after")
+
+
+def test_a_class_of_a_script_is_the_same_class_when_it_is_imported(tmp_path):
+    """So a model that a script saved can be loaded by another that imports the script."""
+    script = "import equinox as eqx\nclass Own(eqx.Module):\n    x: float\n    n: int = eqx.field(static=True, default=1)\n"
+    for name in ("__main__", "own_models"):
+        module = types.ModuleType(name)
+        exec(script, vars(module))
+        save(tmp_path / name, module.Own(1.0)) if name == "__main__" else load(tmp_path / "__main__", module.Own(2.0))
+        says(lambda module=module: load(tmp_path / "__main__", module.Own(1.0, 2)), "its n is 1, and the tree given has 2")
+
+
+def test_functions_are_compared_by_name_only_if_another_python_wrote_the_file(tmp_path, monkeypatch):
+    save(tmp_path / "tree", Node(1.0, lambda x: x, 0))
+    same_name = Node(1.0, lambda x: x + 1, 0)
+    says(lambda: load(tmp_path / "tree", same_name), "its activation code is sha256")
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
+    assert load(tmp_path / "tree", same_name).child == 1.0
+    says(lambda: load(tmp_path / "tree", Node(1.0, jnp.tanh, 0)), "its activation is function")
+    says(lambda: load(tmp_path / "tree", Node(1.0, lambda x: x, 1)), "its options is 0, and the tree given has 1")
+
+
+def test_what_cannot_be_described_is_saved_beside_the_arrays(tmp_path):
+    """A lock in a static field does not keep a model from being saved."""
+    import threading
+
+    tree = Node(jnp.arange(2.0), abs, threading.Lock())
+    save(tmp_path / "tree", tree)
+    assert load(tmp_path / "tree", tree).child.tolist() == [0, 1]
+    says(
+        lambda: load(tmp_path / "tree", Node(jnp.arange(2.0), abs, 1)), "its options is _thread.lock, and the tree given has 1"
+    )
+    says(lambda: save(tmp_path / "objects", np.array([{}], object)), "save got an array of objects")
+
+
+def test_a_save_through_a_link_writes_its_target_and_keeps_the_permissions(tmp_path):
+    target, link = tmp_path / "folder" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    save(link, 1.0)
+    target.chmod(0o640)
+    save(link, 2.0)
+    assert link.is_symlink() and load(target, 0.0) == load(link, 0.0) == 2.0
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640 and os.listdir(target.parent) == ["target"]
+
+
+def test_a_config_must_be_strict_json(tmp_path):
+    for value in (float("nan"), float("inf"), {1j}):
+        says(lambda value=value: save(tmp_path / "tree", 1.0, config={"x": value}), "The config cannot be written as JSON")
+    save(tmp_path / "tree", 1.0, config={"x": [1, None]})
+    first_line = (tmp_path / "tree").read_bytes().partition(b"\n")[0]
+    assert json.loads(first_line)["config"] == read_header(tmp_path / "tree")["config"] == {"x": [1, None]}
+
+
+def test_versions_are_those_of_the_imported_packages_installed_or_not(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    import diffrax  # noqa: F401
+
+    before = versions()
+    monkeypatch.setattr(Distribution, "from_name", missing)
+    assert versions() == before
+    monkeypatch.delitem(sys.modules, "diffrax", raising=False)
+    assert versions() == {**before, "diffrax": "unknown"}
