@@ -295,6 +295,34 @@ MUTANTS = (
         "(known.optimal - np.asarray(returns, float)) / gap",
         "test_scores.py::test_the_optimum_scores_1_and_the_best_constant_action_0",
     ),
+    Mutant(
+        "an environment's arrays are kept without a copy",
+        "gym/_collect.py",
+        "numbers.astype(jnp.result_type(float), copy=True)",
+        "numbers.astype(jnp.result_type(float), copy=False)",
+        "gym/test_collect.py::test_an_environment_that_fills_its_arrays_again_gives_the_same_episodes_as_one_that_makes_new_ones",
+    ),
+    Mutant(
+        "a time limit is absorbed as an end",
+        "gym/_collect.py",
+        "if not ended and truncated and t + 1 < horizon:",
+        "if not ended and truncated and t + 1 < horizon and not absorb:",
+        "gym/test_collect.py::test_misuse_raises_one_clear_sentence[a time limit, absorbed]",
+    ),
+    Mutant(
+        "an action may leave its box by rounding",
+        "gym/_spaces.py",
+        "return np.clip(scaled, low, high)",
+        "return scaled",
+        "gym/test_collect.py::test_actions_keep_all_bounds_of_one_decimal",
+    ),
+    Mutant(
+        "a picture shows the episode before the reset",
+        "gym/_film.py",
+        "list(self._states)[-t - 1 :]",
+        "self._states",
+        "gym/test_task_env.py::test_the_picture_of_any_other_task_shows_the_running_episode_of_each_copy",
+    ),
 )
 
 

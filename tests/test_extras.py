@@ -28,7 +28,7 @@ del sys.modules["mujoco"]
 attempt("from awmkit.mjx import MJXTask; MJXTask.from_gymnasium('Hopper-v5', iterations=1)")
 del sys.modules["gymnasium"]
 attempt("global TaskEnv; from awmkit.gym import TaskEnv; TaskEnv(awmkit.tasks.DrivenDoublePendulum())")
-attempt("TaskEnv(awmkit.tasks.DrivenDoublePendulum(), render_mode='rgb_array')")
+attempt("env = TaskEnv(awmkit.tasks.DrivenDoublePendulum(), render_mode='rgb_array'); env.reset(); env.render()")
 """
 
 

@@ -1,19 +1,21 @@
 """Collect whole episodes from any Gymnasium environment, to fit world models to."""
 
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium.spaces import Box
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_call, check_counts, check_key
+from .._checks import check_call, check_counts, check_key, describe, kind
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import Trajectory
 from ..methods import Policy
 from ._programs import call_policy, compiled
-from ._spaces import box_spaces
+from ._spaces import box_spaces, scale_to
 from ._task_env import TaskEnv
 
 
@@ -46,15 +48,16 @@ def collect(
     - `horizon`: the number of steps of an episode, H. By default the environment's own time limit.
     - `key`: seeds the first reset of the environment, and the policy. Without a key the environment continues with its own random
       numbers, and a Gaussian policy takes its mode.
-    - `absorb`: whether to accept an episode that ends before H. The rest of it repeats its last state with reward 0, while the
-      policy continues to choose actions.
+    - `absorb`: whether to accept an episode that terminates before H. The rest of it repeats its last state with reward 0, while
+      the policy continues to choose actions. An episode that is truncated before H is never accepted, because its task goes on.
     - `progress`: the meter: `TqdmProgress()` shows a bar on stderr, `NoProgress()` shows nothing.
 
     **Returns:** an `awmkit.Trajectory` of states (N, H+1, S), actions (N, H, A) and rewards (N, H), in JAX's default float.
 
     **Raises:** `ValueError` if a space is not a Box of numbers, if an action bound is infinite, if there is no horizon, if an
-    action has the wrong shape, if an observation, action or reward is not finite, and, without `absorb`, if an episode ends
-    before H.
+    action has the wrong shape or is outside of [-1, 1], if the environment does not return what its spaces and Gymnasium's
+    interface say, if an observation, action or reward is not finite, if an episode is truncated before H, and, without `absorb`,
+    if it terminates before H.
     """
     _, actions = box_spaces(env)
     horizon = find_horizon(env, horizon)
@@ -72,14 +75,15 @@ def collect(
         for n in range(episodes):
             rows.append(_episode(env, act, horizon, key=keys[n], seed=None if n else seed, absorb=absorb))
             meter.update(n + 1, phase="collecting")
-    return Trajectory(*(jnp.asarray(np.stack(row)) for row in zip(*rows, strict=True)))
+    return Trajectory(*(jnp.array(np.stack(row)) for row in zip(*rows, strict=True)))
 
 
 def find_horizon(env: gymnasium.Env, horizon: int | None) -> int:
     """`horizon`, or the environment's own time limit."""
     if horizon is None:
-        inner = env.unwrapped
-        horizon = inner.task.horizon if isinstance(inner, TaskEnv) else getattr(env.spec, "max_episode_steps", None)
+        inner, limit = env.unwrapped, getattr(env.spec, "max_episode_steps", None)
+        own = inner.task.horizon if isinstance(inner, TaskEnv) else None
+        horizon = min((steps for steps in (own, limit) if steps is not None), default=None)
     if horizon is None:
         raise ValueError("The environment has no time limit; pass horizon=, the number of steps of an episode.")
     check_counts("collect", horizon=horizon)
@@ -91,32 +95,64 @@ def seed_from(key: PRNGKeyArray) -> int:
     return int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max))
 
 
+def reset(env: gymnasium.Env, seed: int | None) -> np.ndarray:
+    """Reset the environment. Returns a copy of the observation, shape (S,)."""
+    returned = env.reset(seed=seed)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(
+            f"env.reset must return (observation, info), got {_tuple(returned)}; an environment of the old Gym interface can be "
+            "wrapped by the package shimmy."
+        )
+    return _numbers(returned[0], env.observation_space, "observation of the reset")
+
+
+def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, float, bool, bool]:
+    """Make step t. Returns a copy of the observation, shape (S,), the reward, and whether the episode terminated, was truncated."""
+    returned = env.step(action)
+    if not isinstance(returned, tuple) or len(returned) != 5:
+        raise ValueError(
+            f"env.step must return (observation, reward, terminated, truncated, info), got {_tuple(returned)}; an environment of "
+            "the old Gym interface can be wrapped by the package shimmy."
+        )
+    observation, reward, terminated, truncated, _ = returned
+    observation = _numbers(observation, env.observation_space, f"observation after step {t}")
+    reward = _numbers(reward, Box(-np.inf, np.inf, ()), f"reward of step {t}")
+    for name, flag in {"terminated": terminated, "truncated": truncated}.items():
+        if np.shape(flag) != () or flag not in (False, True):
+            raise ValueError(f"{name} of step {t} must be True or False, got {_given(flag)}; fix env.step.")
+    return observation, reward.item(), bool(terminated), bool(truncated)
+
+
 def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int | None, absorb: bool) -> list[np.ndarray]:
     """States (H+1, S), actions (H, A) and rewards (H,) of one episode."""
     _, box = box_spaces(env)
-    dtype = jnp.result_type(float)
-    states, actions, rewards, ended = [np.asarray(env.reset(seed=seed)[0], dtype)], [], [], False
-    _require_finite(states[0], "observation of the reset")
+    states, actions, rewards, ended = [reset(env, seed)], [], [], False
     for t in range(horizon):
-        state, reward, action = states[-1], 0.0, np.asarray(act(states[-1], t, key), dtype)
+        state, reward, action = states[-1], 0.0, np.array(act(states[-1], t, key), jnp.result_type(float))
         if action.shape != box.shape:
             raise ValueError(f"The policy must return an action of shape {box.shape}, got {action.shape}.")
         _require_finite(action, f"action of step {t}")
-        if not ended:
-            scaled = box.low + (action + 1) / 2 * (box.high - box.low)
-            state, reward, terminated, truncated, _ = env.step(scaled.astype(box.dtype))
-            ended = terminated or truncated
-        if ended and t + 1 < horizon and not absorb:
+        if np.abs(action).max() > 1:
             raise ValueError(
-                f"The episode ended at step {t}, but all episodes must have {horizon} steps; pass absorb=True to repeat the last "
-                "state with reward 0, make a MuJoCo environment with terminate_when_unhealthy=False, or lower the horizon."
+                f"The policy must return actions in [-1, 1], which are scaled to the bounds of the action space, got {action} at "
+                f"step {t}; divide by the bounds, or clip with jnp.clip(action, -1, 1)."
             )
-        _require_finite(state, f"observation after step {t}")
-        _require_finite(reward, f"reward of step {t}")
-        states.append(np.asarray(state, dtype))
+        if not ended:
+            state, reward, ended, truncated = step(env, scale_to(box, action), t)
+            if not ended and truncated and t + 1 < horizon:
+                raise ValueError(
+                    f"The environment truncated the episode after {t + 1} of {horizon} steps, so its other steps are unknown; "
+                    f"pass horizon={t + 1}, or raise its time limit with gymnasium.make(id, max_episode_steps={horizon})."
+                )
+            if ended and t + 1 < horizon and not absorb:
+                raise ValueError(
+                    f"The episode ended at step {t}, but all episodes must have {horizon} steps; pass absorb=True to repeat the "
+                    "last state with reward 0, make a MuJoCo environment with terminate_when_unhealthy=False, or lower the horizon."
+                )
+        states.append(state)
         actions.append(action)
         rewards.append(reward)
-    return [np.stack(states), np.stack(actions), np.asarray(rewards, dtype)]
+    return [np.stack(states), np.stack(actions), np.array(rewards, jnp.result_type(float))]
 
 
 def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:
@@ -126,14 +162,40 @@ def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:
         check_call("policy", "policy(state, t, *, key)", fix, policy, None, 0, key=None)
         act = compiled(call_policy, policy)
         return lambda state, t, key: act(state, np.asarray(t), key)
-    actions = np.asarray(policy)
+    actions = np.array(policy)
     if actions.shape != shape:
         raise ValueError(f"An array of actions must have shape {shape}, one row per step; got {actions.shape}.")
     return lambda state, t, key: actions[t]
 
 
-def _require_finite(values, what: str) -> None:
-    values = np.asarray(values)
+def _numbers(values: Any, space: gymnasium.Space, what: str) -> np.ndarray:
+    """Return a copy in JAX's default float; raise unless they are finite real numbers of the shape of `space`.
+
+    Environments may fill one array again at every step, so nothing of theirs is kept.
+    """
+    try:
+        numbers = np.asarray(values)
+    except ValueError:  # Rows of different lengths.
+        numbers = np.array(None)
+    if numbers.shape != space.shape or numbers.dtype.kind not in "biuf":
+        needed = "one number" if space.shape == () else f"an array of numbers of shape {space.shape}, as the space says"
+        raise ValueError(f"The {what} must be {needed}, got {_given(values)}; fix the environment.")
+    with np.errstate(over="ignore"):  # What overflows is reported as infinite.
+        numbers = numbers.astype(jnp.result_type(float), copy=True)
+    _require_finite(numbers, what)
+    return numbers
+
+
+def _given(x: Any) -> str:
+    """Words for a value from an environment: an array's dtype and shape, a number itself, or the type of anything else."""
+    return describe(x) if np.isscalar(x) else kind(x)
+
+
+def _tuple(returned: Any) -> str:
+    return f"a tuple of {len(returned)}" if isinstance(returned, tuple) else kind(returned)
+
+
+def _require_finite(values: np.ndarray, what: str) -> None:
     if not np.isfinite(values).all():
         bad = values[~np.isfinite(values)][0]
         raise ValueError(f"The {what} is {bad}; fix the environment, or avoid the states where it returns {bad}.")

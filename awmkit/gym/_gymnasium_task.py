@@ -14,7 +14,7 @@ from .._progress import AbstractProgress, NoProgress
 from .._reward import Reward, with_next_state
 from .._trajectory import Trajectory
 from ..methods import Policy
-from ._collect import collect, find_horizon, seed_from
+from ._collect import collect, find_horizon, reset, seed_from
 from ._spaces import box_spaces
 
 
@@ -85,7 +85,7 @@ class GymnasiumTask(AbstractTask):
                 "GymnasiumTask.reset calls env.reset, which JAX cannot trace; call it outside of jit and vmap, or use the "
                 "initial states of task.collect(...).states[:, 0]."
             )
-        return jnp.asarray(self.env.reset(seed=seed_from(key))[0], jnp.result_type(float))
+        return jnp.array(reset(self.env, seed_from(key)))
 
     def init(self, state, horizon):
         raise ValueError(_CANNOT_UNROLL)

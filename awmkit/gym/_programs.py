@@ -1,13 +1,14 @@
 """The compiled programs that environments and collection run: start an episode, make a step, call a policy."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, Scalar
 
@@ -37,22 +38,23 @@ def start_all(
     task: AbstractTask,
     copies: Copy | None,
     *,
-    seeds: Int[Array, " N"],
+    keys: Key[Array, " N"],
     seeded: Bool[Array, " N"],
     mask: Bool[Array, " N"],
     states: Float[Array, "N S"] | None,
 ) -> Copy:
-    """Start new episodes of the copies in `mask`, from `seeds` where `seeded` and else from the copies' own keys."""
-    keys = jax.vmap(jax.random.key)(seeds)
+    """Start new episodes of the copies in `mask`, from `keys` where `seeded` and else from the copies' own keys."""
     if copies is not None:
         keys = jnp.where(seeded, keys, copies.next_key)
     started = jax.vmap(lambda key, state: start(task, key, state))(keys, states)
     return started if copies is None else _select(mask, started, copies)
 
 
-def step_all(task: AbstractTask, copies: Copy, actions: Float[Array, "N A"]) -> tuple[Copy, Float[Array, " N"]]:
-    """Make one step of each copy; a copy whose episode had ended starts the next one instead, with reward 0."""
-    ended = copies.episode.t == task.horizon
+def step_all(
+    task: AbstractTask, copies: Copy, actions: Float[Array, "N A"], limit: Int[Array, ""]
+) -> tuple[Copy, Float[Array, " N"]]:
+    """Make one step of each copy; a copy that had made `limit` steps starts its next episode instead, with reward 0."""
+    ended = copies.episode.t >= limit
     moved, rewards = jax.vmap(lambda copy, action: step(task, copy, action))(copies, actions)
     restart = lambda: _select(ended, jax.vmap(lambda key: start(task, key))(copies.next_key), moved)
     return lax.cond(jnp.any(ended), restart, lambda: moved), jnp.where(ended, 0, rewards)
@@ -62,14 +64,37 @@ def call_policy(policy, state, t, key):
     return policy(state, t, key=None if key is None else jax.random.fold_in(key, t))
 
 
-def compiled(function: Callable, module: PyTree) -> Callable:
-    """Return `function` with `module` as its first argument, compiled once for all modules that differ in their arrays only.
+def seeded_keys(seeds: Sequence[int]) -> Key[Array, " N"]:
+    """Return one key for each seed, a whole number of any size. Small ones give `jax.random.key(seed)`."""
+    bits = 63 if jnp.result_type(int) == jnp.int64 else 32  # JAX refuses or drops the higher bits of a seed.
+    keys = jax.vmap(jax.random.key)(np.array([seed % 2**bits for seed in seeds], np.int64 if bits == 63 else np.uint32))
+    high = [seed >> bits for seed in seeds]
+    while any(high):
+        folded = jax.vmap(jax.random.fold_in)(keys, np.array([word % 2**32 for word in high], np.uint32))
+        keys = jnp.where(np.array([word > 0 for word in high]), folded, keys)
+        high = [word >> 32 for word in high]
+    return keys
 
-    `eqx.filter_jit` would flatten the module again at every call, which takes longer than many an environment's step.
+
+class compiled:
+    """`function` with `module` as its first argument, compiled once for all modules that differ in their arrays only.
+
+    `eqx.filter_jit` would flatten the module again at every call, which takes longer than many an environment's step. It can be
+    copied and pickled, unlike a compiled function.
     """
-    leaves, structure = jtu.tree_flatten(module)
-    settings = tuple(None if eqx.is_array(x) else x for x in leaves)
-    return functools.partial(_program(function, structure, settings), [x for x in leaves if eqx.is_array(x)])
+
+    def __init__(self, function: Callable, module: PyTree):
+        self._made_of = function, module
+        leaves, structure = jtu.tree_flatten(module)
+        is_array = lambda x: eqx.is_array(x) or isinstance(x, np.ndarray)
+        self.program = _program(function, structure, tuple(None if is_array(x) else x for x in leaves))
+        self._arrays = [jnp.array(x) for x in leaves if is_array(x)]
+
+    def __call__(self, *args, **kwargs):
+        return self.program(self._arrays, *args, **kwargs)
+
+    def __reduce__(self):
+        return compiled, self._made_of
 
 
 @functools.lru_cache(maxsize=256)

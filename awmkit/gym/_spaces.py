@@ -1,4 +1,4 @@
-"""Gymnasium's spaces: the observation space of a task, and the Box spaces that awmkit can learn from."""
+"""Gymnasium's spaces: the observation space of a task, the Box spaces that awmkit can learn from, and actions in them."""
 
 import gymnasium
 import numpy as np
@@ -25,8 +25,8 @@ def box_spaces(env: gymnasium.Env) -> tuple[Box, Box]:
     actions, observations = env.action_space, env.observation_space
     if not isinstance(actions, Box) or len(actions.shape) != 1 or not np.issubdtype(actions.dtype, np.floating):
         raise ValueError(
-            f"The action space must be a Box of real numbers of shape (A,), got {_describe(actions)}; make the environment "
-            "with its continuous actions, or wrap it in a gymnasium.wrappers.TransformAction that takes such a Box."
+            f"The action space must be a Box of floating-point numbers of shape (A,), got {_describe(actions)}; "
+            f"{_action_fix(actions)}."
         )
     if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
         raise ValueError(
@@ -34,12 +34,42 @@ def box_spaces(env: gymnasium.Env) -> tuple[Box, Box]:
             "with gymnasium.wrappers.TransformAction(env, lambda a: a, gymnasium.spaces.Box(low, high))."
         )
     if not isinstance(observations, Box) or len(observations.shape) != 1:
-        images = "encode images with gymnasium.wrappers.TransformObservation, or " if isinstance(observations, Box) else ""
         raise ValueError(
-            f"The observation space must be a Box of shape (S,), got {_describe(observations)}; "
-            f"{images}flatten the observations with gymnasium.wrappers.FlattenObservation(env)."
+            f"The observation space must be a Box of shape (S,), got {_describe(observations)}; {_observation_fix(observations)}."
         )
     return observations, actions
+
+
+def scale_to(box: Box, action: np.ndarray) -> np.ndarray:
+    """Map an action in [-1, 1] to the bounds of `box`, in its dtype. The result is inside of the box, -1 and 1 are its bounds."""
+    low, high = box.low, box.high
+    with np.errstate(over="ignore"):  # Halves, because high - low may overflow.
+        scaled = 2 * (low / 2 + (action + 1) / 2 * (high / 2 - low / 2))
+        scaled = np.where(action <= -1, low, np.where(action >= 1, high, scaled)).astype(box.dtype)
+    return np.clip(scaled, low, high)  # Rounding may have left the box.
+
+
+def _action_fix(space: gymnasium.Space) -> str:
+    wrapper = "gymnasium.wrappers.TransformAction"
+    if not isinstance(space, Box):
+        return (
+            "make the environment with its continuous actions, or compute its actions from A numbers: "
+            f"{wrapper}(env, to_action, gymnasium.spaces.Box(-1.0, 1.0, (A,)))"
+        )
+    if len(space.shape) != 1:
+        return f"reshape them: {wrapper}(env, lambda a: a.reshape({space.shape}), gymnasium.spaces.Box(low, high, (A,)))"
+    return (
+        f"round numbers to them: {wrapper}(env, lambda a: numpy.rint(a).astype({space.dtype!s}), "
+        "gymnasium.spaces.Box(low, high, dtype=numpy.float32))"
+    )
+
+
+def _observation_fix(space: gymnasium.Space) -> str:
+    if isinstance(space, Box) and space.shape == ():
+        return "make it a vector of one entry with gymnasium.wrappers.ReshapeObservation(env, (1,))"
+    if (isinstance(space, Box) and len(space.shape) == 3) or not space.is_np_flattenable:
+        return "encode the observations as vectors with gymnasium.wrappers.TransformObservation"
+    return "flatten the observations with gymnasium.wrappers.FlattenObservation(env)"
 
 
 def _describe(space: gymnasium.Space) -> str:

@@ -1,16 +1,16 @@
 """A task as a Gymnasium environment."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import operator
+from typing import Any, SupportsIndex, TypeVar
 
 import gymnasium
-import jax
 import numpy as np
 from gymnasium.spaces import Box
 
 from .._checks import kind
 from .._dynamics import AbstractTask
-from ._programs import compiled, Copy, start, step
+from ._film import Film
+from ._programs import compiled, Copy, seeded_keys, start, step
 from ._spaces import observation_space
 
 T = TypeVar("T")
@@ -35,18 +35,20 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `time_aware`: whether t, from 0 to H, is appended to the observation. If `True`, the default, the end of an episode is part
       of the problem and is reported as `terminated`. If `False`, it is a time limit that the agent cannot see, reported as
       `truncated`. See Pardo et al. (2018), *Time Limits in Reinforcement Learning*.
-    - `render_mode`: `"rgb_array"` for a task that has a method `rods`, or `None`.
+    - `render_mode`: `"rgb_array"`, or `None`. Pictures show the rods of a task that has a method `rods(state)`, and else states
+      and actions against the step. Any other mode draws nothing, with Gymnasium's warning.
 
-    **Raises:** `ValueError` if the render mode is unknown or not offered by the task, if an action is not finite or has the wrong
-    shape, and if `step` is called before the first `reset` or after the end of an episode. `ImportError` if `render_mode` is
-    given and matplotlib is not installed.
+    **Raises:** `ValueError` if an action is not finite or has the wrong shape, and if `step` is called before the first `reset` or
+    after the end of an episode. `ImportError` if `render` has to draw and matplotlib is not installed.
     """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
 
     def __init__(self, task: AbstractTask, *, time_aware: bool = True, render_mode: str | None = None):
         check_task(task)
         self.task = task
         self.time_aware = time_aware
-        self.metadata, self.picture = rendering(task, render_mode)
+        self.metadata, self._film = rendering(task, render_mode)
         self.render_mode = render_mode
         self.observation_space = observation_space(task, time_aware)
         self.action_space = Box(-1.0, 1.0, (task.action_size,), np.float32)
@@ -62,27 +64,38 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """s_t, shape (S,), in the task's own precision."""
         return np.array(running(self._copy).episode.state)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: SupportsIndex | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        seed = whole_seed(seed)
         super().reset(seed=seed)
         if seed is None and self._copy is not None:
             key = self._copy.next_key
         else:
-            key = jax.random.key(self.np_random.integers(2**31) if seed is None else seed)
+            key = seeded_keys([int(self.np_random.integers(2**31)) if seed is None else seed])[0]
         self._copy = self._start(key, state_option(options, (self.task.state_size,)))
         self._t = 0
+        if self._film is not None:
+            self._film.restart(self.state[None])
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         copy = running(self._copy)
         if self._t == self.task.horizon:
             raise ValueError(f"The episode ended after {self._t} steps; call reset() before the next step.")
-        self._copy, reward = self._step(copy, check_action(action, (self.task.action_size,)))
+        action = check_action(action, (self.task.action_size,))
+        self._copy, reward = self._step(copy, action)
         self._t += 1
+        if self._film is not None:
+            self._film.append(self.state[None], action[None])
         ended = self._t == self.task.horizon
         return self._observation(), float(reward), ended and self.time_aware, ended and not self.time_aware, {}
 
     def render(self) -> np.ndarray | None:
-        return None if self.picture is None else self.picture(self.state)
+        if self._film is None:
+            return no_picture(self.render_mode)
+        running(self._copy)
+        return self._film.picture(0, self._t)
 
     def _observation(self) -> np.ndarray:
         state = self.state.astype(np.float32)
@@ -95,13 +108,32 @@ def check_task(task: Any) -> None:
 
 
 def check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
-    action = np.asarray(action)
+    """Return a copy of the action; raise unless it holds finite real numbers of this shape."""
+    try:
+        action = np.array(action)
+    except ValueError:
+        raise ValueError(f"The action must have shape {shape}, got rows of different lengths.") from None
     if action.shape != shape:
         raise ValueError(f"The action must have shape {shape}, got {action.shape}.")
+    if action.dtype.kind not in "biuf":
+        raise ValueError(f"The action must hold real numbers, got {action.dtype}; pass an array of floats.")
     if not np.isfinite(action).all():
         index = np.argwhere(~np.isfinite(action))[0].tolist()
         raise ValueError(f"The action must be finite, got {action[tuple(index)]} at index {index}; check the policy.")
     return action
+
+
+def whole_seed(seed: Any) -> int | None:
+    """The seed as a Python int, as which NumPy's integers count too; raise unless it is a whole number of at least 0."""
+    if seed is None:
+        return None
+    try:
+        whole = operator.index(seed)
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, or None, got {seed!r}.")
+    return whole
 
 
 def running(copy: T | None) -> T:
@@ -120,15 +152,15 @@ def state_option(options: dict[str, Any] | None, shape: tuple[int, ...]) -> np.n
     return np.broadcast_to(state, shape)
 
 
-def rendering(task: Any, render_mode: str | None) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray] | None]:
-    """The environment's metadata, and a function from a state to its picture if there is a render mode."""
-    drawable = getattr(task, "rods", None) is not None
-    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / task.dt)} if drawable else {"render_modes": []}
-    if render_mode is None:
-        return metadata, None
-    if render_mode not in metadata["render_modes"]:
-        fix = 'render_mode="rgb_array"' if drawable else "render_mode=None, because it has no method rods(state)"
-        raise ValueError(f"{type(task).__name__} cannot be drawn with render_mode={render_mode!r}; use {fix}.")
-    from ._render import RodRenderer  # Loads matplotlib, which only rendering needs.
+def rendering(task: AbstractTask, render_mode: str | None) -> tuple[dict[str, Any], Film | None]:
+    """The environment's metadata, and what takes its pictures if `render_mode` asks for them."""
+    dt = getattr(task, "dt", None) if getattr(task, "rods", None) is not None else None
+    metadata = TaskEnv.metadata if dt is None else {**TaskEnv.metadata, "render_fps": max(1, round(1 / dt))}
+    return metadata, Film(task) if render_mode == "rgb_array" else None
 
-    return metadata, RodRenderer(task)
+
+def no_picture(render_mode: str | None) -> None:
+    """Warn as Gymnasium's environments do when they are asked for a picture in a mode that has none."""
+    gymnasium.logger.warn(
+        f'render() returns None in render_mode={render_mode!r}; make the environment with render_mode="rgb_array".'
+    )

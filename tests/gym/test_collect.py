@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
-from gymnasium.wrappers import FlattenObservation, TransformAction
+from gymnasium.wrappers import FlattenObservation, ReshapeObservation, TimeLimit, TransformAction
+from hypothesis import given, strategies as st
 from misuse import says
 
 from awmkit import AWM, BPO, fit, LSTM, MLPPolicy, NoProgress, RewardModel, unroll, unroll_grad
@@ -56,24 +57,28 @@ def test_episodes_collected_from_a_task_equal_its_unroll():
 
 
 class Sandbox(gymnasium.Env):
-    """Adds the action to a number. The episode ends after `ends` steps; step 2 returns NaN or infinity for `breaks`."""
+    """Adds the action to a number. The episode ends after `ends` steps; step 2 returns NaN or infinity for `breaks`.
 
-    def __init__(self, ends=None, breaks=None, actions=None, observations=None):
-        self.ends, self.breaks, self.truncates = ends, breaks, False
+    `returns` replaces entries, by index, of what `step` returns; -1 replaces all of it, and -2 all that `reset` returns.
+    """
+
+    def __init__(self, ends=None, breaks=None, actions=None, observations=None, truncates=False, returns=None):
+        self.ends, self.breaks, self.truncates, self.returns = ends, breaks, truncates, returns or {}
         self.action_space = Box(np.array([-1.0], np.float32), np.array([3.0], np.float32)) if actions is None else actions
         self.observation_space = Box(-np.inf, np.inf, (1,), np.float64) if observations is None else observations
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.t, self.x = 0, self.np_random.normal(size=1)
-        return self.x, {}
+        return self.returns.get(-2, (self.x, {}))
 
     def step(self, action):
         self.x, self.t = self.x + action, self.t + 1
         broken = lambda what: self.breaks == what and self.t == 3
         observation = self.x * np.nan if broken("observation") else self.x
         ended = self.t == self.ends
-        return observation, np.inf if broken("reward") else float(self.x[0]), ended, self.truncates, {}
+        usual = observation, np.inf if broken("reward") else float(self.x[0]), ended, ended and self.truncates, {}
+        return self.returns.get(-1, tuple(self.returns.get(i, value) for i, value in enumerate(usual)))
 
 
 def test_absorb_repeats_the_last_state_after_an_early_end():
@@ -84,6 +89,112 @@ def test_absorb_repeats_the_last_state_after_an_early_end():
     np.testing.assert_allclose(episode.rewards[:, :4], episode.states[:, 1:5, 0])
     assert (episode.rewards[:, 4:] == 0).all() and (episode.actions == plan).all()
     assert collect(Sandbox(ends=6), plan, 1, horizon=6).states.shape == (1, 7, 1)  # Ending at the last step is not early.
+    both = collect(Sandbox(ends=4, truncates=True), plan, 3, horizon=6, absorb=True)  # A limit at a true end changes nothing.
+    assert (both.rewards[:, 4:] == 0).all()
+
+
+class Linear(gymnasium.Env):
+    """Linear dynamics. If `reuses`, it fills the same arrays at every step, as fast simulators do, and scribbles on its action."""
+
+    def __init__(self, seed, size, dtype, reuses):
+        self.A, self.B = np.random.default_rng(seed).normal(size=(2, size, size)) / size
+        self.reuses, self.buffers = reuses, (np.zeros(size, dtype), np.zeros((), dtype), np.zeros((), bool), {"x": np.zeros(3)})
+        self.observation_space, self.action_space = Box(-np.inf, np.inf, (size,), dtype), Box(-1.0, 2.0, (size,), dtype)
+
+    def given(self, *values):
+        if not self.reuses:
+            return tuple(np.array(x, b.dtype) for x, b in zip(values, self.buffers, strict=False))
+        for buffer, value in zip(self.buffers, values, strict=False):
+            buffer[...] = value
+        return self.buffers[: len(values)]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.normal(size=len(self.A))
+        return *self.given(self.x), {}
+
+    def step(self, action):
+        self.x = self.A @ self.x + self.B @ action
+        observation, reward, ended = self.given(self.x, self.x.sum(), False)
+        if self.reuses:
+            action[:] = np.nan
+        return observation, reward, ended, ended, self.buffers[3]
+
+
+@given(
+    seed=st.integers(0, 99), size=st.integers(1, 20), dtype=st.sampled_from([np.float32, np.float64]), plays=st.integers(1, 3)
+)
+def test_an_environment_that_fills_its_arrays_again_gives_the_same_episodes_as_one_that_makes_new_ones(
+    seed, size, dtype, plays
+):
+    plan = np.random.default_rng(seed).uniform(-1, 1, (4, size))
+    kept = plan.copy()
+    made, filled = (collect(Linear(seed, size, dtype, reuses), plan, plays, key=KEY, horizon=4) for reuses in (False, True))
+    for new, old in zip(jax.tree.leaves(made), jax.tree.leaves(filled), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert (plan == kept).all() and len(np.unique(filled.states[0], axis=0)) == 5
+    task = GymnasiumTask(Linear(seed, size, dtype, True), horizon=4)
+    first = task.reset(KEY)
+    before, _ = np.array(first), task.reset(jax.random.key(1))
+    np.testing.assert_array_equal(first, before)
+
+
+@st.composite
+def boxes(draw):
+    """A Box of one entry, with the bounds of any size, equal, or with one decimal as people write them."""
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    decimals = st.integers(-50, 50).map(lambda n: n / 10)
+    largest = float(np.finfo(dtype).max)
+    number = decimals | st.floats(-largest, largest, width=np.finfo(dtype).bits)
+    low, high = sorted((draw(number), draw(number)))
+    return Box(np.array([low], dtype), np.array([high], dtype), dtype=dtype)
+
+
+class Recorder(gymnasium.Env):
+    """Keeps the actions that it is given."""
+
+    observation_space = Box(-1.0, 1.0, (1,))
+
+    def __init__(self, box):
+        self.action_space, self.received = box, []
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.received.append(action)
+        return np.zeros(1), 0.0, False, False, {}
+
+
+def received(box, plan):
+    env = Recorder(box)
+    collect(env, plan, 1, horizon=len(plan), progress=NoProgress())
+    return np.stack(env.received)
+
+
+@given(box=boxes(), action=st.floats(-1, 1))
+def test_actions_are_mapped_into_their_box_and_1_and_minus_1_to_its_bounds(box, action):
+    lowest, highest, inside, almost = received(box, np.array([[-1.0], [1.0], [action], [np.nextafter(1.0, 0)]]))
+    assert lowest == box.low and highest == box.high and inside.dtype == box.dtype
+    assert box.low <= inside <= box.high and box.low <= almost <= box.high
+    low, high = (float(x[0]) / 2 for x in (box.low, box.high))
+    expected = 2 * (low + (action + 1) / 2 * (high - low))
+    unit = 4 * np.finfo(box.dtype).eps * max(-low, high, low, -high)
+    assert abs(float(inside[0]) - expected) <= unit + np.finfo(box.dtype).smallest_normal
+
+
+def test_actions_keep_all_bounds_of_one_decimal():
+    bounds = (np.arange(-30, 30) / 10).astype(np.float32)
+    for low in bounds:
+        box = Box(np.full(60, low), np.maximum(bounds, low))
+        lowest, highest, almost = received(box, np.array([-1.0, 1.0, 1 - 1e-9])[:, None] * np.ones(60))
+        assert (lowest == box.low).all() and (highest == box.high).all() and almost in box
+
+
+def test_the_horizon_is_the_tightest_limit_of_the_environment():
+    env = TaskEnv(DrivenDoublePendulum(7), time_aware=False)
+    assert GymnasiumTask(gymnasium.make("awmkit/OneBounce-v0", max_episode_steps=5)).horizon == 5
+    assert GymnasiumTask(env).horizon == 7
 
 
 def test_a_gymnasium_task_has_the_sizes_reward_and_initial_states_of_its_environment():
@@ -128,7 +239,7 @@ MISUSES = {
     ),
     "discrete actions": (
         lambda: GymnasiumTask(gymnasium.make("CartPole-v1")),
-        "action space must be a Box.*got a Discrete.*continuous actions",
+        "action space must be a Box.*got a Discrete; .*continuous actions.*TransformAction",
     ),
     "infinite actions": (lambda: gathered(actions=BIG), "bounds of the action space must be finite.*TransformAction"),
     "a dictionary": (
@@ -138,7 +249,7 @@ MISUSES = {
     "a number of states": (lambda: gathered(observations=Discrete(3)), r"got a Discrete; flatten.*FlattenObservation\(env\)"),
     "images": (
         lambda: gathered(observations=Box(0, 255, (8, 8, 3), np.uint8)),
-        r"of uint8 of shape \(8, 8, 3\); encode images",
+        r"of uint8 of shape \(8, 8, 3\); encode the observations as vectors with .*TransformObservation.$",
     ),
     "half an episode": (lambda: gathered(episodes=1.5), "episodes=1.5"),
     "a class for a policy": (lambda: gathered(MLPPolicy), "policy is the class MLPPolicy; make an instance"),
@@ -154,6 +265,66 @@ MISUSES = {
         lambda: gathered(ends=3),
         "ended at step 2, but all episodes must have 5 steps; pass absorb=True.*terminate_when_unhealthy",
     ),
+    "a time limit": (
+        lambda: gathered(returns={3: True}),
+        "truncated the episode after 1 of 5 steps.*pass horizon=1, or.*max_episode_steps=5",
+    ),
+    "a time limit, absorbed": (
+        lambda: collect(TimeLimit(Sandbox(), 4), PLAN, 1, horizon=5, absorb=True),
+        "truncated the episode after 4 of 5 steps.*pass horizon=4, or.*max_episode_steps=5",
+    ),
+    "a reward as an array": (
+        lambda: gathered(returns={1: np.ones(1)}),
+        r"reward of step 0 must be one number, got float64\[1\]; fix",
+    ),
+    "no reward": (lambda: gathered(returns={1: None}), "reward of step 0 must be one number, got None; fix"),
+    "a reward as text": (lambda: gathered(returns={1: "1"}), "reward of step 0 must be one number, got '1'; fix"),
+    "a complex reward": (lambda: gathered(returns={1: 1j}), "must be one number, got 1j; fix"),
+    "an observation of another shape": (
+        lambda: gathered(returns={0: np.zeros(2)}),
+        r"observation after step 0 must be an array of numbers of shape \(1,\), as the space says, got float64\[2\]",
+    ),
+    "an observation of two dimensions": (
+        lambda: gathered(returns={0: np.zeros((1, 1))}),
+        r"of shape \(1,\), as the space says, got float64\[1, 1\]",
+    ),
+    "an observation as text": (
+        lambda: gathered(returns={0: np.array(["1"])}),
+        r"array of numbers of shape \(1,\).*got <U1\[1\]",
+    ),
+    "rows of different lengths": (lambda: gathered(returns={0: [[1.0], [1.0, 2.0]]}), r"of shape \(1,\).*got a list"),
+    "a dictionary in a box": (lambda: gathered(returns={0: {"x": 1.0}}), r"of shape \(1,\).*got a dict; fix"),
+    "an end as an array": (
+        lambda: gathered(returns={2: np.zeros(1, bool)}),
+        r"terminated of step 0 must be True or False, got bool\[1\]; fix env.step",
+    ),
+    "no end": (lambda: gathered(returns={3: None}), "truncated of step 0 must be True or False, got None"),
+    "the old reset": (
+        lambda: gathered(returns={-2: np.zeros(2)}),
+        r"env.reset must return \(observation, info\), got float64\[2\]; .*shimmy",
+    ),
+    "a reset of another shape": (
+        lambda: GymnasiumTask(Sandbox(returns={-2: (np.zeros(2), {})}), horizon=5).reset(KEY),
+        r"observation of the reset must be an array of numbers of shape \(1,\)",
+    ),
+    "the old step": (
+        lambda: gathered(returns={-1: (np.zeros(1), 0.0, False, {})}),
+        r"env.step must return \(observation, reward, terminated, truncated, info\), got a tuple of 4; .*shimmy",
+    ),
+    "actions beyond 1": (lambda: gathered(PLAN + 1.5), r"must return actions in \[-1, 1\].* got \[1.5\] at step 0; .*jnp.clip"),
+    "whole numbers for actions": (
+        lambda: gathered(actions=Box(0, 3, (1,), np.int64)),
+        r"floating-point numbers.*got a Box of int64 of shape \(1,\); round numbers to them: .*numpy.rint",
+    ),
+    "a matrix of actions": (
+        lambda: gathered(actions=Box(-1.0, 1.0, (2, 2))),
+        r"got a Box of float32 of shape \(2, 2\); reshape them: ",
+    ),
+    "a scalar observation": (
+        lambda: gathered(observations=Box(-1.0, 1.0, ())),
+        r"of shape \(\); make it a vector of one entry with gymnasium.wrappers.ReshapeObservation\(env, \(1,\)\).$",
+    ),
+    "a matrix of observations": (lambda: gathered(observations=Box(-1.0, 1.0, (2, 2))), r"shape \(2, 2\); flatten the obs"),
     "observations of NaN": (lambda: gathered(breaks="observation"), "observation after step 2 is nan"),
     "rewards of infinity": (lambda: gathered(breaks="reward"), "reward of step 2 is inf"),
     "actions of NaN": (lambda: gathered(PLAN * np.nan), "action of step 0 is nan"),
@@ -184,3 +355,13 @@ def test_the_fixes_that_the_errors_suggest_work():
     assert GymnasiumTask(flat, horizon=5).state_size == 3
     bounded = TransformAction(Sandbox(actions=BIG), lambda a: a, Box(-2.0, 2.0, (1,)))
     np.testing.assert_allclose(np.diff(collect(bounded, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 1)
+    whole = TransformAction(
+        Sandbox(actions=Box(0, 3, (1,), np.int64)), lambda a: np.rint(a).astype(np.int64), Box(0.0, 3.0, (1,))
+    )
+    np.testing.assert_array_equal(np.diff(collect(whole, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 2)
+    square = TransformAction(Sandbox(actions=Box(-1.0, 1.0, (1, 1))), lambda a: a.reshape((1, 1))[0], Box(-1.0, 1.0, (1,)))
+    np.testing.assert_allclose(np.diff(collect(square, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 0.5)
+    chosen = TransformAction(Sandbox(actions=Discrete(2)), lambda a: int(a[0] > 0), Box(-1.0, 1.0, (1,)))
+    np.testing.assert_allclose(np.diff(collect(chosen, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 1)
+    scalar = Sandbox(observations=Box(-np.inf, np.inf, (), np.float64), returns={-2: (np.zeros(()), {}), 0: np.ones(())})
+    assert collect(ReshapeObservation(scalar, (1,)), PLAN, 1, horizon=5).states.shape == (1, 6, 1)

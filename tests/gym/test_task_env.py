@@ -1,17 +1,22 @@
 """Tasks as Gymnasium environments: Gymnasium's own checks, single against vectorised environments, and pictures."""
 
+import copy
 import inspect
+import pickle
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, strategies as st
 from misuse import says
 
 from awmkit import AbstractTask, unroll
 from awmkit.gym import GymnasiumTask, TaskEnv, TaskVectorEnv
+from awmkit.gym._register import register_all
 from awmkit.tasks import (
     CancerTreatment,
     CreditAssignment,
@@ -55,9 +60,24 @@ def test_every_task_with_defaults_and_every_myriad_problem_is_registered_under_i
     assert {f"awmkit/{name}-v0" for name in names} == set(IDS)
 
 
+def assert_checked_and_drawn(id):
+    env = gymnasium.make(id, render_mode="rgb_array")
+    check_env(env.unwrapped, skip_render_check=True)
+    env.reset(seed=0)
+    frames = [env.render()]
+    for _ in range(2):
+        env.step(env.action_space.sample())
+        frames.append(env.render())
+    assert all(frame.shape == (256, 256, 3) and frame.dtype == np.uint8 for frame in frames)
+    assert all((frame != after).any() for frame, after in zip(frames, frames[1:], strict=False))
+    drawn, copied, loaded = env, copy.deepcopy(env), pickle.loads(pickle.dumps(env))
+    assert (drawn.render() == copied.render()).all() and gymnasium.make(loaded.spec).spec == env.spec
+    assert env.spec.to_json()
+
+
 @pytest.mark.parametrize("id", sorted(set(IDS) - set(MJX)))
-def test_gymnasiums_checker_accepts_every_environment(id):
-    check_env(gymnasium.make(id).unwrapped)
+def test_gymnasiums_checker_accepts_every_environment_and_it_can_be_drawn_copied_and_pickled(id):
+    assert_checked_and_drawn(id)
 
 
 def test_gymnasiums_checker_accepts_an_environment_without_time():
@@ -66,13 +86,21 @@ def test_gymnasiums_checker_accepts_an_environment_without_time():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", MJX)
-def test_gymnasiums_checker_accepts_the_mjx_environments(id):
-    check_env(gymnasium.make(id).unwrapped)
+def test_gymnasiums_checker_accepts_the_mjx_environments_and_they_can_be_drawn_copied_and_pickled(id):
+    assert_checked_and_drawn(id)
 
 
 def assert_equal_over(steps, task, time_aware=True, copies=3):
-    envs = TaskVectorEnv(task, copies, time_aware=time_aware)
-    reference = SyncVectorEnv([lambda: TaskEnv(task, time_aware=time_aware)] * copies)
+    assert_equal_environments(
+        steps,
+        TaskVectorEnv(task, copies, time_aware=time_aware),
+        SyncVectorEnv([lambda: TaskEnv(task, time_aware=time_aware)] * copies),
+        task.horizon,
+    )
+
+
+def assert_equal_environments(steps, envs, reference, horizon):
+    copies = envs.num_envs
     assert envs.observation_space == reference.observation_space and envs.action_space == reference.action_space
     assert envs.metadata["autoreset_mode"] is reference.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     generator, ends = np.random.default_rng(0), 0
@@ -92,7 +120,7 @@ def assert_equal_over(steps, task, time_aware=True, copies=3):
         if step == 333:
             seeds = [None, 5, None]
             np.testing.assert_allclose(envs.reset(seed=seeds)[0], reference.reset(seed=seeds)[0], rtol=1e-6)
-    assert ends > steps // (task.horizon + 1)
+    assert ends > steps // (horizon + 1)
 
 
 @pytest.mark.parametrize("time_aware", [True, False], ids=["time", "no time"])
@@ -107,6 +135,14 @@ def test_a_vector_environment_equals_gymnasiums_loop_over_copies_for_a_random_ta
 )
 def test_a_vector_environment_equals_gymnasiums_loop_over_copies(task):
     assert_equal_over(400, task)
+
+
+@pytest.mark.parametrize("options", [{"max_episode_steps": 6}, {"max_episode_steps": 8, "time_aware": False}])
+def test_a_vector_environment_with_a_time_limit_equals_gymnasiums_loop_over_limited_copies(options):
+    make = lambda mode: gymnasium.make_vec("awmkit/OneBounce-v0", 3, vectorization_mode=mode, horizon=8, **options)
+    assert_equal_environments(60, make("vector_entry_point"), make("sync"), options["max_episode_steps"])
+    unlimited = gymnasium.make_vec("awmkit/OneBounce-v0", 1, horizon=8, max_episode_steps=-1)
+    assert unlimited.max_episode_steps is None
 
 
 @pytest.mark.parametrize("time_aware", [True, False], ids=["time", "no time"])
@@ -164,7 +200,7 @@ def test_a_seed_determines_all_episodes_and_a_reset_without_one_starts_a_differe
 
 def test_equal_tasks_share_one_program():
     first, second, third = (TaskEnv(PassiveDoublePendulum(h)) for h in (10, 10, 11))
-    assert first._step.func is second._step.func is not third._step.func
+    assert first._step.program is second._step.program is not third._step.program
 
 
 def test_make_passes_its_arguments_to_the_task():
@@ -192,7 +228,147 @@ def test_the_picture_of_a_pendulum_shows_its_state():
     envs = gymnasium.make_vec("awmkit/PassiveDoublePendulum-v0", num_envs=2, render_mode="rgb_array")
     envs.reset(options={"state": np.array([[0.0] * 4, [np.pi / 2, 0, np.pi / 2, 0]])})
     np.testing.assert_array_equal(envs.render(), [hanging, across])
-    assert gymnasium.make("awmkit/OneBounce-v0").unwrapped.metadata["render_modes"] == []
+    env.reset(options={"state": np.zeros(4)})
+    env.unwrapped._film.append(np.full((1, 4), np.nan), np.zeros((1, 2)))
+    assert env.unwrapped._film.picture(0, 1).shape == (256, 256, 3)  # A diverged state leaves the picture empty.
+
+
+def test_the_picture_of_any_other_task_shows_the_running_episode_of_each_copy():
+    task = LinearQuadratic()
+    one = TaskEnv(task, render_mode="rgb_array")
+    envs = TaskVectorEnv(task, 2, render_mode="rgb_array", max_episode_steps=3)
+    starts = np.array([[0.0, 0.3], [0.0, -0.4]])
+    envs.reset(options={"state": starts})
+    actions = np.array([[[0.5], [-1.0]], [[0.1], [0.2]], [[-0.9], [0.7]]])
+    for a in actions[:2]:
+        envs.step(a)
+    for i, picture in enumerate(envs.render()):
+        one.reset(options={"state": starts[i]})
+        for a in actions[:2]:
+            one.step(a[i])
+        np.testing.assert_array_equal(picture, one.render())
+    before = envs.render()
+    envs.reset(options={"reset_mask": np.array([False, True]), "state": starts})
+    kept, restarted = envs.render()
+    np.testing.assert_array_equal(kept, before[0])
+    one.reset(options={"state": starts[1]})
+    np.testing.assert_array_equal(restarted, one.render())
+    envs.step(actions[2])
+    envs.step(actions[2])  # The first copy starts its next episode.
+    one.reset(options={"state": envs.state[0]})
+    np.testing.assert_array_equal(envs.render()[0], one.render())
+
+
+def test_a_render_mode_that_cannot_draw_warns_as_gymnasiums_do():
+    with pytest.warns(UserWarning, match="HumanRendering wrapper is being applied"):
+        env = gymnasium.make("awmkit/OneBounce-v0", render_mode="human")
+    assert isinstance(env, gymnasium.wrappers.HumanRendering)
+    with pytest.warns(UserWarning, match="'ascii' that is not in the possible render_modes"):
+        env = gymnasium.make("awmkit/OneBounce-v0", render_mode="ascii")
+    env.reset(seed=0)
+    for silent in (env.unwrapped, TaskVectorEnv(PENDULUM.task, 2)):
+        with pytest.warns(UserWarning, match='make the environment with render_mode="rgb_array"'):
+            assert silent.render() is None
+    env = gymnasium.make("awmkit/OneBounce-v0", render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step(np.zeros(1, np.float32))
+    assert len(env.render()) == 2
+
+
+def test_registering_again_changes_nothing():
+    spec = gymnasium.registry[IDS[0]]
+    register_all()  # A warning of Gymnasium would fail the test.
+    assert gymnasium.registry[IDS[0]] is spec
+
+
+SHORT = LinearQuadratic(horizon=8)
+
+
+def rows(env, steps, options, spoil):
+    """The observations of a few steps under fixed actions. With `spoil`, the caller writes into all that it gave and got."""
+    kept, returned = [], []
+    for t in range(steps + 1):
+        action = np.full(env.action_space.shape, np.sin(t))
+        returned.append(env.reset(seed=3, options=options)[0] if t == 0 else env.step(action)[0])
+        kept.append(np.array(returned[-1]))
+        for array in (action, env.state, *returned, *options.values()) if spoil else ():
+            array[...] = 7.0
+    for array, copied in zip(returned, kept, strict=True):  # No later step has changed what was returned.
+        assert spoil or (array == copied).all()
+    return np.stack(kept)
+
+
+@pytest.mark.parametrize("make", [TaskEnv, lambda task: TaskVectorEnv(task, 2)], ids=["one", "many"])
+@pytest.mark.parametrize("options", [dict, lambda: {"state": np.full(2, 0.25)}], ids=["drawn", "given"])
+def test_neither_the_environment_nor_its_user_can_change_the_others_arrays(make, options):
+    clean, spoilt = (rows(make(SHORT), 7, options(), spoil) for spoil in (False, True))
+    np.testing.assert_array_equal(clean, spoilt)
+
+
+class Drift(LinearQuadratic):
+    """A task of a user, who keeps parameters in a NumPy array."""
+
+    pull: np.ndarray
+
+    def __init__(self, pull):
+        super().__init__(jnp.eye(2), jnp.ones((2, 1)), horizon=5)
+        self.pull = pull
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, state + jnp.asarray(self.pull, state.dtype)
+
+
+def test_a_task_with_numpy_arrays_runs_and_the_environment_keeps_its_own_copy():
+    pull = np.ones(2)
+    env = TaskEnv(Drift(pull), time_aware=False)
+    start = env.reset(seed=0)[0]
+    pull[:] = 5
+    np.testing.assert_allclose(env.step(np.zeros(1))[0], start + 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rendered", [None, "rgb_array"])
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+def test_a_copy_of_an_environment_goes_on_as_the_environment_does(rendered, many, duplicate):
+    env = TaskVectorEnv(SHORT, 2, render_mode=rendered) if many else TaskEnv(SHORT, render_mode=rendered)
+    new = duplicate(env)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], new.reset(seed=1)[0])
+    action = np.full(env.action_space.shape, 0.3)
+    env.step(action)
+    new = duplicate(env)
+    for _ in range(3):
+        mine, its = env.step(action), new.step(action)
+        np.testing.assert_array_equal(mine[0], its[0])
+        np.testing.assert_array_equal(mine[1], its[1])
+    if rendered and not many:
+        np.testing.assert_array_equal(env.render(), new.render())
+    np.testing.assert_array_equal(env.reset()[0], new.reset()[0])
+
+
+@given(seed=st.integers(2**31, 2**130), jump=st.sampled_from([2**32, 2**63, 2**64, 2**96]))
+def test_seeds_of_any_size_are_accepted_and_differ(seed, jump):
+    env, envs = TaskEnv(SHORT), TaskVectorEnv(SHORT, 2)
+    first = env.reset(seed=seed)[0]
+    np.testing.assert_array_equal(first, TaskEnv(SHORT).reset(seed=seed)[0])
+    assert (first != env.reset(seed=seed + jump)[0]).any()
+    both = envs.reset(seed=seed)[0]
+    np.testing.assert_allclose(both, [first, env.reset(seed=seed + 1)[0]], rtol=1e-6)
+    np.testing.assert_array_equal(both, envs.reset(seed=[seed, seed + 1])[0])
+
+
+def test_seeds_of_numpy_count_and_small_seeds_give_the_key_of_jax():
+    env, envs = TaskEnv(SHORT), TaskVectorEnv(SHORT, 2)
+    np.testing.assert_array_equal(env.reset(seed=np.int64(3))[0], env.reset(seed=3)[0])
+    np.testing.assert_array_equal(envs.reset(seed=np.int64(3))[0], envs.reset(seed=np.arange(3, 5))[0])
+    for seed in (0, 2**31, 2**40 + 7, 2**63 - 1):
+        env.reset(seed=seed)
+        np.testing.assert_allclose(env.state, SHORT.reset(jax.random.split(jax.random.key(seed), 3)[1]))
+
+
+def test_seeds_that_differ_in_their_higher_bits_differ_in_single_precision():
+    with jax.enable_x64(False):  # Here JAX drops all but 32 bits of a seed.
+        starts = [TaskEnv(SHORT).reset(seed=seed)[0] for seed in (7, 2**32 + 7, 2**40 + 7, 2**64 + 7)]
+    assert len(np.unique(starts, axis=0)) == 4
 
 
 PENDULUM = TaskEnv(DrivenDoublePendulum(5))
@@ -204,6 +380,27 @@ def stepped(env, action, steps=1, reset=True):
         env.reset(seed=0)
     for _ in range(steps):
         env.step(np.asarray(action))
+
+
+class Returns(LinearQuadratic):
+    """A task of a user that may return the wrong shapes."""
+
+    start: jax.Array
+    after: jax.Array
+    score: jax.Array
+
+    def __init__(self, start=jnp.ones(2), after=jnp.ones(2), reward=jnp.ones(())):
+        super().__init__(horizon=5)
+        self.start, self.after, self.score = start, after, reward
+
+    def reset(self, key):
+        return self.start
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, self.after
+
+    def reward(self, state, action, t):
+        return self.score
 
 
 MISUSES = {
@@ -234,8 +431,26 @@ MISUSES = {
         lambda: PENDULUM.reset(options={"state": np.zeros(3)}),
         r"finite numbers of shape \(4,\), got .* of shape \(3,\)",
     ),
-    "a human's view": (lambda: TaskEnv(PENDULUM.task, render_mode="human"), 'use render_mode="rgb_array"'),
-    "a picture of a number": (lambda: TaskEnv(CreditAssignment(), render_mode="rgb_array"), r"has no method rods\(state\)"),
+    "an action of text": (lambda: stepped(PENDULUM, ["0", "0"]), "must hold real numbers, got <U1; pass an array of floats"),
+    "a ragged action": (
+        lambda: PENDULUMS.step([[0.0, 0.0], [0.0]]),
+        r"must have shape \(2, 2\), got rows of different lengths",
+    ),
+    "a negative seed": (lambda: PENDULUM.reset(seed=-1), "seed must be a whole number of at least 0, or None, got -1"),
+    "half a seed": (lambda: PENDULUMS.reset(seed=[1, 0.5]), "seed must be a whole number of at least 0, or None, got 0.5"),
+    "a limit of nothing": (lambda: TaskVectorEnv(PENDULUM.task, 2, max_episode_steps=0), "max_episode_steps=0"),
+    "a reward of one entry": (
+        lambda: TaskVectorEnv(Returns(reward=jnp.ones(1)), 2).reset() and stepped(TaskEnv(Returns(reward=jnp.ones(1))), [0.0]),
+        r"Returns.reward returned float64\[1\]; it must be one number",
+    ),
+    "a state of another shape": (
+        lambda: stepped(TaskEnv(Returns(after=jnp.ones(1))), [0.0]),
+        r"Returns.step returned the state as float64\[1\] for a state given as float64\[2\]",
+    ),
+    "a start of another shape": (
+        lambda: TaskEnv(Returns(start=jnp.ones((1, 2)))).reset(),
+        r"Returns.reset returned float64\[1, 2\]; it must be one state",
+    ),
     "an environment of an environment": (
         lambda: TaskEnv(gymnasium.make("Pendulum-v1").unwrapped),
         "must be an awmkit.AbstractTask that JAX can trace.*got a Pendulum",
