@@ -358,7 +358,7 @@ def test_the_fixes_that_the_errors_suggest_work():
     whole = TransformAction(
         Sandbox(actions=Box(0, 3, (1,), np.int64)), lambda a: np.rint(a).astype(np.int64), Box(0.0, 3.0, (1,))
     )
-    np.testing.assert_array_equal(np.diff(collect(whole, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 2)
+    np.testing.assert_allclose(np.diff(collect(whole, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 2)
     square = TransformAction(Sandbox(actions=Box(-1.0, 1.0, (1, 1))), lambda a: a.reshape((1, 1))[0], Box(-1.0, 1.0, (1,)))
     np.testing.assert_allclose(np.diff(collect(square, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 0.5)
     chosen = TransformAction(Sandbox(actions=Discrete(2)), lambda a: int(a[0] > 0), Box(-1.0, 1.0, (1,)))
