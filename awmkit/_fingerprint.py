@@ -6,6 +6,7 @@ import dis
 import enum
 import functools
 import hashlib
+import importlib.util
 import inspect
 import itertools
 import os
@@ -123,7 +124,8 @@ class _Walk:
         elif isinstance(x, inspect.Signature):
             self.lines[path] = f"signature of {', '.join(x.parameters)}"
         elif isinstance(x, types.ModuleType):
-            self.lines[path] = f"module {x.__name__}"
+            self.lines[path] = f"module {x.__name__.rpartition('.')[2]}"
+            self._globals({path: x}, [path], [name for name in vars(x) if not name.startswith("__")], "")
         elif isinstance(x, type):
             self.lines[path] = f"class {self._name_of_class(x)}"
         elif (name := _name_in_a_package(x)) is not None:
@@ -208,8 +210,12 @@ class _Walk:
         self.lines[path] = f"function {package}.{fn.__qualname__}" if installed else f"function {fn.__name__}"
         if not installed:
             self.lines[f"{path} code"] = hash_of(repr(_code(code)).encode())
+        read = set(_names_of(code))
         for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):
-            self.visit(_content(cell), _join(path, name))
+            if isinstance(value := _content(cell), types.ModuleType):
+                self._globals({name: value}, [name], read, "global ")
+            else:
+                self.visit(value, _join(path, name))
         names = code.co_varnames[: code.co_argcount]
         defaults = dict(zip(reversed(names), reversed(fn.__defaults__ or ()), strict=False)) | (fn.__kwdefaults__ or {})
         for name, value in sorted(defaults.items()):
@@ -217,16 +223,18 @@ class _Walk:
         if not installed and not self._saved:
             for name, value in sorted(vars(fn).items()):
                 self.visit(value, _join(path, name))
-            self._globals(fn.__globals__, _globals_of(code), set(_names_of(code)), "global ")
+            self._globals(fn.__globals__, _globals_of(code), read, "global ")
+            modules = _imports_of(code, fn.__globals__.get("__package__"))
+            self._globals(modules, modules, read, "global ")
 
-    def _globals(self, scope: dict[str, Any], names, attributes, prefix) -> None:
+    def _globals(self, scope: Mapping[str, Any], names, attributes, prefix, above: tuple[int, ...] = ()) -> None:
         """Describe globals that a function reads, and attributes of modules of the user that it may read."""
         for name in sorted(names):
             value = scope.get(name, _MISSING)
             if isinstance(value, types.ModuleType):
-                if value.__name__ != "__main__" and not _installed(getattr(value, "__file__", None)):
+                if _is_users(value) and id(value) not in above:
                     read = [x for x in attributes if x in vars(value)]
-                    self._globals(vars(value), read, attributes, f"{prefix}{name}.")
+                    self._globals(vars(value), read, attributes, f"{prefix}{name}.", (*above, id(value)))
             elif value is not _MISSING:
                 self._once((id(scope), name), f"{prefix}{name}", lambda path, value=value: self.visit(value, path))
 
@@ -404,6 +412,28 @@ def _inner(code: types.CodeType) -> Iterator[types.CodeType]:
 def _globals_of(code: types.CodeType) -> set[str]:
     reads = ("LOAD_GLOBAL", "LOAD_NAME")
     return {line.argval for inner in _inner(code) for line in dis.get_instructions(inner) if line.opname in reads}
+
+
+def _imports_of(code: types.CodeType, package: str | None) -> dict[str, types.ModuleType]:
+    """The modules of the user that a function imports when it is called."""
+    found = {}
+    for inner in _inner(code):
+        lines = list(dis.get_instructions(inner))
+        for level, line in zip(lines, lines[2:], strict=False):
+            if line.opname == "IMPORT_NAME":
+                try:
+                    name = importlib.util.resolve_name("." * level.argval + line.argval, package)
+                    spec = importlib.util.find_spec(name)
+                    if spec is not None and spec.origin is not None and not _installed(spec.origin):
+                        found[name] = importlib.import_module(name)
+                except (ImportError, ValueError):
+                    pass  # The function cannot import it either.
+    return found
+
+
+def _is_users(module: types.ModuleType) -> bool:
+    folder = next(iter(getattr(module, "__path__", ())), None)  # A package without an __init__.py has no file.
+    return not _installed(getattr(module, "__file__", None) or folder)
 
 
 def _names_of(code: types.CodeType) -> Iterator[str]:

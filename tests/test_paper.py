@@ -2,10 +2,14 @@
 
 import argparse
 import contextlib
+import functools
+import gzip
+import json
 import os
 import re
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,10 +35,27 @@ def options(out, from_raw=False):
     return argparse.Namespace(out=out, from_raw=from_raw)
 
 
+SETTINGS = argparse.Namespace(width=15)
+
+
+class Once:
+    """A cell that runs once."""
+
+    def __init__(self):
+        self.ran = False
+
+    def __fingerprint__(self):
+        return "once"
+
+    def __call__(self):
+        assert not self.ran
+        self.ran = True
+        return {"returns": np.array([0.1, np.nan, -np.inf])}
+
+
 def test_a_finished_cell_is_read_and_not_computed_again(study, tmp_path):
-    cells = {"a": ("cell a", {"seeds": 1}, lambda: {"returns": np.array([0.1, np.nan])})}
+    cells = {"a": ("cell a", {"seeds": 1}, Once())}
     first = study.Study(options(tmp_path), "small").collect(cells)
-    cells = {"a": ("cell a", {"seeds": 1}, lambda: pytest.fail("repeated"))}
     again = study.Study(options(tmp_path), "small").collect(cells)
     np.testing.assert_equal(again, first)
     assert again["a"]["returns"][0] == 0.1 and again["a"]["seconds"] >= 0 and again["a"]["host"]["device"]
@@ -46,6 +67,45 @@ def test_a_cell_with_a_different_config_raises_unless_it_only_has_more_seeds(stu
     assert run(2)["a"]["config"] == {"seeds": 3}
     with pytest.raises(ValueError, match="choose another folder with --out"):
         run(5)
+
+
+def test_a_cell_with_other_hyper_parameters_or_without_a_fingerprint_raises(study, tmp_path, monkeypatch):
+    def collect(rate, seeds=1, from_raw=False):
+        cell = functools.partial(lambda rate, seeds: {"rate": rate, "width": SETTINGS.width}, rate, seeds)
+        return study.Study(options(tmp_path, from_raw), "small").collect({"a": ("cell a", {"seeds": seeds}, cell)})
+
+    first = collect(0.1, seeds=2)
+    assert collect(0.1) == first
+    with pytest.raises(ValueError, match=r"by Python 3\.\d.*: its rate is 0.1, not 0.2; choose another folder with --out"):
+        collect(0.2)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="its global SETTINGS.width is 15, not 20;"):
+        patch.setattr(SETTINGS, "width", 20)
+        collect(0.1)
+    (tmp_path / "small.jsonl.gz").unlink()
+    study.add(tmp_path / "small.jsonl.gz", {"name": "cell a", "config": {"seeds": 1}})
+    with pytest.raises(ValueError, match="has no fingerprint; read it with --from-raw"):
+        collect(0.1)
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    assert collect(0.1, from_raw=True)["a"]["config"] == {"seeds": 1}
+
+
+@pytest.mark.slow  # It imports rejax.
+def test_the_hyper_parameters_of_the_methods_are_part_of_a_cell(study, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Packages that rejax imports raise warnings.
+        import methods
+    identity = lambda: study.identity(functools.partial(methods.learn, method="Markov"))
+    for change in (("WARMUP", 20), ("MODELS", {})):
+        before = identity()
+        monkeypatch.setattr(methods, *change)
+        assert identity() != before
+
+
+def test_raw_values_are_strict_json(study, tmp_path):
+    row = {"name": "a", "values": [1.5, np.inf, -np.inf, {"deep": [np.nan, None, "text", True]}]}
+    np.testing.assert_equal(study.add(tmp_path / "small.jsonl.gz", row), row)
+    with gzip.open(tmp_path / "small.jsonl.gz", "rt") as lines:
+        json.loads(lines.read(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_from_raw_computes_no_cell(study, tmp_path):

@@ -3,12 +3,14 @@
     pandas.read_json("examples/benchmarks/results/speed.jsonl.gz", lines=True, precise_float=True)
 
 A row has its `name`, its `config`, the `command`, the `host` (device and versions), and the measured values. A row in the file
-is not measured again, so a benchmark can be stopped and continued.
+is not measured again, so a benchmark can be stopped and continued. Infinities and NaN, which JSON
+has not, are the strings "inf", "-inf" and "nan".
 """
 
 import argparse
 import gzip
 import json
+import math
 import os
 import shlex
 import sys
@@ -35,7 +37,7 @@ class Raw:
         self.rows: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             with gzip.open(self._path, "rt") as lines:
-                self.rows = {row["name"]: row for row in map(json.loads, lines)}
+                self.rows = {row["name"]: row for row in map(loads, lines)}
 
     def run(self, name: str, config: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a row, measuring it unless the file has it.
@@ -47,7 +49,7 @@ class Raw:
                 raise ValueError(f"{self._path} has no row {name!r}; measure it without --from-raw")
             print(name, file=sys.stderr, flush=True)
             self.add({name: (config, measure())})
-        if self.rows[name]["config"] != json.loads(json.dumps(config)):
+        if self.rows[name]["config"] != loads(dumps(config)):
             kept = self.rows[name]["config"]
             raise ValueError(
                 f"row {name!r} of {self._path} has the config {kept}, not {config}; choose another folder with --out"
@@ -61,13 +63,29 @@ class Raw:
         self.rows |= {name: {"name": name, "config": config, **shared, **values} for name, (config, values) in rows.items()}
         beside = self._path.with_name(self._path.name + ".part")
         with beside.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
-            packed.write("".join(json.dumps(row) + "\n" for row in self.rows.values()).encode())
+            packed.write("".join(dumps(row) + "\n" for row in self.rows.values()).encode())
         os.replace(beside, self._path)
 
     def write(self, text: str) -> None:
         """Print the table and save it in the output folder."""
         self._report.write_text(text.rstrip() + "\n")
         print(f"\n{text}\n\nTable: {self._report}. Raw values: {self._path}")
+
+
+def dumps(x: Any) -> str:
+    """Return `x` as strict JSON."""
+    return json.dumps(_each(lambda y: str(y) if isinstance(y, float) and not math.isfinite(y) else y, x), allow_nan=False)
+
+
+def loads(text: str) -> Any:
+    """Return what `dumps` wrote."""
+    return _each(lambda y: float(y) if y in ("inf", "-inf", "nan") else y, json.loads(text))
+
+
+def _each(fn: Callable[[Any], Any], x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _each(fn, y) for key, y in x.items()}
+    return [_each(fn, y) for y in x] if isinstance(x, list | tuple) else fn(x)
 
 
 def arguments(doc: str | None, name: str) -> argparse.ArgumentParser:

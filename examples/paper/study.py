@@ -8,12 +8,17 @@ per line and cell:
 A row has the cell's `name`, its `config`, the `command`, the `host` (device, versions, commit), the time it took (`seconds` of
 wall-clock time, `cpu_seconds` of all cores, `compile_seconds`), and the values. A cell in the file is never run again, so a run
 can be stopped at any time: Ctrl-C loses at most the cell that is running. Several processes may work on one file.
+
+A row also has a `fingerprint` of what decides its values: the code of the function that runs the cell, with its arguments and all
+hyper-parameters that it uses. A row with another fingerprint is not taken for the cell. The published rows are older and have
+none; they are only read with `--from-raw`. Infinities and NaN, which JSON has not, are the strings "inf", "-inf" and "nan".
 """
 
 import argparse
 import fcntl
 import gzip
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -30,6 +35,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from awmkit import plot, versions
+from awmkit.learning import fingerprint
 
 plt.rcParams.update(plot.STYLE)
 
@@ -72,8 +78,8 @@ class Study:
 
         `figure` draws the rows so far; its picture is saved after each new cell and at the end.
 
-        **Raises:** `ValueError` if the file has a cell of the same name and another config, or, with `--from-raw`, if it lacks
-        a cell.
+        **Raises:** `ValueError` if the file has a cell of the same name and another config or fingerprint, or, with `--from-raw`,
+        if it lacks a cell.
         """
         rows, found, spent = {}, read(self._path), []
         for i, (key, (name, config, run)) in enumerate(cells.items()):
@@ -81,6 +87,8 @@ class Study:
                 found = read(self._path)  # Another process may have finished the cell since.
             if name in found:
                 _check_config(self._path, found[name], config)
+                if not self._from_raw:
+                    _check_fingerprint(self._path, found[name], run)
                 rows[key] = found[name]
                 continue
             if self._from_raw:
@@ -121,7 +129,8 @@ class Study:
             "cpu_seconds": time.process_time() - processor,
             "compile_seconds": _compiling[0] - compiling,
         }
-        return {"name": name, "command": command(), "config": config, **times, "host": host(), **values}
+        labels = {"name": name, "command": command(), "config": config, "fingerprint": identity(run)}
+        return {**labels, **times, "host": host(), **values}
 
 
 def read(path: Path) -> dict[str, Row]:
@@ -129,7 +138,29 @@ def read(path: Path) -> dict[str, Row]:
     if not path.exists():
         return {}
     with gzip.open(path, "rt") as lines:
-        return {row["name"]: row for row in map(json.loads, lines)}
+        return {row["name"]: row for row in map(loads, lines)}
+
+
+def dumps(x: Any) -> str:
+    """Return `x` as strict JSON."""
+    return json.dumps(_each(lambda y: str(y) if isinstance(y, float) and not math.isfinite(y) else y, x), allow_nan=False)
+
+
+def loads(text: str) -> Any:
+    """Return what `dumps` wrote."""
+    return _each(lambda y: float(y) if y in ("inf", "-inf", "nan") else y, json.loads(text))
+
+
+def _each(fn: Callable[[Any], Any], x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _each(fn, y) for key, y in x.items()}
+    return [_each(fn, y) for y in x] if isinstance(x, list | tuple) else fn(x)
+
+
+def identity(run: Callable[[], dict[str, Any]]) -> dict[str, str]:
+    """Return what decides the values of a cell, line by line. A cell with more seeds than asked for will do."""
+    lines = fingerprint(run) | {"jax_enable_x64": str(jax.config.read("jax_enable_x64"))}
+    return {path: line for path, line in lines.items() if path != "seeds"}
 
 
 def add(path: Path, row: Row) -> Row:
@@ -142,7 +173,7 @@ def add(path: Path, row: Row) -> Row:
         fcntl.flock(folder, fcntl.LOCK_EX)
         rows = read(path)
         if row["name"] not in rows:
-            rows[row["name"]] = json.loads(json.dumps(row))
+            rows[row["name"]] = loads(dumps(row))
             _replace(path, rows.values())
             os.fsync(folder)
         return rows[row["name"]]
@@ -154,7 +185,7 @@ def _replace(path: Path, rows: Iterable[Row]) -> None:
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:
         with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # Without name and time, equal rows give equal bytes.
-            packed.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+            packed.write("".join(dumps(row) + "\n" for row in rows).encode())
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
@@ -162,12 +193,25 @@ def _replace(path: Path, rows: Iterable[Row]) -> None:
 
 def _check_config(path: Path, row: Row, config: dict[str, Any]) -> None:
     """A cell with more seeds than asked for will do."""
-    config, kept = json.loads(json.dumps(config)), dict(row["config"])
+    config, kept = loads(dumps(config)), dict(row["config"])
     if kept.get("seeds", 0) > config.get("seeds", 0):
         config["seeds"] = kept["seeds"]
     if kept != config:
         raise ValueError(
             f"cell {row['name']!r} of {path} has the config {kept}, not {config}; choose another folder with --out"
+        )
+
+
+def _check_fingerprint(path: Path, row: Row, run: Callable[[], dict[str, Any]]) -> None:
+    if (kept := row.get("fingerprint")) is None:
+        raise ValueError(
+            f"cell {row['name']!r} of {path} has no fingerprint; read it with --from-raw, or choose another folder with --out."
+        )
+    given = identity(run)
+    for name in (name for name in {**kept, **given} if kept.get(name) != given.get(name)):
+        raise ValueError(
+            f"cell {row['name']!r} of {path} was run by Python {row['host']['python']} with other hyper-parameters or other code: its "
+            f"{name} is {kept.get(name)}, not {given.get(name)}; choose another folder with --out."
         )
 
 

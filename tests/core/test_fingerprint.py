@@ -198,6 +198,31 @@ def test_a_function_is_described_with_the_globals_and_the_classes_that_it_uses(m
     assert before == fingerprint(lambda x: Spring(2.0).force(x))
 
 
+def test_the_modules_of_the_user_that_a_function_reads_are_described(tmp_path, monkeypatch):
+    (tmp_path / "own_settings.py").write_text("import own_values as values\nRATE = 1\nOTHER = 2\n")
+    (tmp_path / "own_values.py").write_text("import own_settings as settings\nWIDTH = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_settings
+
+    def imported(x):
+        from own_settings import RATE
+
+        return RATE * x
+
+    for fn in (lambda x: own_settings.RATE * x, imported, functools.partial(setattr, own_settings), {"module": own_settings}):
+        before = fingerprint(fn)
+        with monkeypatch.context() as patch:
+            patch.setattr(own_settings, "RATE", 5)
+            path, *values = first_difference(before, fingerprint(fn))
+            assert path.endswith("RATE") and values == ["1", "5"]
+    deep = lambda x: own_settings.values.settings.values.WIDTH * x
+    before = fingerprint(deep)
+    monkeypatch.setattr(own_settings, "OTHER", 5)
+    assert fingerprint(deep) == before  # It does not read it.
+    monkeypatch.setattr(own_settings.values, "WIDTH", 5)
+    assert first_difference(before, fingerprint(deep)) == ("global own_settings.values.WIDTH", "3", "5")
+
+
 @pytest.mark.parametrize("name", ["Markov", "bears, with noise", "AWM from the pendulum", "one bounce"])
 def test_dynamics_that_are_built_twice_have_one_fingerprint(name):
     assert fingerprint(DYNAMICS[name]()) == fingerprint(DYNAMICS[name]())
