@@ -298,8 +298,10 @@ MUTANTS = (
     Mutant(
         "an environment's arrays are kept without a copy",
         "gym/_collect.py",
-        "numbers.astype(jnp.result_type(float), copy=True)",
-        "numbers.astype(jnp.result_type(float), copy=False)",
+        """numbers = real_numbers(values, shape, what=f"The {what}", fix="fix the environment or its space")
+    with np.errstate(over="ignore"):  # What overflows is reported as infinite.
+        numbers = numbers.astype(jnp.result_type(float))""",
+        "numbers = np.asarray(values, jnp.result_type(float))",
         "gym/test_collect.py::test_an_environment_that_fills_its_arrays_again_gives_the_same_episodes_as_one_that_makes_new_ones",
     ),
     Mutant(
@@ -315,6 +317,13 @@ MUTANTS = (
         "return np.clip(scaled, low, high)",
         "return scaled",
         "gym/test_collect.py::test_actions_keep_all_bounds_of_one_decimal",
+    ),
+    Mutant(
+        "a control may leave its bounds by rounding",
+        "_bounds.py",
+        "return scaled + lax.stop_gradient(exact - scaled)",
+        "return scaled",
+        "tasks/test_myriad.py::test_actions_of_1_and_minus_1_are_exactly_the_bounds_of_the_control",
     ),
     Mutant(
         "a picture shows the episode before the reset",

@@ -7,15 +7,14 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gymnasium.spaces import Box
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_call, check_counts, check_key, describe, kind
+from .._checks import check_call, check_counts, check_key, kind
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import Trajectory
 from ..methods import Policy
 from ._programs import call_policy, compiled
-from ._spaces import box_spaces, scale_to
+from ._spaces import box_spaces, real_numbers, scale_to
 from ._task_env import TaskEnv
 
 
@@ -79,11 +78,14 @@ def collect(
 
 
 def find_horizon(env: gymnasium.Env, horizon: int | None) -> int:
-    """`horizon`, or the environment's own time limit."""
+    """`horizon`, or the tightest time limit of the environment and its wrappers."""
     if horizon is None:
-        inner, limit = env.unwrapped, getattr(env.spec, "max_episode_steps", None)
-        own = inner.task.horizon if isinstance(inner, TaskEnv) else None
-        horizon = min((steps for steps in (own, limit) if steps is not None), default=None)
+        layers = [env]
+        while isinstance(layers[-1], gymnasium.Wrapper):
+            layers.append(layers[-1].env)
+        limits = [getattr(layer.spec, "max_episode_steps", None) for layer in layers]
+        limits.append(layers[-1].task.horizon if isinstance(layers[-1], TaskEnv) else None)
+        horizon = min((limit for limit in limits if limit is not None), default=None)
     if horizon is None:
         raise ValueError("The environment has no time limit; pass horizon=, the number of steps of an episode.")
     check_counts("collect", horizon=horizon)
@@ -103,7 +105,8 @@ def reset(env: gymnasium.Env, seed: int | None) -> np.ndarray:
             f"env.reset must return (observation, info), got {_tuple(returned)}; an environment of the old Gym interface can be "
             "wrapped by the package shimmy."
         )
-    return _numbers(returned[0], env.observation_space, "observation of the reset")
+    space: Any = env.observation_space
+    return _finite(returned[0], space.shape, "observation of the reset")
 
 
 def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, float, bool, bool]:
@@ -114,12 +117,13 @@ def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, fl
             f"env.step must return (observation, reward, terminated, truncated, info), got {_tuple(returned)}; an environment of "
             "the old Gym interface can be wrapped by the package shimmy."
         )
+    space: Any = env.observation_space
     observation, reward, terminated, truncated, _ = returned
-    observation = _numbers(observation, env.observation_space, f"observation after step {t}")
-    reward = _numbers(reward, Box(-np.inf, np.inf, ()), f"reward of step {t}")
+    observation = _finite(observation, space.shape, f"observation after step {t}")
+    reward = _finite(reward, (), f"reward of step {t}")
     for name, flag in {"terminated": terminated, "truncated": truncated}.items():
         if np.shape(flag) != () or flag not in (False, True):
-            raise ValueError(f"{name} of step {t} must be True or False, got {_given(flag)}; fix env.step.")
+            raise ValueError(f"{name} of step {t} must be True or False, got {kind(flag)}; fix env.step.")
     return observation, reward.item(), bool(terminated), bool(truncated)
 
 
@@ -162,33 +166,20 @@ def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:
         check_call("policy", "policy(state, t, *, key)", fix, policy, None, 0, key=None)
         act = compiled(call_policy, policy)
         return lambda state, t, key: act(state, np.asarray(t), key)
-    actions = np.array(policy)
-    if actions.shape != shape:
-        raise ValueError(f"An array of actions must have shape {shape}, one row per step; got {actions.shape}.")
+    actions = real_numbers(policy, shape, what="An array of actions", fix="give one row per step")
     return lambda state, t, key: actions[t]
 
 
-def _numbers(values: Any, space: gymnasium.Space, what: str) -> np.ndarray:
-    """Return a copy in JAX's default float; raise unless they are finite real numbers of the shape of `space`.
+def _finite(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Return a copy in JAX's default float; raise unless they are finite real numbers of this shape.
 
     Environments may fill one array again at every step, so nothing of theirs is kept.
     """
-    try:
-        numbers = np.asarray(values)
-    except ValueError:  # Rows of different lengths.
-        numbers = np.array(None)
-    if numbers.shape != space.shape or numbers.dtype.kind not in "biuf":
-        needed = "one number" if space.shape == () else f"an array of numbers of shape {space.shape}, as the space says"
-        raise ValueError(f"The {what} must be {needed}, got {_given(values)}; fix the environment.")
+    numbers = real_numbers(values, shape, what=f"The {what}", fix="fix the environment or its space")
     with np.errstate(over="ignore"):  # What overflows is reported as infinite.
-        numbers = numbers.astype(jnp.result_type(float), copy=True)
+        numbers = numbers.astype(jnp.result_type(float))
     _require_finite(numbers, what)
     return numbers
-
-
-def _given(x: Any) -> str:
-    """Words for a value from an environment: an array's dtype and shape, a number itself, or the type of anything else."""
-    return describe(x) if np.isscalar(x) else kind(x)
 
 
 def _tuple(returned: Any) -> str:

@@ -1,10 +1,13 @@
 """Gymnasium's spaces: the observation space of a task, the Box spaces that awmkit can learn from, and actions in them."""
 
+from typing import Any
+
 import gymnasium
+import jax.numpy as jnp
 import numpy as np
 from gymnasium.spaces import Box
 
-from .._checks import kind
+from .._checks import describe, kind
 from .._dynamics import AbstractTask
 
 
@@ -47,6 +50,20 @@ def scale_to(box: Box, action: np.ndarray) -> np.ndarray:
         scaled = 2 * (low / 2 + (action + 1) / 2 * (high / 2 - low / 2))
         scaled = np.where(action <= -1, low, np.where(action >= 1, high, scaled)).astype(box.dtype)
     return np.clip(scaled, low, high)  # Rounding may have left the box.
+
+
+def real_numbers(values: Any, *shapes: tuple[int, ...], what: str, fix: str) -> np.ndarray:
+    """Return `values` as an array of its own memory; raise unless they are real numbers of one of the shapes."""
+    try:
+        numbers = np.array(values)
+    except ValueError:  # Rows of different lengths.
+        numbers = np.array(None)
+    real = numbers.dtype.kind in "biuf" or jnp.issubdtype(numbers.dtype, jnp.floating)  # The second is for bfloat16.
+    if numbers.shape not in shapes or not real:
+        needed = "one real number" if shapes[0] == () else f"real numbers of shape {shapes[0]}"
+        given = describe(values) if np.isscalar(values) else kind(values)
+        raise ValueError(f"{what} must be {needed}, got {given}; {fix}.")
+    return numbers
 
 
 def _action_fix(space: gymnasium.Space) -> str:

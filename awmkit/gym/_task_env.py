@@ -11,7 +11,7 @@ from .._checks import kind
 from .._dynamics import AbstractTask
 from ._film import Film
 from ._programs import compiled, Copy, seeded_keys, start, step
-from ._spaces import observation_space
+from ._spaces import observation_space, real_numbers
 
 T = TypeVar("T")
 
@@ -109,14 +109,7 @@ def check_task(task: Any) -> None:
 
 def check_action(action: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Return a copy of the action; raise unless it holds finite real numbers of this shape."""
-    try:
-        action = np.array(action)
-    except ValueError:
-        raise ValueError(f"The action must have shape {shape}, got rows of different lengths.") from None
-    if action.shape != shape:
-        raise ValueError(f"The action must have shape {shape}, got {action.shape}.")
-    if action.dtype.kind not in "biuf":
-        raise ValueError(f"The action must hold real numbers, got {action.dtype}; pass an array of floats.")
+    action = real_numbers(action, shape, what="The action", fix="check the policy")
     if not np.isfinite(action).all():
         index = np.argwhere(~np.isfinite(action))[0].tolist()
         raise ValueError(f"The action must be finite, got {action[tuple(index)]} at index {index}; check the policy.")
@@ -146,9 +139,11 @@ def state_option(options: dict[str, Any] | None, shape: tuple[int, ...]) -> np.n
     """The initial state in `options`, broadcast to `shape`."""
     if not options or "state" not in options:
         return None
-    state = np.asarray(options["state"], float)
-    if state.shape not in (shape, shape[-1:]) or not np.isfinite(state).all():
-        raise ValueError(f"options['state'] must hold finite numbers of shape {shape}, got {state} of shape {state.shape}.")
+    state = real_numbers(options["state"], shape, shape[-1:], what="options['state']", fix="give a state of the task").astype(
+        float
+    )
+    if not np.isfinite(state).all():
+        raise ValueError(f"options['state'] must be finite, got {state}.")
     return np.broadcast_to(state, shape)
 
 

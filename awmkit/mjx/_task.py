@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 from mujoco import mjtIntegrator, mjx
 
+from .._bounds import scale_to_bounds
 from .._checks import check_counts
 from .._dynamics import AbstractTask
 from .._reward import check_reward, Reward, with_next_state
@@ -178,7 +179,7 @@ class MJXTask(AbstractTask):
         """Make `frame_skip` of MuJoCo's steps. Each rebuilds its data, because a loop over `mjx.Data` changes dtypes in x64."""
         model = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, self.model)
         low, high = model.actuator_ctrlrange.T
-        data = mjx.make_data(model).replace(ctrl=low + (action + 1) / 2 * (high - low))
+        data = mjx.make_data(model).replace(ctrl=scale_to_bounds(action, low, high))
         ends = (model.nq, model.nq + model.nv)
 
         def substep(loop, _):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar, ScalarLike
 
+from .._bounds import scale_to_bounds
 from .._checks import check_counts, kind
 from .._dynamics import AbstractTask
 from .._trajectory import Trajectory
@@ -204,7 +205,7 @@ class Discretised(AbstractTask):
     def control(self, action: Float[Array, " m"]) -> Float[Array, " m"]:
         """Return the control u, in the problem's units, for an action in [-1, 1]."""
         low, high = jnp.asarray(self.problem.u_bounds, action.dtype).T
-        return low + (action + 1) / 2 * (high - low)
+        return scale_to_bounds(action, low, high)
 
     def reward(self, state, action, t):
         x, u, t = state[: len(self.problem.x0)], self.control(action), jnp.asarray(t)

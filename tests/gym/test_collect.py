@@ -195,6 +195,7 @@ def test_the_horizon_is_the_tightest_limit_of_the_environment():
     env = TaskEnv(DrivenDoublePendulum(7), time_aware=False)
     assert GymnasiumTask(gymnasium.make("awmkit/OneBounce-v0", max_episode_steps=5)).horizon == 5
     assert GymnasiumTask(env).horizon == 7
+    assert GymnasiumTask(TimeLimit(gymnasium.make("Pendulum-v1"), 1_000)).horizon == 200  # The inner limit is tighter.
 
 
 def test_a_gymnasium_task_has_the_sizes_reward_and_initial_states_of_its_environment():
@@ -275,22 +276,22 @@ MISUSES = {
     ),
     "a reward as an array": (
         lambda: gathered(returns={1: np.ones(1)}),
-        r"reward of step 0 must be one number, got float64\[1\]; fix",
+        r"reward of step 0 must be one real number, got float64\[1\]; fix",
     ),
-    "no reward": (lambda: gathered(returns={1: None}), "reward of step 0 must be one number, got None; fix"),
-    "a reward as text": (lambda: gathered(returns={1: "1"}), "reward of step 0 must be one number, got '1'; fix"),
-    "a complex reward": (lambda: gathered(returns={1: 1j}), "must be one number, got 1j; fix"),
+    "no reward": (lambda: gathered(returns={1: None}), "reward of step 0 must be one real number, got None; fix"),
+    "a reward as text": (lambda: gathered(returns={1: "1"}), "reward of step 0 must be one real number, got '1'; fix"),
+    "a complex reward": (lambda: gathered(returns={1: 1j}), "must be one real number, got 1j; fix"),
     "an observation of another shape": (
         lambda: gathered(returns={0: np.zeros(2)}),
-        r"observation after step 0 must be an array of numbers of shape \(1,\), as the space says, got float64\[2\]",
+        r"observation after step 0 must be real numbers of shape \(1,\), got float64\[2\]; fix the environment or its space",
     ),
     "an observation of two dimensions": (
         lambda: gathered(returns={0: np.zeros((1, 1))}),
-        r"of shape \(1,\), as the space says, got float64\[1, 1\]",
+        r"of shape \(1,\), got float64\[1, 1\]",
     ),
     "an observation as text": (
         lambda: gathered(returns={0: np.array(["1"])}),
-        r"array of numbers of shape \(1,\).*got <U1\[1\]",
+        r"real numbers of shape \(1,\), got <U1\[1\]",
     ),
     "rows of different lengths": (lambda: gathered(returns={0: [[1.0], [1.0, 2.0]]}), r"of shape \(1,\).*got a list"),
     "a dictionary in a box": (lambda: gathered(returns={0: {"x": 1.0}}), r"of shape \(1,\).*got a dict; fix"),
@@ -305,7 +306,7 @@ MISUSES = {
     ),
     "a reset of another shape": (
         lambda: GymnasiumTask(Sandbox(returns={-2: (np.zeros(2), {})}), horizon=5).reset(KEY),
-        r"observation of the reset must be an array of numbers of shape \(1,\)",
+        r"observation of the reset must be real numbers of shape \(1,\), got float64\[2\]",
     ),
     "the old step": (
         lambda: gathered(returns={-1: (np.zeros(1), 0.0, False, {})}),
@@ -328,7 +329,10 @@ MISUSES = {
     "observations of NaN": (lambda: gathered(breaks="observation"), "observation after step 2 is nan"),
     "rewards of infinity": (lambda: gathered(breaks="reward"), "reward of step 2 is inf"),
     "actions of NaN": (lambda: gathered(PLAN * np.nan), "action of step 0 is nan"),
-    "a plan of the wrong shape": (lambda: gathered(PLAN[:4]), r"must have shape \(5, 1\).*got \(4, 1\)"),
+    "a plan of the wrong shape": (lambda: gathered(PLAN[:4]), r"must be real numbers of shape \(5, 1\), got float64\[4, 1\]"),
+    "a plan of text": (lambda: gathered(PLAN.astype(str)), r"must be real numbers of shape \(5, 1\), got <U32\[5, 1\]"),
+    "a ragged plan": (lambda: gathered([[0.0], [0.0, 0.0]]), r"must be real numbers of shape \(5, 1\), got a list"),
+    "a complex plan": (lambda: gathered(PLAN + 0j), r"must be real numbers of shape \(5, 1\), got complex128\[5, 1\]"),
     "a policy of the wrong size": (
         lambda: gathered(lambda s, t, key: jnp.zeros(2)),
         r"must return an action of shape \(1,\), got \(2,\)",
@@ -365,3 +369,6 @@ def test_the_fixes_that_the_errors_suggest_work():
     np.testing.assert_allclose(np.diff(collect(chosen, PLAN + 0.5, 1, horizon=5).states[0, :, 0]), 1)
     scalar = Sandbox(observations=Box(-np.inf, np.inf, (), np.float64), returns={-2: (np.zeros(()), {}), 0: np.ones(())})
     assert collect(ReshapeObservation(scalar, (1,)), PLAN, 1, horizon=5).states.shape == (1, 6, 1)
+    ones = jnp.ones(1, jnp.bfloat16)  # Arrays of JAX are numbers too, in any precision.
+    episode = gathered(returns={-2: (ones, {}), 0: ones, 1: ones[0], 2: jnp.array(False), 3: np.bool_(False)})
+    assert (episode.states == 1).all() and episode.states.dtype == episode.rewards.dtype == float

@@ -410,8 +410,11 @@ MISUSES = {
     ),
     "a step after the end": (lambda: stepped(PENDULUM, [0.0, 0], 6), r"ended after 5 steps; call reset\(\)"),
     "an action of NaN": (lambda: stepped(PENDULUM, [0.0, np.nan]), r"must be finite, got nan at index \[1\]"),
-    "an action of the wrong shape": (lambda: stepped(PENDULUM, [0.0]), r"must have shape \(2,\), got \(1,\)"),
-    "one action for many": (lambda: stepped(PENDULUMS, [0.0, 0]), r"must have shape \(2, 2\), got \(2,\)"),
+    "an action of the wrong shape": (
+        lambda: stepped(PENDULUM, [0.0]),
+        r"must be real numbers of shape \(2,\), got float64\[1\]",
+    ),
+    "one action for many": (lambda: stepped(PENDULUMS, [0.0, 0]), r"must be real numbers of shape \(2, 2\), got float64\[2\]"),
     "NaN for one of many": (lambda: stepped(PENDULUMS, [[0.0, 0], [np.inf, 0]]), r"must be finite, got inf at index \[1, 0\]"),
     "many, never reset": (
         lambda: stepped(TaskVectorEnv(PENDULUM.task, 2), np.zeros((2, 2)), reset=False),
@@ -429,12 +432,23 @@ MISUSES = {
     ),
     "a state of the wrong size": (
         lambda: PENDULUM.reset(options={"state": np.zeros(3)}),
-        r"finite numbers of shape \(4,\), got .* of shape \(3,\)",
+        r"must be real numbers of shape \(4,\), got float64\[3\]; give a state",
     ),
-    "an action of text": (lambda: stepped(PENDULUM, ["0", "0"]), "must hold real numbers, got <U1; pass an array of floats"),
+    "a state of text": (
+        lambda: PENDULUM.reset(options={"state": "up"}),
+        r"real numbers of shape \(4,\), got 'up'; give a state",
+    ),
+    "a state of NaN": (
+        lambda: PENDULUM.reset(options={"state": np.full(4, np.nan)}),
+        r"must be finite, got \[nan nan nan nan\]",
+    ),
+    "an action of text": (
+        lambda: stepped(PENDULUM, ["0", "0"]),
+        r"must be real numbers of shape \(2,\), got <U1\[2\]; check the policy",
+    ),
     "a ragged action": (
         lambda: PENDULUMS.step([[0.0, 0.0], [0.0]]),
-        r"must have shape \(2, 2\), got rows of different lengths",
+        r"must be real numbers of shape \(2, 2\), got a list",
     ),
     "a negative seed": (lambda: PENDULUM.reset(seed=-1), "seed must be a whole number of at least 0, or None, got -1"),
     "half a seed": (lambda: PENDULUMS.reset(seed=[1, 0.5]), "seed must be a whole number of at least 0, or None, got 0.5"),

@@ -143,3 +143,17 @@ def test_clipping_removes_the_gradient_and_is_reported():
     report = task.report(unroll(task, actions, task.reset(jax.random.key(0)), 100, reward=task.reward))
     assert report.clipped == 81
     assert str(report) == "return -1, 81 of 100 steps clipped (by entry: 81), no gradient at 81.0% of the steps"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_of_1_and_minus_1_are_exactly_the_bounds_of_the_control(dtype):
+    pairs = [(low / 10, high / 10) for low in range(-30, 31) for high in range(low, 31)]
+    task = Discretised(CancerTreatment(u_bounds=tuple(pairs)))
+    (low, high), ones = np.array(pairs, dtype).T, jnp.ones(len(pairs), dtype)
+    assert (task.control(ones) == high).all() and (task.control(-ones) == low).all()
+    almost = task.control(ones * np.nextafter(dtype(1), dtype(0)))
+    assert almost.dtype == dtype and (low <= almost).all() and (almost <= high).all()
+    assert (task.control(2 * ones) - high >= 0.4 * (high - low)).all()  # Beyond 1, as it was.
+    for action in (ones, 0.3 * ones):
+        _, slope = jax.jvp(task.control, (action,), (ones,))
+        np.testing.assert_allclose(slope, (high - low) / 2, rtol=1e-6)
