@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from ._checks import check_counts, describe
+from ._norms import rms, scale_of
 
 
 class Normaliser(eqx.Module):
@@ -51,19 +52,22 @@ class Normaliser(eqx.Module):
         if jnp.ndim(data) < needed or jnp.shape(data)[-1] != size or not jnp.size(data):
             shape = f"(N, T, {size})" if self.per_step else f"(N, {size})"
             raise ValueError(f"data must have shape {shape} with at least one row, got {describe(data)}.")
-        rows = data.reshape(-1, data.shape[-1])
+        unit = scale_of(data, tuple(range(data.ndim - 1))).reshape(size)
+        data = data / unit  # Otherwise the squares of 1e20 overflow, and those of 1e-23 vanish.
+        rows = data.reshape(-1, size)
         shift = jnp.mean(data, axis=0) if self.per_step else jnp.mean(rows, axis=0)
         spread = jnp.std((data - shift).reshape(rows.shape), axis=0)
         # Below this, the spread is the rounding error of the mean.
-        floor = jnp.finfo(data.dtype).eps * jnp.maximum(jnp.max(jnp.abs(rows), axis=0), 1e-30)
+        floor = jnp.finfo(data.dtype).eps * jnp.max(jnp.abs(rows), axis=0)
         each = jnp.maximum(jnp.std(data, axis=0), 0.02 * spread) if self.per_step_scale else spread
-        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift, jnp.where(spread > 8 * floor, each, 1)))
+        scale = jnp.where(spread > 8 * floor, jnp.maximum(each * unit, jnp.finfo(data.dtype).tiny), 1)
+        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift * unit, scale))
 
     @property
     def overall(self) -> Float[Array, " D"]:
         """The standard deviation pooled over all steps. Errors are divided by it; dividing by per-step deviations would
         overweight steps that barely vary."""
-        return jnp.sqrt(jnp.mean(self.scale**2, axis=0)) if self.scale.ndim > 1 else self.scale
+        return rms(self.scale, 0) if self.scale.ndim > 1 else self.scale
 
     def at(self, t: Int[ArrayLike, "*steps"]) -> "Normaliser":
         """Return the normaliser of step or steps `t`; a step beyond the data uses the last one."""

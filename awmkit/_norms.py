@@ -5,19 +5,20 @@ largest of them before they are squared. This is exact: results that do not over
 """
 
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, PyTree, Scalar, ScalarLike
 
 Axis = int | tuple[int, ...] | None
-Floats = Float[Array | np.ndarray, "..."]
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
-def scale_of(x: Floats, axis: Axis = None) -> Floats:
+def scale_of(x: AnyArray, axis: Axis = None) -> AnyArray:
     """Return a power of two near the largest magnitude of `x` along `axis`, which is kept with size 1.
 
     The largest entry divided by it is between 0.5 and 8, unless it is subnormal. No gradient passes. The result is a NumPy array
@@ -31,14 +32,14 @@ def scale_of(x: Floats, axis: Axis = None) -> Floats:
     return lax.reduce_precision(jnp.clip(largest, info.tiny, info.max / 8), info.nexp, 0)
 
 
-def norm(x: Floats, axis: Axis = None) -> Float[ArrayLike, "..."]:
+def norm(x: AnyArray, axis: Axis = None) -> AnyArray:
     """Return the Euclidean norm of `x` along `axis`; the Frobenius norm for two axes.
 
     It is infinite only if an entry is, or if the norm is too large for a float. Its derivative is x / |x|, and 0 at 0.
     """
     if isinstance(x, np.ndarray):
         scale = scale_of(x, axis)
-        return np.sqrt(np.sum((x / scale) ** 2, axis=axis)) * np.squeeze(scale, axis)
+        return np.asarray(np.sqrt(np.sum((x / scale) ** 2, axis=axis)) * np.squeeze(scale, axis))
     return _norm(x, axis)
 
 
@@ -46,6 +47,12 @@ def rms(x: Float[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
     """Return the root mean square of `x` along `axis`."""
     scale = scale_of(x, axis)
     return jnp.sqrt(jnp.mean((x / scale) ** 2, axis=axis)) * jnp.squeeze(scale, axis)
+
+
+def std(x: Float[Array, "..."], axis: Axis = None) -> Float[Array, "..."]:
+    """Return the standard deviation of `x` along `axis`."""
+    scale = scale_of(x, axis)
+    return jnp.std(x / scale, axis=axis) * jnp.squeeze(scale, axis)
 
 
 def clip_tree(tree: PyTree[Array], limit: ScalarLike) -> tuple[PyTree[Array], Scalar]:

@@ -150,21 +150,32 @@ class GaussianPolicy(AbstractPolicy):
     def log_prob(self, state: Float[Array, " S"], action: Float[Array, " A"], t: ScalarLike) -> Scalar:
         """Return log pi(a_t | s_t), the density on (-1, 1)^A.
 
-        It is infinite at -1 and 1, which a sample may reach by rounding.
+        It is minus infinity at -1 and 1, which a sample may reach by rounding, and beyond. Its derivatives are not finite there.
+        Where this must not happen, clip actions to [-1 + eps, 1 - eps], with `eps = jnp.finfo(action.dtype).eps`.
         """
         check_shapes("GaussianPolicy.log_prob", action=(action, self.log_std.shape))
-        return self._log_prob(state, jnp.arctanh(action), t)
+        mean, log_std = self.gaussian(state, t)
+        # The limit at a bound is that of the normal density. Its two parts are infinite there, and their sum would be NaN.
+        inside = jnp.abs(action) < 1
+        u = jnp.arctanh(jnp.clip(action, -1, 1))
+        correction = jnp.where(inside, _log_slope(jnp.where(inside, u, 0)), 0)
+        return jnp.sum(_log_normal((u - mean) * jnp.exp(-log_std), log_std) - correction)
 
     def entropy(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:
         """Return an estimate of the entropy -E[log pi] from one sample. It is unbiased and differentiable."""
         mean, log_std = self.gaussian(state, t)
-        return -self._log_prob(state, mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype), t)
+        noise = jax.random.normal(key, mean.shape, mean.dtype)
+        return jnp.sum(_log_slope(mean + jnp.exp(log_std) * noise) - _log_normal(noise, log_std))
 
-    def _log_prob(self, state, u, t) -> Scalar:
-        mean, log_std = self.gaussian(state, t)
-        normal = -0.5 * ((u - mean) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
-        # This is log(1 - tanh(u)^2), written so that it does not cancel.
-        return jnp.sum(normal - 2 * (math.log(2) - u - jax.nn.softplus(-2 * u)))
+
+def _log_normal(noise, log_std):
+    """The log density of mean + exp(log_std) * noise, for standard normal noise."""
+    return -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+
+
+def _log_slope(u):
+    """log(1 - tanh(u)^2), the logarithm of the derivative of tanh, written so that it does not cancel."""
+    return 2 * (math.log(2) - jnp.abs(u) - jax.nn.softplus(-2 * jnp.abs(u)))
 
 
 def _mlp(who: str, state_size, action_size, numbers: int, width, depth, horizon, key) -> eqx.nn.MLP:

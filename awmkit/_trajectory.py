@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, ScalarLike
 
 
@@ -28,5 +29,11 @@ class Trajectory(eqx.Module):
             raise ValueError("This trajectory has no rewards; pass reward=task.reward to the unroll.")
         if isinstance(discount, int | float) and discount == 1:
             return jnp.sum(self.rewards, axis=-1)
-        steps = jnp.arange(self.rewards.shape[-1], dtype=self.rewards.dtype)
-        return jnp.sum(jnp.asarray(discount, self.rewards.dtype) ** steps * self.rewards, axis=-1)
+        return jnp.sum(discounts(discount, self.rewards.shape[-1], self.rewards.dtype) * self.rewards, axis=-1)
+
+
+def discounts(discount: ScalarLike, horizon: int, dtype: DTypeLike) -> Float[Array, " H"]:
+    """Return discount^t for t = 0 ... horizon - 1."""
+    steps = jnp.arange(horizon, dtype=dtype)
+    # JAX computes the derivative of x^t as t x^(t-1), which is not a number for x = t = 0.
+    return jnp.where(steps == 0, 1, jnp.asarray(discount, dtype) ** jnp.maximum(steps, 1))

@@ -40,6 +40,7 @@ except ImportError as error:
     raise ImportError(f'awmkit.plot needs matplotlib ({error}); run pip install "awmkit[plot]".') from error
 
 from ._checks import check_shapes, kind, Shape
+from ._norms import norm
 from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
 from .analysis._report import quartiles
 
@@ -167,8 +168,8 @@ def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None 
     weights = {}
     for _, name, result in _each(results, HopSpectrum):
         _check("hops", name, parts=(result.parts, ("*", "N", "D", "E")))
-        norms = np.sqrt(np.sum(np.asarray(result.norms) ** 2, axis=tuple(range(1, result.norms.ndim))))
-        weights[name] = norms / max(norms.sum(), 1e-300)
+        norms = norm(np.asarray(result.norms, float), tuple(range(1, result.norms.ndim)))
+        weights[name] = norms / (norms.sum() or 1)
     return _weights(weights, axes)
 
 

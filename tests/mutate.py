@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "rewards are not discounted",
         "_trajectory.py",
-        "** steps * self.rewards",
-        "** (0 * steps) * self.rewards",
+        "jnp.asarray(discount, dtype) ** jnp.maximum(steps, 1)",
+        "jnp.ones_like(steps)",
         LQ,
     ),
     Mutant(
@@ -186,15 +186,15 @@ MUTANTS = (
     Mutant(
         "the tanh correction of a log density has the wrong sign",
         "_policies.py",
-        "jnp.sum(normal - 2 * (",
-        "jnp.sum(normal + 2 * (",
+        "log_std) - correction)",
+        "log_std) + correction)",
         DENSITY,
     ),
     Mutant(
         "entropy has the wrong sign",
         "_policies.py",
-        "return -self._log_prob(",
-        "return self._log_prob(",
+        "- _log_normal(noise, log_std))",
+        "+ _log_normal(noise, log_std))",
         DENSITY,
     ),
     Mutant(
@@ -224,6 +224,20 @@ MUTANTS = (
         "(x.astype(dtype) / scale * ratio)",
         "(x.astype(dtype) * (limit / (size * scale)))",
         "learning/test_ascents.py::test_a_finite_gradient_of_any_size_moves_the_policy_by_the_clipped_norm",
+    ),
+    Mutant(
+        "the derivative of a return by the discount is NaN at 0",
+        "_trajectory.py",
+        "** jnp.maximum(steps, 1)",
+        "** steps",
+        "core/test_unroll.py::test_a_return_and_its_derivative_by_the_discount_are_right_from_0_to_1",
+    ),
+    Mutant(
+        "squares of standard errors are in another unit than those of the first batches",
+        "analysis/_true_gradient.py",
+        "shrink**2 * squares",
+        "shrink * squares",
+        "analysis/test_float_range.py::test_true_gradients_and_fidelity_scale_with_the_reward",
     ),
     Mutant(
         "the critic adds a value after the last step",
@@ -284,8 +298,8 @@ MUTANTS = (
     Mutant(
         "lags are too large by one",
         "analysis/_jacobian.py",
-        "jnp.where(t > k, t - k - 1, horizon)",
-        "jnp.where(t > k, t - k, horizon)",
+        "t = k + index + 1",
+        "t = k + index",
         "analysis/test_hops.py::test_norms_by_lag_are_powers_and_analyses_compose_with_vmap_and_grad",
     ),
     Mutant(

@@ -5,6 +5,7 @@ import numpy as np
 
 from .._checks import check_counts, check_shapes, kind
 from .._dynamics import AbstractDynamics
+from .._norms import scale_of
 from .._paths import Paths
 from .._unroll_checks import check_arguments, check_dynamics
 from ..methods import AbstractMethod
@@ -135,22 +136,30 @@ def fidelity(
 
 def _agreement(weights: np.ndarray, grads: np.ndarray, reference: np.ndarray) -> Agreement:
     """Agreement with `reference`; from inner products only, so that each bootstrap resample is cheap."""
-    gg, gh, hh = (_mean_products(weights, *pair) for pair in ((grads, grads), (grads, reference), (reference, reference)))
+    units = [scale_of(x, (1, 2)) for x in (grads, reference)]
+    g, h = grads / units[0], reference / units[1]
+    gg, gh, hh = (_mean_products(weights, *pair) for pair in ((g, g), (g, h), (h, h)))
     products = lambda a, b: np.sum(a * b, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosine, ratio = gh / np.sqrt(gg * hh), np.sqrt(gg / hh)
-        bias = np.sqrt(np.maximum(gg - 2 * gh + hh, 0) / hh)
-        each = products(grads, reference) / np.sqrt(products(grads, grads) * products(reference, reference))
-        return Agreement(*map(_interval, (cosine, weights @ each.T, ratio, bias)))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        unit = (units[0] / units[1])[:, 0, 0]
+        larger = np.maximum(unit, 1)
+        bias = np.sqrt(np.maximum(gg * (unit / larger) ** 2 - 2 * gh * (unit / larger / larger) + hh / larger**2, 0) / hh)
+        g, h = (x / scale_of(x, -1) for x in (grads, reference))
+        each = products(g, h) / np.sqrt(products(g, g) * products(h, h))
+        values = gh / np.sqrt(gg * hh), weights @ each.T, unit * np.sqrt(gg / hh), larger * bias
+        return Agreement(*map(_interval, values))
 
 
 def _spread(weights: np.ndarray, grads: np.ndarray) -> tuple[Interval, Interval]:
     """Variance over starts and ESNR."""
+    unit, starts = scale_of(grads, (1, 2)), grads.shape[1]
+    grads = grads / unit
     size = _mean_products(weights, grads, grads)
-    starts = grads.shape[1]
-    variance = (np.einsum("bi,nip->bn", weights, grads**2, optimize=True) - size) * starts / (starts - 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return _interval(variance), _interval(size / variance)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        centred = grads - np.mean(grads, axis=1, keepdims=True)  # Otherwise a variance far below the mean is lost to rounding.
+        variance = weights @ np.sum(centred**2, axis=-1).T - _mean_products(weights, centred, centred)
+        variance = np.maximum(variance, 0) * starts / (starts - 1)
+        return _interval(variance * unit[:, 0, 0] ** 2), _interval(size / variance)
 
 
 def _mean_products(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -162,5 +171,7 @@ def _mean_products(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndar
 
 def _interval(draws: np.ndarray) -> Interval:
     """An estimate, the first row of `draws`, with the 95 % interval of its resamples, the other rows."""
-    low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
+    between, above = (np.quantile(draws[1:], [0.025, 0.975], axis=0, method=method) for method in ("linear", "higher"))
+    # Linear interpolation with an infinite draw gives NaN. A resample that has one start only has an infinite ESNR.
+    low, high = np.where(np.isnan(between), above, between)
     return Interval(draws[0], low, high)

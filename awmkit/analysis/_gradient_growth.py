@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from .._checks import check_counts
 from .._dynamics import AbstractDynamics
+from .._norms import norm
 from .._reward import check_reward, Reward
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_discount, check_functions
@@ -111,7 +112,7 @@ def gradient_growth(
             grads = return_gradients(
                 one, actions, states, longest, chosen, reward=reward, discount=discount, keys=keys, batch_size=batch_size
             )
-            measured.append(jnp.linalg.norm(grads, axis=-1))
+            measured.append(norm(grads, -1))
     norms = np.concatenate([np.asarray(m, float).T for m in measured], axis=1)
     middle = np.median(norms, axis=1)
     usable = _usable(middle)
@@ -127,12 +128,12 @@ def _usable(norms: np.ndarray) -> np.ndarray:
 def _state_norms(dynamics, states, actions, horizons, keys, batch_size) -> Float[Array, "N n"]:
     """The Frobenius norm of ds_H/da_0 for each start and horizon."""
 
-    def norms(x):
+    def at_start(x):
         state, actions, key = x
         check_functions(dynamics, actions, state, actions.shape[0], reward=None, key=key)
         after = lambda first: unchecked_unroll(dynamics, actions.at[0].set(first), state, actions.shape[0], key=key).states
         push = lambda da: jax.jvp(after, (actions[0],), (da,))[1]
         tangents = jax.vmap(push)(jnp.eye(actions.shape[1], dtype=actions.dtype))
-        return jnp.linalg.norm(tangents[:, horizons], axis=(0, 2))
+        return norm(tangents[:, horizons], (0, 2))
 
-    return lax.map(norms, (states, actions, keys), batch_size=min(batch_size, states.shape[0]))
+    return lax.map(at_start, (states, actions, keys), batch_size=min(batch_size, states.shape[0]))

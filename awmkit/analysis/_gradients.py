@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._normaliser import trainable
+from .._trajectory import discounts
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_functions
 
@@ -32,9 +33,8 @@ def returns(
     rewards = unchecked_unroll(dynamics, policy, state, longest, reward=reward, key=key, **options).rewards
     assert rewards is not None
     steps = jnp.arange(longest)
-    weights = jnp.asarray(discount, state.dtype) ** steps.astype(state.dtype)
     # `where` and not a product with 0, because rewards after step H may be infinite.
-    return jnp.sum(jnp.where(steps < horizons[:, None], weights * rewards, 0), axis=1)
+    return jnp.sum(jnp.where(steps < horizons[:, None], discounts(discount, longest, state.dtype) * rewards, 0), axis=1)
 
 
 @eqx.filter_jit

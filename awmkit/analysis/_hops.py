@@ -17,8 +17,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from .._checks import check_counts
 from .._dynamics import AbstractDynamics
+from .._norms import norm, scale_of
 from .._paths import Paths
 from .._reward import check_reward, Reward, with_next_state
+from .._trajectory import discounts
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions
 from ..methods._method import passes, Policy
@@ -43,13 +45,14 @@ class HopSpectrum(eqx.Module):
     @property
     def norms(self) -> Float[Array, "N *pairs"]:
         """The Frobenius norm of each part, shape (N+2, *pairs)."""
-        return jnp.linalg.norm(self.parts, axis=(-2, -1))
+        return norm(self.parts, (-2, -1))
 
     @property
     def weights(self) -> Float[Array, "N *pairs"]:
         """The norms divided by their sum: a distribution over hops (zero if the derivative is zero), shape (N+2, *pairs)."""
-        total = jnp.sum(self.norms, axis=0)
-        return self.norms / jnp.where(total > 0, total, 1)
+        norms = self.norms / scale_of(self.norms, 0)
+        total = jnp.sum(norms, axis=0)
+        return norms / jnp.where(total > 0, total, 1)
 
     @property
     def mean_hops(self) -> Float[Array, "*pairs"]:
@@ -72,7 +75,8 @@ class HopSpectrum(eqx.Module):
         largest = self.parts.shape[0] - 2
         if not 0 <= n <= largest:
             raise ValueError(f"n must be from 0 to {largest} for this spectrum, got {n}; make one with hops={n}.")
-        near, far = (jnp.linalg.norm(jnp.sum(p, axis=0), axis=(-2, -1)) for p in (self.parts[: n + 1], self.parts[n + 1 :]))
+        parts = self.parts / scale_of(self.parts, (0, -2, -1))
+        near, far = (norm(jnp.sum(p, axis=0), (-2, -1)) for p in (parts[: n + 1], parts[n + 1 :]))
         return far / jnp.where(near + far > 0, near + far, 1)
 
 
@@ -205,7 +209,7 @@ def _split_states(dynamics, state, actions, key, hops, batch_size) -> HopSpectru
 @eqx.filter_jit
 def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopSpectrum:
     """Split dJ/da: pull one cotangent per number of hops back through the steps."""
-    weights = jnp.asarray(discount, state.dtype) ** jnp.arange(actions.shape[0], dtype=state.dtype)
+    weights = discounts(discount, actions.shape[0], state.dtype)
     before = primal(dynamics, state, actions, key)
     after_last = jtu.tree_map(lambda x: jnp.zeros((hops + 2, *x.shape[1:]), x.dtype), eqx.filter(before, eqx.is_inexact_array))
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_counts
 from .._dynamics import AbstractDynamics
+from .._norms import norm
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_functions
 from ._arguments import check_plan
@@ -26,17 +27,17 @@ class ActionJacobian(eqx.Module):
     @property
     def norms(self) -> Float[Array, "*batch T H"]:
         """The Frobenius norm of each block, shape (H+1, H)."""
-        return jnp.linalg.norm(self.blocks, axis=(-2, -1))
+        return norm(self.blocks, (-2, -1))
 
     @property
     def by_lag(self) -> Float[Array, "*batch H"]:
         """The root mean square of the norms over all pairs with lag t - k = 1 ... H, shape (H,)."""
-        squares = self.norms**2
-        horizon = squares.shape[-1]
-        t, k = jnp.indices(squares.shape[-2:])
-        place = jnp.where(t > k, t - k - 1, horizon)  # Pairs without a lag get an index past the end, and are dropped.
-        sums = jnp.zeros((*squares.shape[:-2], horizon), squares.dtype).at[..., place].add(squares, mode="drop")
-        return jnp.sqrt(sums / jnp.arange(horizon, 0, -1, dtype=squares.dtype))
+        norms = self.norms
+        horizon = norms.shape[-1]
+        index, k = jnp.indices((horizon, horizon))
+        t = k + index + 1
+        pairs = jnp.where(t <= horizon, norms[..., jnp.minimum(t, horizon), k], 0)
+        return norm(pairs, -1) / jnp.sqrt(jnp.arange(horizon, 0, -1, dtype=norms.dtype))
 
 
 def action_jacobian(

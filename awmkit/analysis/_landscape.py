@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
 from .._checks import check_counts, check_key, check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._normaliser import trainable
+from .._norms import norm, scale_of
 from .._paths import Paths
 from .._reward import check_reward, Reward
 from .._unroll import unchecked_unroll
@@ -39,8 +40,9 @@ class Landscape(eqx.Module):
 
         For a square, the mean of the sum over all rows and columns, divided by the range of the whole.
         """
-        spread = jnp.max(self.values) - jnp.min(self.values)
-        along = [jnp.mean(jnp.sum(jnp.abs(jnp.diff(self.values, axis=i)), axis=i)) for i in range(self.values.ndim)]
+        values = self.values / scale_of(self.values)
+        spread = jnp.max(values) - jnp.min(values)
+        along = [jnp.mean(jnp.sum(jnp.abs(jnp.diff(values, axis=i)), axis=i)) for i in range(values.ndim)]
         mean = jnp.mean(jnp.stack(along))
         return self._or_infinite(jnp.where(spread > 0, mean / jnp.where(spread > 0, spread, 1), 0))
 
@@ -58,7 +60,7 @@ class Landscape(eqx.Module):
         """Largest curvature max |J''| along the directions, by differences: a lower bound of the gradient's Lipschitz constant."""
         step = self.coordinates[1] - self.coordinates[0]
         curvatures = [jnp.max(jnp.abs(jnp.diff(self.values, n=2, axis=i))) for i in range(self.values.ndim)]
-        return self._or_infinite(jnp.max(jnp.stack(curvatures)) / step**2)
+        return self._or_infinite(jnp.max(jnp.stack(curvatures)) / step / step)
 
     def _or_infinite(self, figure: Array) -> Array:
         return jnp.where(jnp.all(jnp.isfinite(self.values)), figure, jnp.inf)
@@ -166,7 +168,7 @@ def _random_direction(policy, key):
 def _like(weights: Array, key: PRNGKeyArray) -> Array:
     """A normal array in which each row has the norm of the same row of `weights`."""
     direction = jax.random.normal(key, weights.shape, weights.dtype)
-    size = lambda x: jnp.sqrt(jnp.sum(x**2, axis=-1 if x.ndim else None, keepdims=True))
+    size = lambda x: norm(x, -1)[..., None] if x.ndim else jnp.abs(x)
     return direction * size(weights) / size(direction)
 
 

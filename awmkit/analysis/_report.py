@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._dynamics import AbstractDynamics
+from .._norms import norm
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._reward import check_reward, Reward
 from ..learning import versions
@@ -93,8 +94,7 @@ class Report(eqx.Module):
         device = jax.devices()[0].device_kind
         record = {"setting": self.setting, "versions": versions(), "device": device, "entries": entries}
         if self.truth is not None:
-            smoothed = np.linalg.norm(self.truth.smoothed.mean(axis=1), axis=-1)
-            exact = np.linalg.norm(self.truth.exact.mean(axis=1), axis=-1)
+            smoothed, exact = (norm(gradient.mean(axis=1), -1) for gradient in (self.truth.smoothed, self.truth.exact))
             ceilings = {"ceiling": self.truth.ceiling, "ceiling_of_each": self.truth.ceiling_of_each}
             record["truth"] = {**ceilings, "norm_smoothed": smoothed, "norm_exact": exact}
         return json.dumps(_plain(record), allow_nan=False)

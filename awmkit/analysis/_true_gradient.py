@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, ScalarLike
 
 from .._checks import check_counts, check_key, check_shapes, describe
 from .._dynamics import AbstractDynamics
+from .._norms import norm, scale_of
 from .._paths import Paths
 from .._reward import check_reward, Reward
 from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_dynamics
@@ -185,22 +186,28 @@ def _evolution_strategies(
         up, down = (jax.vmap(lambda s, k, sign=sign: value(sign, s, k))(states, keys) for sign in (1.0, -1.0))
         return (up - down) / (2 * sigma), noise
 
-    def batch(sums, keys):
-        slopes, noise = jax.vmap(pair)(keys)  # (B, N, n), (B, P)
-        each = jnp.einsum("bin,bp->nip", slopes, noise)
-        squares = jnp.einsum("bin,bp->nip", slopes**2, noise**2)
-        squares_of_mean = jnp.einsum("bn,bp->np", jnp.mean(slopes, axis=1) ** 2, noise**2)
-        return (sums[0] + each, sums[1] + squares, sums[2] + squares_of_mean), None
+    def batch(loop, keys):
+        (unit, each, squares), (slopes, noise) = (
+            loop,
+            jax.vmap(pair)(keys),
+        )  # The slopes have shape (B, N, n), the noise (B, P).
+        slopes = jnp.concatenate([slopes, jnp.mean(slopes, axis=1, keepdims=True)], axis=1)
+        larger = jnp.maximum(unit, scale_of(slopes, 0)[0])  # Squares are summed in units of the largest slope so far.
+        slopes, shrink = slopes / larger, (unit / larger).T[..., None]
+        each = shrink * each + jnp.einsum("bin,bp->nip", slopes, noise)
+        squares = shrink**2 * squares + jnp.einsum("bin,bp->nip", slopes**2, noise**2)
+        return (larger, each, squares), None
 
-    of_mean, of_each = (horizons.size, flat.size), (horizons.size, states.shape[0], flat.size)
-    zeros = tuple(jnp.zeros(shape, flat.dtype) for shape in (of_each, of_each, of_mean))
-    sums, _ = lax.scan(batch, zeros, jax.random.split(own_key, (pairs // batch_size, batch_size)))
-    each, squares, squares_of_mean = (x / pairs for x in sums)
-    error = lambda squares, mean: jnp.sqrt(jnp.maximum(squares - mean**2, 0) / (pairs - 1))
-    return each, error(squares, each), error(squares_of_mean, jnp.mean(each, axis=1))
+    of_each = states.shape[0] + 1, horizons.size  # The last start stands for the mean over starts.
+    zeros = tuple(jnp.zeros(shape, flat.dtype) for shape in (of_each, *[(*of_each[::-1], flat.size)] * 2))
+    (unit, *sums), _ = lax.scan(batch, zeros, jax.random.split(own_key, (pairs // batch_size, batch_size)))
+    (each, squares), unit = (x / pairs for x in sums), unit.T[..., None]
+    error = unit * jnp.sqrt(jnp.maximum(squares - each**2, 0) / (pairs - 1))
+    return (unit * each)[:, :-1], error[:, :-1], error[:, -1]
 
 
 def _signal(estimate: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
     """The expected cosine between an estimate and its mean, from the part of its squared norm that is not noise."""
-    size, noise = np.sum(estimate**2, axis=-1), np.sum(standard_error**2, axis=-1)
-    return np.sqrt(np.maximum(size - noise, 0) / np.where(size > 0, size, 1))
+    size, noise = norm(estimate, -1), norm(standard_error, -1)
+    share = np.minimum(noise / np.where(size > 0, size, 1), 1)
+    return np.where(size > 0, np.sqrt((1 - share) * (1 + share)), 0)

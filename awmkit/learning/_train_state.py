@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray, PyTree, S
 
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._normaliser import Normaliser
+from .._norms import norm, std
 from .._reward import Reward
 from .._trajectory import Trajectory
 from ..models import RewardModel
@@ -276,5 +277,6 @@ def _model_error(model, episodes: Trajectory) -> Float[Array, ""]:
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
     errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)
-    norm = model.input_norm  # Its variance within steps, and that of its means between steps.
-    return jnp.mean(errors**2 / (norm.overall**2 + jnp.var(jnp.atleast_2d(norm.shift), axis=0)))
+    states = model.input_norm  # Its deviation within steps, and that of its means between steps.
+    deviation = norm(jnp.stack([states.overall, std(jnp.atleast_2d(states.shift), 0)]), 0)
+    return jnp.mean((errors / deviation) ** 2)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._norms import norm
 from .._reward import Reward
 
 
@@ -70,9 +71,7 @@ def reached(state, action, t, next_state):
     th1, th2, *target = next_state[:4]
     x = 0.1 * jnp.cos(th1) + 0.11 * jnp.cos(th1 + th2) - target[0]
     y = 0.1 * jnp.sin(th1) + 0.11 * jnp.sin(th1 + th2) - target[1]
-    square = x**2 + y**2
-    distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    return -distance - jnp.sum(action**2)
+    return -norm(jnp.stack([x, y])) - jnp.sum(action**2)
 
 
 class Forward(eqx.Module):

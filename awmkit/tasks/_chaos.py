@@ -22,7 +22,7 @@ class Lorenz(AbstractTask):
     - State: (x, y, z), dimensionless.
     - Action: the force a.
     - Reward: -(x^2 + y^2 + z^2) / 1000.
-    - Start: near the fixed point of one wing, with a standard deviation of 1 in each entry.
+    - Start: near the fixed point of one wing, or near the origin if rho is at most 1, with a standard deviation of 1 in each entry.
 
     **Arguments**
 
@@ -60,8 +60,10 @@ class Lorenz(AbstractTask):
         return -jnp.sum(state**2) / 1000
 
     def reset(self, key):
-        wing = (self.beta * (self.rho - 1)) ** 0.5
-        return jnp.array([wing, wing, self.rho - 1]) + jax.random.normal(key, (3,))
+        square = jnp.asarray(self.beta * (self.rho - 1), float)
+        # There are wings only for rho > 1. The derivative of a square root is infinite at 0.
+        wing = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        return jnp.stack([wing, wing, jnp.maximum(jnp.asarray(self.rho - 1, float), 0)]) + jax.random.normal(key, (3,))
 
 
 class Henon(AbstractTask):

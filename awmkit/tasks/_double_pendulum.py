@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Scalar
 
 from .._dynamics import AbstractDynamics, AbstractTask
+from .._norms import scale_of
 from ._ode import as_parameter, in_dtype, ode_step, Parameter, parameter
 
 
@@ -60,10 +61,17 @@ class Circles(AbstractCoordinates):
 
     def decode(self, state):
         sin1, cos1, sin2, cos2, w1, w2 = state
-        return jnp.stack([jnp.arctan2(sin1, cos1), 10 * w1, jnp.arctan2(sin2, cos2), 10 * w2])
+        return jnp.stack([_angle(sin1, cos1), 10 * w1, _angle(sin2, cos2), 10 * w2])
 
     def heights(self, state):
         return -state[1:4:2]
+
+
+def _angle(sin, cos):
+    """arctan2 with a finite derivative, also at the origin, which is no angle but which a model may predict."""
+    origin = (sin == 0) & (cos == 0)
+    scale = jnp.where(origin, 1, scale_of(jnp.stack([sin, cos]))[0])
+    return jnp.arctan2(sin / scale, jnp.where(origin, 1, cos / scale))
 
 
 def _pair(parameters):

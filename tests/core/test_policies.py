@@ -1,5 +1,6 @@
 """Bounds, densities, entropy and reparameterisation of the policies."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +34,38 @@ def test_the_gaussian_density_integrates_to_one_and_matches_its_entropy():
     exact = -jnp.sum(jnp.exp(log_prob) * log_prob * weights)
     samples = jax.vmap(lambda k: policy.entropy(state, 0, key=k))(jax.random.split(jax.random.key(1), 20000))
     assert abs(samples.mean() - exact) < 4 * samples.std() / jnp.sqrt(samples.size)
+
+
+def gaussian(log_std, dtype=jnp.float32):
+    """A policy whose standard deviation does not depend on the state."""
+    policy = GaussianPolicy(3, 2, width=4, depth=1, key=jax.random.key(0))
+    policy = jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, policy)
+    head = policy.network.layers[-1]
+    head = eqx.tree_at(lambda layer: (layer.weight, layer.bias), head, (head.weight.at[2:].set(0), head.bias.at[2:].set(0)))
+    return eqx.tree_at(lambda p: (p.network.layers[-1], p.log_std), policy, (head, jnp.full(2, log_std, dtype)))
+
+
+def test_the_entropy_and_its_derivative_are_right_for_any_standard_deviation():
+    state, key = jnp.ones(3, jnp.float32), jax.random.key(1)
+    measure = jax.jit(jax.value_and_grad(lambda log_std: gaussian(log_std).entropy(state, 0, key=key)))
+    noise = np.asarray(jax.random.normal(key, (2,), jnp.float32), float)
+    mean = np.asarray(gaussian(0.0).gaussian(state, 0)[0], float)
+    for log_std in (-100.0, -45.0, -16.0, -5.0, 0.0, 5.0, 20.0):
+        u = mean + np.exp(log_std) * noise
+        log_slope = 2 * (np.log(2) - abs(u) - np.log1p(np.exp(-2 * abs(u))))  # of tanh
+        value, slope = measure(log_std)
+        np.testing.assert_allclose(value, np.sum(0.5 * noise**2 + log_std + 0.5 * np.log(2 * np.pi) + log_slope), rtol=1e-5)
+        np.testing.assert_allclose(slope, np.sum(1 - 2 * np.tanh(u) * np.exp(log_std) * noise), rtol=1e-5)
+
+
+def test_the_density_is_0_at_the_bounds_and_beyond_and_nan_only_for_nan():
+    state, policy = jnp.ones(3), gaussian(-0.5, jnp.float64)
+    log_prob = jax.jit(lambda action: policy.log_prob(state, action, 0))
+    for action in ([1.0, 0.3], [-1.0, 1.0], [0.3, 1.5], [-jnp.inf, 0.0]):
+        assert log_prob(jnp.array(action)) == -jnp.inf
+    assert jnp.isnan(log_prob(jnp.array([jnp.nan, 1.0]))) and log_prob(jnp.array([1 - 1e-12, 0.3])) > -400
+    slope = jax.grad(lambda log_std: gaussian(log_std, jnp.float64).log_prob(state, jnp.array([1.0, 0.3]), 0))(-0.5)
+    assert slope == jnp.inf
 
 
 def test_samples_are_reparameterised_and_the_mode_is_tanh_of_the_mean():

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from jaxtyping import Array, Key
 from systems import DYNAMICS, HORIZON, POLICIES, reward, rows, start
 
-from awmkit import AbstractDynamics, BPO, MLPPolicy, Parallel, Paths, Sequential, unroll, unroll_grad
+from awmkit import AbstractDynamics, BPO, MLPPolicy, Parallel, Paths, Sequential, Trajectory, unroll, unroll_grad
 from awmkit._reward import check_reward, with_next_state
 from awmkit.tasks import LinearQuadratic, OneBounce, spiral
 
@@ -34,6 +34,15 @@ def test_the_linear_quadratic_gradient_equals_its_closed_form(seed, horizon, dis
         for t in range(k + 1, horizon):
             slope -= 2 * discount**t * (np.linalg.matrix_power(A, t - k - 1) @ B).T @ Q @ states[t]
         assert np.allclose(grads[k], slope, atol=1e-8 * (1 + np.abs(slope).max()))
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.5, 1.0])
+def test_a_return_and_its_derivative_by_the_discount_are_right_from_0_to_1(discount):
+    rewards = jnp.array([3.0, -2.0, 5.0])
+    returns = lambda discount: Trajectory(jnp.zeros((4, 1)), jnp.zeros((3, 1)), rewards).returns(discount)
+    value, slope = jax.value_and_grad(returns)(discount)
+    expected = 3 - 2 * discount + 5 * discount**2
+    assert np.isclose([returns(discount), value], expected).all() and np.isclose(slope, -2 + 10 * discount)
 
 
 @given(rate=st.sampled_from([0.8, 1.0, 1.25]), angle=st.floats(-3, 3), gain=st.floats(0, 1))

@@ -1,6 +1,7 @@
 """World models and reward models: parallel passes agree with cached steps, training predicts, normalisers are not trained."""
 
 import functools
+import math
 
 import equinox as eqx
 import jax
@@ -29,6 +30,7 @@ from awmkit import (
 from awmkit._normaliser import trainable
 from awmkit._reward import score
 from awmkit.learning._minibatch import loss_and_gradient
+from awmkit.learning._train_state import _model_error
 from awmkit.models import AbstractWorldModel
 from awmkit.tasks import LinearQuadratic, spiral
 
@@ -141,6 +143,41 @@ def test_a_normaliser_has_an_inverse_and_leaves_constant_entries_finite():
     normal = normaliser(data)
     assert jnp.allclose(normal.mean(0), 0) and jnp.allclose(normal.std(0), jnp.array([1.0, 0.0]), atol=1e-9)
     assert jnp.allclose(normaliser.inverse(normal), data) and (Normaliser(2)(data) == data).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_statistics_are_right_for_data_of_any_size(dtype):
+    info, steps = jnp.finfo(dtype), {"per_step": True, "per_step_scale": True}
+    entries = jax.random.normal(jax.random.key(0), (40, 3, 2)) * jnp.array([1.0, 0.3]) + jnp.array([0.0, 2.0])
+    data = jnp.concatenate([entries, jnp.full((40, 3, 1), 0.1), entries[:, :, :1]], axis=2).astype(dtype)
+    largest = math.floor(math.log2(float(info.max))) - 4
+    fit = jax.jit(lambda x: [Normaliser(4, **options).fitted(x) for options in ({}, steps)])
+    at_one = fit(data)
+    for power in (-largest + 24, -largest // 2, -largest // 6, largest // 6, largest // 2, largest):
+        # The last entry keeps its size, so that one entry is huge and another tiny.
+        unit = jnp.array([2.0**power] * 3 + [1.0]).astype(dtype)
+        for found, expected in zip(fit(data * unit), at_one, strict=True):
+            np.testing.assert_array_equal(found.shift, expected.shift * unit)
+            np.testing.assert_array_equal(found.scale, jnp.where(jnp.arange(4) == 2, 1, expected.scale * unit))
+            np.testing.assert_array_equal(found.overall, jnp.where(jnp.arange(4) == 2, 1, expected.overall * unit))
+    subnormal = fit(data * float(info.tiny) / 8)[0]
+    assert jnp.isfinite(subnormal.shift).all() and (subnormal.scale >= info.tiny).all()
+
+
+def test_the_error_of_a_model_does_not_depend_on_the_size_of_its_data():
+    @jax.jit
+    def measure(unit):
+        episodes = eqx.tree_at(lambda e: e.states, _episodes(), _episodes().states * unit)
+        episodes = jax.tree.map(lambda x: x.astype(jnp.float32), episodes)
+        model = Markov(3, 2, width=4, per_step=True, key=jax.random.key(0))
+        model = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, model).normalised(
+            episodes.states
+        )
+        return _model_error(model, episodes), jax.vmap(model.loss)(episodes)
+
+    for unit in (1e-20, 1e20):
+        for found, expected in zip(measure(unit), measure(1.0), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_with_per_step_a_model_predicts_about_the_mean_trajectory_and_later_about_its_end():

@@ -5,6 +5,7 @@ import dataclasses
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from systems import DYNAMICS
 
@@ -12,6 +13,7 @@ import awmkit.tasks
 from awmkit import AbstractTask, held_actions, MLPPolicy, uniform_actions, unroll
 from awmkit.tasks import (
     AbstractControlProblem,
+    Circles,
     CreditAssignment,
     Discretised,
     DoublePendulum,
@@ -68,6 +70,42 @@ def test_warm_up_actions_vary_between_episodes_and_steps_as_documented(draw, lev
     means = plans.mean(axis=1)
     assert abs(means.std() - level) < 0.07 and abs((plans - means[:, None]).std() - noise) < 0.03
     assert abs(jnp.corrcoef(means.T)[0, 1]) < 0.15  # The entries are independent.
+
+
+SINGULAR = {
+    **{name: DYNAMICS[name] for name in TASKS},
+    "driven pendulum, circles": lambda: DrivenDoublePendulum(3, pendulum=DoublePendulum(Circles(), substeps=1)),
+    **{problem.__name__: lambda problem=problem: Discretised(problem(), 3) for problem in MYRIAD},
+}
+QUICK_SINGULAR = "driven pendulum, circles", "Lorenz", "CancerTreatment"
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK_SINGULAR)) for n in SINGULAR])
+def test_derivatives_of_a_step_and_its_reward_are_finite_at_the_origin_and_at_the_bounds(name):
+    task = SINGULAR[name]()
+    low, high = (jnp.clip(jnp.array(bound), -2, 2) for bound in task.bounds)
+
+    @jax.jit
+    @jax.vmap
+    def derivatives(state, action):
+        step = lambda s, a: task.step(task.init(s, 3), s, a, 1, key=KEY)[1]
+        rewards = [jax.grad(task.reward, (0, 1))(state, action, t) for t in (0, task.horizon - 1)]
+        return rewards, jax.jacfwd(step, (0, 1))(state, action)
+
+    origin = jnp.clip(jnp.zeros(task.state_size), *map(jnp.array, task.bounds))
+    states = jnp.stack([origin, jnp.clip(origin + 1e-200, low, high), low, high, task.reset(KEY)])
+    for action in (-1.0, 0.0, 1.0):
+        found = derivatives(states, jnp.full((5, task.action_size), action))
+        for x in jax.tree.leaves(found):
+            assert jnp.isfinite(x).all()
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0, 28.0])
+def test_lorenz_starts_at_a_fixed_point_for_any_rho(rho):
+    mean = lambda rho: Lorenz(rho=rho).reset(KEY) - jax.random.normal(KEY, (3,))
+    x, y, z = mean(rho)
+    assert np.allclose([x, x * (rho - z) - y, x * y - 8 / 3 * z], [y, 0, 0], atol=1e-12)
+    assert jnp.isfinite(jax.jacfwd(mean)(rho)).all()
 
 
 def parameters(module):

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._dynamics import AbstractDynamics
 from ..._reward import Reward
+from ..._trajectory import discounts
 from ..._unroll import unroll
 from ._ascent import AbstractAscent
 
@@ -46,5 +47,5 @@ def imagine(
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1])
     states, steps = ascent.paths.to_policy(episode.states[:-1]), jnp.arange(horizon) + t
     entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
-    discounts = jnp.asarray(ascent.discount, entropies.dtype) ** jnp.arange(horizon, dtype=entropies.dtype)
-    return Imagined(value, jnp.sum(discounts * entropies), jnp.mean(entropies), episode.states[-1])
+    discounted_entropy = jnp.sum(discounts(ascent.discount, horizon, entropies.dtype) * entropies)
+    return Imagined(value, discounted_entropy, jnp.mean(entropies), episode.states[-1])
