@@ -13,6 +13,7 @@ import os
 import sys
 import sysconfig
 import types
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -130,6 +131,12 @@ class _Walk:
             self.lines[path] = f"class {self._name_of_class(x)}"
         elif (name := _name_in_a_package(x)) is not None:
             self.lines[path] = name
+        elif isinstance(x, weakref.ref):
+            self.visit(x(), path)
+        elif isinstance(x, types.FunctionType) and x.__code__.co_filename.startswith("<") and hasattr(x, "__wrapped__"):
+            self.visit(
+                x.__wrapped__, path
+            )  # Checks of types, which are generated, and which refer to objects by their addresses.
         elif isinstance(x, types.FunctionType):
             self._function(x, path)
         elif isinstance(x, types.MethodType | types.BuiltinMethodType):
@@ -156,6 +163,9 @@ class _Walk:
             self.lines[path] = f"{type(x).__name__} of {', '.join(sorted(map(self._text, x)))}"
         elif _is_environment(x):
             self._environment(x, path)
+        elif self._name_of_class(type(x)) == "mujoco.MjData":
+            # A state of MuJoCo, with bytes that were never set. An environment sets the others when it is reset.
+            self.lines[path] = "mujoco.MjData"
         elif isinstance(x, eqx.Module):
             fields = {field.name: field.metadata.get("static", False) for field in dataclasses.fields(x)}
             given = ((name, static) for name, static in fields.items() if hasattr(x, name))
@@ -206,8 +216,8 @@ class _Walk:
 
     def _function(self, fn: types.FunctionType, path) -> None:
         code, installed = fn.__code__, _installed(fn.__code__.co_filename)
-        package = (fn.__module__ or "").partition(".")[0]
-        self.lines[path] = f"function {package}.{fn.__qualname__}" if installed else f"function {fn.__name__}"
+        package = fn.__globals__.get("__name__", "").partition(".")[0]  # functools.wraps changes the names of a function.
+        self.lines[path] = f"function {package}.{code.co_qualname}" if installed else f"function {fn.__name__}"
         if not installed:
             self.lines[f"{path} code"] = hash_of(repr(_code(code)).encode())
         read = set(_names_of(code))
@@ -290,10 +300,19 @@ class _Walk:
         import gymnasium
 
         if isinstance(env, gymnasium.Wrapper):
+            if not self._saved and getattr(env, "update_running_mean", False):
+                raise ValueError(
+                    f"{path or 'This'} is a {type(env).__name__}, whose running statistics are not part of a checkpoint; remove it, "
+                    "because awmkit.train normalises states itself, or set its update_running_mean to False."
+                )
             own = {name: x for name, x in vars(env).items() if name not in _OF_WRAPPERS}
             if (recorded := getattr(env, "_saved_kwargs", None)) is not None:
                 # Other attributes may count steps or seconds. Some wrappers do not record all of their arguments.
-                parameters = tuple(name for name in inspect.signature(type(env)).parameters if name != "env")
+                parameters = (
+                    *(name for name in inspect.signature(type(env)).parameters if name != "env"),
+                    "obs_rms",
+                    "return_rms",
+                )
                 own = {name: x for name, x in own.items() if name.lstrip("_").startswith(parameters)} | recorded
             self._children(env, path, {name: (x, False) for name, x in sorted(own.items())})
             self.visit(env.env, _join(path, "env"))

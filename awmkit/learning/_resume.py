@@ -26,7 +26,7 @@ def identity(config: RunConfig, model, reward, policy, key, epoch: int) -> dict[
     arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     arguments |= {"model": model, "reward": config.reward if reward is None else reward, "policy": policy, "key": key}
     arguments["evaluate_every"] = f"{epoch} iterations"
-    arguments |= {name: getattr(jax.config, name) for name in settings}
+    arguments |= {name: getattr(jax.config, name, None) for name in settings}
     return fingerprint(SimpleNamespace(**arguments))
 
 

@@ -18,7 +18,10 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from gymnasium.wrappers import StickyAction, TransformReward
+from beartype import beartype
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from gymnasium.wrappers import NormalizeObservation, StickyAction, TransformReward
+from jaxtyping import jaxtyped
 from misuse import says
 from systems import DYNAMICS
 
@@ -93,6 +96,14 @@ def _vjp(k):
     return fn
 
 
+def _checked(k):
+    @beartype
+    def checked(x: np.ndarray) -> np.ndarray:
+        return k * x
+
+    return checked
+
+
 def _made(k):
     env = gymnasium.make("Pendulum-v1")
     env.unwrapped.g = k
@@ -139,6 +150,8 @@ BUILDERS: dict[str, Callable[[float], Any]] = {
     "filter_jit": lambda k: eqx.filter_jit(_scale(k)),
     "vmap of grad": lambda k: jax.vmap(jax.grad(_scale(k))),
     "custom_vjp": _vjp,
+    "checks of types": _checked,
+    "checks of shapes": lambda k: jaxtyped(typechecker=beartype)(_checked(k).__wrapped__),
     "cache": lambda k: functools.cache(_scale(k)),
     "adam": optax.adam,
     "schedule": lambda k: optax.adam(optax.cosine_decay_schedule(1.0, 100, k)),
@@ -255,10 +268,20 @@ def test_what_cannot_be_described_is_refused_unless_it_has_a_label():
     assert fingerprint(Labelled("1")) == fingerprint(Labelled("1")) != fingerprint(Labelled("2"))
 
 
+def test_an_environment_with_running_statistics_is_refused_until_they_are_frozen():
+    """A checkpoint does not have them, so a resumed run would see states of another scale."""
+    env = NormalizeObservation(Env())
+    says(lambda: fingerprint(GymnasiumTask(env, horizon=2)), "env is a NormalizeObservation, whose running statistics")
+    env.update_running_mean = False
+    before = fingerprint(env)
+    env.obs_rms.mean = env.obs_rms.mean + 1.0
+    assert first_difference(before, fingerprint(env))[0] == "obs_rms.mean"
+
+
 def test_an_environment_has_one_fingerprint_before_and_after_its_episodes():
-    for env in (Env(), gymnasium.make("Pendulum-v1"), StickyAction(Env(), 0.5), TaskEnv(OneBounce(2))):
+    for env in (Env(), gymnasium.make("Pendulum-v1"), StickyAction(Env(), 0.5), TaskEnv(OneBounce(2)), HopperEnv()):
         before = fingerprint(GymnasiumTask(env, horizon=2))
         env.reset(seed=3)
         env.action_space.sample()
-        env.step(np.zeros(1, np.float32))
+        env.step(np.zeros(env.action_space.shape, np.float32))
         assert fingerprint(GymnasiumTask(env, horizon=2)) == before

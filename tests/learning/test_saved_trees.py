@@ -178,6 +178,20 @@ def test_functions_are_compared_by_name_only_if_another_python_wrote_the_file(tm
     says(lambda: load(tmp_path / "tree", Node(1.0, lambda x: x, 1)), "its options is 0, and the tree given has 1")
 
 
+def test_a_field_that_a_class_got_later_is_accepted_only_if_the_versions_differ(tmp_path, monkeypatch):
+    """A new version of a package may give a class a static field with a default value; its old files can still be loaded."""
+    module = types.ModuleType("own_models")
+    script = "import equinox as eqx\nclass Own(eqx.Module):\n    x: float\n    n: int = eqx.field(static=True, default=1)\n"
+    for later in ("", "    new: bool = eqx.field(static=True, default=True)\n"):
+        exec(script + later, vars(module))
+        save(tmp_path / "tree", module.Own(2.0)) if not later else None
+    says(lambda: load(tmp_path / "tree", module.Own(1.0)), "its new is missing, and the tree given has True")
+    monkeypatch.setattr("awmkit.learning._checkpoint.version", lambda name: "0.0")
+    monkeypatch.delitem(sys.modules, "diffrax", raising=False)
+    assert load(tmp_path / "tree", module.Own(1.0)).x == 2.0
+    says(lambda: load(tmp_path / "tree", module.Own(1.0, 2)), "its n is 1, and the tree given has 2")
+
+
 def test_what_cannot_be_described_is_saved_beside_the_arrays(tmp_path):
     """A lock in a static field does not keep a model from being saved."""
     import threading
