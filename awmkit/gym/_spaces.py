@@ -14,7 +14,9 @@ from .._dynamics import AbstractTask
 def observation_space(task: AbstractTask, time_aware: bool) -> Box:
     """The task's bounds in float32, followed by those of t if `time_aware`."""
     largest = np.finfo(np.float32).max
-    low, high = (np.clip(np.asarray(bound, float), -largest, largest).astype(np.float32) for bound in task.bounds)
+    what, fix = f"A bound of {type(task).__name__}.bounds", "give one number for each entry of a state"
+    bounds = (real_numbers(bound, (task.state_size,), what=what, fix=fix) for bound in task.bounds)
+    low, high = (np.clip(bound.astype(float), -largest, largest).astype(np.float32) for bound in bounds)
     low = np.where(low == high, np.nextafter(low, -largest), low)  # Gymnasium warns of an entry that cannot vary.
     if time_aware:
         low, high = np.append(low, np.float32(0)), np.append(high, np.float32(task.horizon))

@@ -1,5 +1,6 @@
 """A task as a Gymnasium environment."""
 
+import copy
 import operator
 from typing import Any, SupportsIndex, TypeVar
 
@@ -80,11 +81,11 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        copy = running(self._copy)
+        running(self._copy)
         if self._t == self.task.horizon:
             raise ValueError(f"The episode ended after {self._t} steps; call reset() before the next step.")
         action = check_action(action, (self.task.action_size,))
-        self._copy, reward = self._step(copy, action)
+        self._copy, reward = self._step(self._copy, action)
         self._t += 1
         if self._film is not None:
             self._film.append(self.state[None], action[None])
@@ -129,10 +130,10 @@ def whole_seed(seed: Any) -> int | None:
     return whole
 
 
-def running(copy: T | None) -> T:
-    if copy is None:
+def running(episodes: T | None) -> T:
+    if episodes is None:
         raise ValueError("No episode is running; call reset() before the first step.")
-    return copy
+    return episodes
 
 
 def state_option(options: dict[str, Any] | None, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -150,7 +151,9 @@ def state_option(options: dict[str, Any] | None, shape: tuple[int, ...]) -> np.n
 def rendering(task: AbstractTask, render_mode: str | None) -> tuple[dict[str, Any], Film | None]:
     """The environment's metadata, and what takes its pictures if `render_mode` asks for them."""
     dt = getattr(task, "dt", None) if getattr(task, "rods", None) is not None else None
-    metadata = TaskEnv.metadata if dt is None else {**TaskEnv.metadata, "render_fps": max(1, round(1 / dt))}
+    metadata = copy.deepcopy(TaskEnv.metadata)  # Or a user who changes it would change that of all environments.
+    if dt is not None:
+        metadata["render_fps"] = max(1, round(1 / dt))
     return metadata, Film(task) if render_mode == "rgb_array" else None
 
 

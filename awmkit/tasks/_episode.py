@@ -37,7 +37,7 @@ def step_episode(task: AbstractTask, episode: Episode, action: Float[Array, " A"
             f"{type(task).__name__}.step returned the state as {describe(next_state)} for a state given as {describe(state)}; "
             "they must be the same, so fix the step."
         )
-    reward = jnp.asarray(with_next_state(task.reward)(state, action, t, next_state), state.dtype)
+    reward = jnp.asarray(with_next_state(task.reward)(state, action, t, next_state))
     if reward.shape != ():
         raise ValueError(
             f"{type(task).__name__}.reward returned {describe(reward)}; it must be one number, so reduce it with jnp.sum."

@@ -281,6 +281,13 @@ def test_registering_again_changes_nothing():
     assert gymnasium.registry[IDS[0]] is spec
 
 
+def test_the_metadata_of_one_environment_is_its_own():
+    one, other = TaskEnv(SHORT), TaskEnv(SHORT)
+    one.metadata["render_fps"], first = 7, other.metadata["render_fps"]
+    one.metadata["render_modes"].append("none")
+    assert first == TaskEnv(SHORT).metadata["render_fps"] != 7 and TaskEnv.metadata["render_modes"] == ["rgb_array"]
+
+
 SHORT = LinearQuadratic(horizon=8)
 
 
@@ -393,6 +400,10 @@ class Returns(LinearQuadratic):
         super().__init__(horizon=5)
         self.start, self.after, self.score = start, after, reward
 
+    @property
+    def bounds(self):
+        return (-1.0,) * self.start.size, (1.0,) * self.start.size
+
     def reset(self, key):
         return self.start
 
@@ -460,6 +471,10 @@ MISUSES = {
     "a state of another shape": (
         lambda: stepped(TaskEnv(Returns(after=jnp.ones(1))), [0.0]),
         r"Returns.step returned the state as float64\[1\] for a state given as float64\[2\]",
+    ),
+    "bounds of another shape": (
+        lambda: TaskEnv(Returns(start=jnp.ones(3))),
+        r"A bound of Returns.bounds must be real numbers of shape \(2,\), got a tuple; give one number for each entry",
     ),
     "a start of another shape": (
         lambda: TaskEnv(Returns(start=jnp.ones((1, 2)))).reset(),
