@@ -277,8 +277,8 @@ MUTANTS = (
     Mutant(
         "the identity of a run leaves out what its functions close over",
         "_fingerprint.py",
-        "self.visit(_content(cell), _join(path, name))",
-        "pass",
+        "for name, cell in zip(code.co_freevars, fn.__closure__ or (), strict=True):",
+        "for name, cell in ():",
         "learning/test_checkpoint.py::test_the_checkpoint_of_a_run_with_any_other_argument_is_refused_and_the_argument_is_named",
     ),
     Mutant(
@@ -305,8 +305,8 @@ MUTANTS = (
     Mutant(
         "gap closed is measured from the optimum",
         "scores.py",
-        "(np.asarray(returns, float) - known.best_constant) / gap",
-        "(known.optimal - np.asarray(returns, float)) / gap",
+        '(_numbers("returns", returns) - known.best_constant) / gap',
+        '(known.optimal - _numbers("returns", returns)) / gap',
         "test_scores.py::test_the_optimum_scores_1_and_the_best_constant_action_0",
     ),
     Mutant(
