@@ -65,7 +65,8 @@ class MLPPolicy(AbstractPolicy):
     **Raises:** `ValueError` if a size is not a whole number of at least 1, or `key` is not one key.
 
     `input_norm` normalises the state. `train` fits it. To fit it yourself, use
-    `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`.
+    `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`. Without it, states far from size 1, such as
+    a concentration of 800, saturate the tanh: actions are -1 or 1, and gradients are exactly 0.
     """
 
     input_norm: Normaliser
@@ -94,7 +95,7 @@ class MLPPolicy(AbstractPolicy):
 class GaussianPolicy(AbstractPolicy):
     """A stochastic policy, a_t = tanh(mu(s_t) + sigma(s_t) * noise).
 
-    The noise is reparameterised, so gradients pass through actions. Without a key the policy returns its mode, tanh(mu), as
+    Its input is normalised as in `MLPPolicy`. The noise is reparameterised, so gradients pass through actions. Without a key the policy returns its mode, tanh(mu), as
     in the evaluations of `train`. Source: Haarnoja et al. (2018), *Soft Actor-Critic*, appendix C.
 
     **Arguments**

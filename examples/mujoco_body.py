@@ -54,7 +54,7 @@ def improve(dynamics, start, updates):
     first = update(actions, memory)[2]
     for _ in range(updates):
         actions, memory, _ = update(actions, memory)
-    return actions, np.ravel(first)
+    return actions, np.ravel(first).astype(float)
 
 
 def main():

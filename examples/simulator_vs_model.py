@@ -51,7 +51,7 @@ def gradients(dynamics, task, policy, starts, horizon):
     """The flat policy gradient from each start, (N, P), and the median milliseconds of 5 runs without compilation."""
     one = lambda start: unroll_grad(dynamics, policy, start, horizon, reward=task.reward, paths=BPO)[1]
     flat = jax.jit(jax.vmap(lambda start: ravel_pytree(eqx.filter(one(start), eqx.is_array))[0]))
-    result, times = np.asarray(flat(starts)), []
+    result, times = np.asarray(flat(starts), float), []
     for _ in range(5):
         began = time.perf_counter()
         flat(starts).block_until_ready()

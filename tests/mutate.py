@@ -296,6 +296,13 @@ MUTANTS = (
         "analysis/test_lyapunov.py::test_exponents_of_a_spiral_are_the_logarithm_of_its_rate",
     ),
     Mutant(
+        "the information criterion counts each residual twice",
+        "analysis/_growth_law.py",
+        "margin = h.size *",
+        "margin = 2 * h.size *",
+        "analysis/test_growth.py::test_a_law_is_undecided_up_to_the_margin_on_both_sides",
+    ),
+    Mutant(
         "lags are too large by one",
         "analysis/_jacobian.py",
         "t = k + index + 1",

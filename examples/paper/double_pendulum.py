@@ -153,7 +153,7 @@ def growth(dynamics: AbstractDynamics, setting: Setting, angles: Float[Array, " 
         reward = lambda s, task=task_of(horizon), t=horizon - 1: task.reward(s, jnp.zeros(1), t)
         slope = jax.vmap(jax.grad(reward))(states[:, horizon - 1])
         to_return.append(np.abs(np.sum(slope * ds[:, horizon - 1], axis=-1)))
-    to_state = np.linalg.norm(np.asarray(ds)[:, np.array(setting.horizons)], axis=-1).T
+    to_state = np.linalg.norm(np.asarray(ds, float)[:, np.array(setting.horizons)], axis=-1).T
     return {"to_state": to_state, "to_return": np.stack(to_return)}
 
 

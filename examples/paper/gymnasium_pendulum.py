@@ -66,11 +66,16 @@ SEGMENT, AHEAD = 20, 10  # steps that an AWM predicts, and steps that a policy i
 WARMUP, EVALUATIONS = 10, 20  # episodes
 
 
+def angle_of(state):
+    """The angle of a state (cos, sin, speed). Its derivative is finite at (0, 0) too, which a model may predict."""
+    cosine, sine, _ = state
+    return jnp.arctan2(sine, jnp.where((sine == 0) & (cosine == 0), 1, cosine))
+
+
 def reward(state, action, t):
     """-(angle^2 + 0.1 speed^2 + 0.001 torque^2) for the state (cos, sin, speed) and an action of 2 N m."""
     del t
-    cosine, sine, speed = state
-    return -(jnp.arctan2(sine, cosine) ** 2 + 0.1 * speed**2 + 0.001 * (2 * action[0]) ** 2)
+    return -(angle_of(state) ** 2 + 0.1 * state[2] ** 2 + 0.001 * (2 * action[0]) ** 2)
 
 
 class Pendulum(AbstractTask):
@@ -88,9 +93,9 @@ class Pendulum(AbstractTask):
         del state, horizon
 
     def step(self, carry, state, action, t, *, key=None):
-        cosine, sine, speed = state
+        _, sine, speed = state
         speed = jnp.clip(speed + 0.05 * (15 * sine + 3 * 2 * action[0]), -8, 8)
-        angle = jnp.arctan2(sine, cosine) + 0.05 * speed
+        angle = angle_of(state) + 0.05 * speed
         return carry, jnp.stack([jnp.cos(angle), jnp.sin(angle), speed])
 
     def reward(self, state, action, t):

@@ -35,6 +35,32 @@ def test_exponential_and_polynomial_growth_are_recognised_under_noise(rate, degr
     assert polynomial.law != "exponential" and abs(polynomial.degree - degree) < 0.5
 
 
+# For the horizons h = 1, 2, 4, 8 and x = log2(h) = 0, 1, 2, 3, the sums of squares about the means are (x, x) = 5, (h, h) = 28.75
+# and (x, h) = 11.5. So a line in h leaves 5 - 11.5^2 / 28.75 = 0.4 of x, and a line in x leaves 28.75 - 11.5^2 / 5 = 2.3 of h.
+# (-2, 5, -4, 1) is orthogonal to constants, h and x. The quantile is that of 97.5 % of Student's t with 2 degrees of freedom.
+FOUR, T_QUANTILE = np.array([1, 2, 4, 8]), 0.95 * math.sqrt(2 / (1 - 0.95**2))
+
+
+@pytest.mark.parametrize("decisive", [2.0, 5.0])
+def test_a_law_is_undecided_up_to_the_margin_on_both_sides(decisive):
+    for margin, law in ((1.001, "exponential"), (0.999, "undecided"), (-0.999, "undecided"), (-1.001, "polynomial")):
+        # log norm = x + slope h leaves 0.4 for the exponential and 2.3 slope^2 for the polynomial.
+        slope = math.sqrt(math.exp(margin * decisive / 4) * 0.4 / 2.3)
+        found = fit_growth(FOUR, np.exp(np.log2(FOUR) + slope * FOUR), decisive=decisive)
+        assert found.law == law and math.isclose(found.margin, margin * decisive, rel_tol=1e-9)
+
+
+def test_intervals_of_rate_and_degree_have_their_widths_and_a_rate_that_may_be_0_is_polynomial():
+    for size in (0.999, 1.001):
+        slope = size * T_QUANTILE * math.sqrt(1 / 2 / 28.75)
+        found = fit_growth(FOUR, np.exp(slope * FOUR + np.array([-2, 5, -4, 1]) / math.sqrt(46)))
+        assert found.margin > 2 and found.law == ("polynomial" if size < 1 else "exponential")
+        np.testing.assert_allclose([found.rate, *found.rate_interval], slope + slope / size * np.array([0, -1, 1]), atol=1e-12)
+        width = T_QUANTILE * math.sqrt((1 + 2.3 * slope**2) / 2 / 5)
+        expected = (2.3 * slope + width * np.array([0, -1, 1])) / math.log(2)
+        np.testing.assert_allclose([found.degree, *found.degree_interval], expected, rtol=1e-12)
+
+
 def test_the_law_is_right_for_95_percent_of_curves_and_intervals_contain_the_truth():
     rng, count = np.random.default_rng(0), 1000
     noise = np.exp(0.3 * rng.normal(size=(2, count, 8)))

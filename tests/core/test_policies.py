@@ -7,6 +7,7 @@ import numpy as np
 from hypothesis import given, strategies as st
 
 from awmkit import GaussianPolicy, MLPPolicy
+from awmkit._policies import features
 
 
 @given(seed=st.integers(0, 2**31 - 1), size=st.floats(0, 1e3))
@@ -21,6 +22,12 @@ def test_a_policy_depends_on_time_only_if_it_has_a_horizon():
     state = jnp.ones(3)
     timed, timeless = (MLPPolicy(3, 2, horizon=h, key=jax.random.key(0)) for h in (10, None))
     assert (timed(state, 0) != timed(state, 9)).all() and (timeless(state, 0) == timeless(state, 9)).all()
+
+
+def test_the_time_inputs_of_a_policy_run_from_their_first_to_their_last_value():
+    inputs = jnp.stack([features(jnp.ones(1), t, 4) for t in range(6)])
+    expected = [np.arange(6) / 4, np.log(np.maximum(4 - np.arange(6), 1)) / np.log(4)]
+    np.testing.assert_allclose(inputs, np.stack([np.ones(6), *(2 * np.array(expected) - 1)], axis=1), atol=1e-12)
 
 
 def test_the_gaussian_density_integrates_to_one_and_matches_its_entropy():

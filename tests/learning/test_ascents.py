@@ -217,6 +217,21 @@ def test_an_update_is_skipped_if_the_gradient_or_the_step_along_it_is_not_finite
         assert info.skipped == skipped and eqx.tree_equal((state_after, after), (state, policy)) == bool(skipped)
 
 
+def test_one_reward_that_is_not_finite_leaves_the_policy_and_the_critic_as_they_were():
+    policy, critic = MLPPolicy(2, 2, width=4, depth=1, key=KEY), Critic(2, 6, width=4, depth=1, key=KEY)
+    ascent = ShortHorizon(critic, batch_size=1, **{**PLAIN, "optimiser": optax.adam(1e-3)})
+
+    @jax.jit
+    def update(factor):
+        reward = lambda state, action, t: factor * Reach().reward(state, action, t)
+        step, state, info = update_once(ascent, Reach(), policy, STILL, reward=reward, key=KEY)
+        return step, weights_of(state.critic)[0] - weights_of(critic)[0], info.skipped
+
+    for factor, skipped in ((1.0, 0), (math.inf, 1), (math.nan, 1)):
+        policy_step, critic_step, reported = update(factor)
+        assert reported == skipped and (policy_step == 0).all() == (critic_step == 0).all() == bool(skipped)
+
+
 def test_the_entropy_per_entry_of_an_action_reaches_its_target_whatever_the_discount():
     policy = GaussianPolicy(2, 2, width=4, depth=1, key=KEY)
     entropy = TargetEntropy(optax.linear_schedule(0.0, -1.0, 400))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
-from jaxtyping import PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Bool, PyTree, Scalar, ScalarLike
 
 from ..._normaliser import Normaliser, trainable
 from ..._norms import all_finite, clip_tree
@@ -69,6 +69,18 @@ def optimiser_step(
     return state, eqx.combine(eqx.apply_updates(weights, updates), rest)
 
 
+def unless_broken(gradient: PyTree, new: PyTree, old: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
+    """Return `new` if the step to it is finite, else `old`; and whether it is finite.
+
+    It is not if an entry of `gradient` is not finite, or if an entry of `new` is not that was finite in `old`: the square of a
+    finite gradient may overflow in Adam.
+    """
+    breaks = lambda new, old: jnp.any(jnp.isfinite(old) & ~jnp.isfinite(new))
+    after, before = (eqx.filter(x, eqx.is_inexact_array) for x in (new, old))
+    finite = all_finite(gradient) & ~jnp.any(jnp.stack(jtu.tree_leaves(jtu.tree_map(breaks, after, before))))
+    return jtu.tree_map(lambda new, old: jnp.where(finite, new, old) if eqx.is_array(new) else new, new, old), finite
+
+
 def policy_step(
     ascent: AbstractAscent,
     state: AscentState,
@@ -105,12 +117,7 @@ def policy_step(
         target = jnp.asarray(schedule_value(ascent.entropy.target, steps), entropy.dtype)
         log_weight = log_weight + ascent.entropy.rate * (target - entropy / action_size)
     new_state = AscentState(optimiser_state, log_weight, state.return_scale)
-    # A finite gradient may still break the step: its square overflows in Adam if `clip` is infinite.
-    breaks = lambda new, old: jnp.any(jnp.isfinite(old) & ~jnp.isfinite(new))
-    before, after = (eqx.filter(x, eqx.is_inexact_array) for x in ((state, policy), (new_state, new_policy)))
-    finite = all_finite(gradient) & ~jnp.any(jnp.stack(jtu.tree_leaves(jtu.tree_map(breaks, after, before))))
-    keep_if_skipped = lambda new, old: jnp.where(finite, new, old) if eqx.is_array(new) else new
-    new_state, new_policy = jtu.tree_map(keep_if_skipped, (new_state, new_policy), (state, policy))
+    (new_state, new_policy), finite = unless_broken(gradient, (new_state, new_policy), (state, policy))
     zero_if_skipped = lambda x: jnp.where(finite, x, jnp.zeros_like(x))
     info = map(zero_if_skipped, (predicted_return, entropy, norm, jnp.minimum(norm, jnp.asarray(ascent.clip, norm.dtype))))
     return new_state, new_policy, UpdateInfo(*info, skipped=jnp.asarray(~finite, norm.dtype))

@@ -16,7 +16,7 @@ from ...models import AWM, HWM
 from ._ascent import AbstractAscent
 from ._critic import Critic
 from ._imagined import imagine
-from ._policy_step import AscentState, init_ascent_state, optimiser_step, policy_step, trainable_gradient
+from ._policy_step import AscentState, init_ascent_state, optimiser_step, policy_step, trainable_gradient, unless_broken
 
 
 class ShortHorizonState(eqx.Module):
@@ -130,7 +130,10 @@ class ShortHorizon(AbstractAscent):
             return -jnp.mean((jax.vmap(critic)(starts, times) - lax.stop_gradient(values)) ** 2), ()
 
         critic_gradient, _ = trainable_gradient(negative_squared_error, state.critic)
-        critic_state, critic = optimiser_step(self.critic_optimiser, state.critic_optimiser, state.critic, critic_gradient)
+        old = state.critic_optimiser, state.critic
+        new = optimiser_step(self.critic_optimiser, *old, critic_gradient)
+        # A critic that is not finite would spoil all later updates.
+        (critic_state, critic), _ = unless_broken(critic_gradient, new, old)
         average = lambda old, new: self.polyak * old + (1 - self.polyak) * new if eqx.is_inexact_array(old) else new
         target_critic = jtu.tree_map(average, state.target_critic, critic)
         return ShortHorizonState(policy_state, critic, target_critic, critic_state), policy, info
