@@ -63,7 +63,8 @@ def _fits(x: Any, needed: Shape, sizes: dict[str, Any]) -> bool:
     for size, name in zip(shape, needed, strict=True):
         if isinstance(name, str):
             more = int(name.endswith("+1"))
-            name = sizes.setdefault(name.removesuffix("+1"), size - more) + more
+            sizes.setdefault(name.removesuffix("+1"), size - more)
+            name = sizes[name.removesuffix("+1")] + more
         if size != name:
             return False
     return True

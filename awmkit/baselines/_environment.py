@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar, ScalarLike
 from rejax.buffers import Minibatch
 
+from .._checks import check_shapes
 from .._dynamics import AbstractTask
 from .._normaliser import Normaliser
 from .._policies import features
@@ -48,6 +49,7 @@ class FunctionalEnv(eqx.Module):
 
         The shift is the mean reward of each step. The scale is by default one over the standard deviation of the rewards-to-go.
         """
+        _check(task, episodes)
         assert episodes.rewards is not None
         input_norm = Normaliser(task.state_size).fitted(episodes.states[:, :-1])
         shift = jnp.mean(episodes.rewards, axis=0)
@@ -77,10 +79,12 @@ class FunctionalEnv(eqx.Module):
 
     def observe(self, state: Float[Array, " S"], t: ScalarLike) -> Float[Array, " O"]:
         """The learner's observation: what the network of an awmkit policy with a horizon reads, shape (S+2,)."""
+        check_shapes("FunctionalEnv.observe", state=(state, (self.task.state_size,)), t=(t, ()))
         return features(self.input_norm(state), t, self.task.horizon)
 
     def transitions(self, episodes: Trajectory) -> Minibatch:
         """All steps of N whole episodes as the N H rows of a rejax replay buffer, with actions in [-1, 1]."""
+        _check(self.task, episodes)
         times = jnp.arange(self.task.horizon + 1)
         observations = jax.vmap(jax.vmap(self.observe), in_axes=(0, None))(episodes.states, times)
         assert episodes.rewards is not None
@@ -96,3 +100,15 @@ class FunctionalEnv(eqx.Module):
     def action_space(self, params: Any = None) -> Box:
         """The space of the learner's actions, before `squash`."""
         return Box(-self.limit, self.limit, (self.task.action_size,), jnp.result_type(float))
+
+
+def _check(task: AbstractTask, episodes: Trajectory) -> None:
+    """Raise unless these are N whole episodes of the task, with rewards."""
+    S, A, H = task.state_size, task.action_size, task.horizon
+    check_shapes(
+        "FunctionalEnv",
+        "pass whole episodes of the task, with rewards",
+        states=(episodes.states, ("N", H + 1, S)),
+        actions=(episodes.actions, ("N", H, A)),
+        rewards=(episodes.rewards, ("N", H)),
+    )

@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
-from .._checks import check_counts
+from .._checks import check_counts, check_shapes
 from .._paths import is_cut, Paths
 from ._method import AbstractMethod, act_on, passes, Rollout, stepper
 from ._sequential import Sequential
@@ -42,6 +42,7 @@ class Picard(eqx.Module):
         self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
     ) -> tuple[Float[Array, "H D"], Int[Array, ""]]:
         """Return the fixed point of `sweep` and the number of sweeps. Start from `x`; values are of size `unit` or more."""
+        check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
         tolerance = 8 * jnp.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
         limit = min(x.shape[0], self.max_sweeps or x.shape[0])
 

@@ -1,7 +1,9 @@
 """Optimal control problems in continuous time, and their discretisation as tasks."""
 
 import abc
+import functools
 import math
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -10,12 +12,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar, ScalarLike
 
 from .._bounds import scale_to_bounds
-from .._checks import check_counts, kind
+from .._checks import check_counts, check_shapes, kind
 from .._dynamics import AbstractTask
 from .._trajectory import Trajectory
 from ._ode import in_dtype, is_off, ode_step, Parameter, strength
 
 Bounds = tuple[tuple[float, float], ...]
+
+
+def _checked(method: Callable) -> Callable:
+    """Return a method of x, or of x, u and t, that first checks their shapes."""
+
+    @functools.wraps(method)
+    def checked(self, x, *others, **named):
+        given = {"x": x, **dict(zip(("u", "t"), others, strict=False)), **named}
+        shapes = {"x": (len(self.x0),), "u": (len(self.u_bounds),), "t": ()}
+        who = f"{type(self).__name__}.{method.__name__}"
+        check_shapes(who, **{name: (given[name], shape) for name, shape in shapes.items() if name in given})
+        return method(self, x, *others, **named)
+
+    return checked
 
 
 class AbstractControlProblem(eqx.Module):
@@ -63,6 +79,12 @@ class AbstractControlProblem(eqx.Module):
     x_bounds: eqx.AbstractVar[Bounds]
     u_bounds: eqx.AbstractVar[Bounds]
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name in ("field", "cost", "final_cost"):
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name]))
+
     @abc.abstractmethod
     def field(self, x: Float[Array, " n"], u: Float[Array, " m"], t: ScalarLike) -> Float[Array, " n"]:
         """Return x' = f(x, u, t), shape (n,)."""
@@ -71,6 +93,7 @@ class AbstractControlProblem(eqx.Module):
     def cost(self, x: Float[Array, " n"], u: Float[Array, " m"], t: ScalarLike) -> Scalar:
         """Return the running cost g(x, u, t), a scalar per unit of time."""
 
+    @_checked
     def final_cost(self, x: Float[Array, " n"]) -> Scalar:
         """Return the final cost phi(x), a scalar; 0 by default."""
         return jnp.zeros((), x.dtype)
@@ -204,6 +227,7 @@ class Discretised(AbstractTask):
 
     def control(self, action: Float[Array, " m"]) -> Float[Array, " m"]:
         """Return the control u, in the problem's units, for an action in [-1, 1]."""
+        check_shapes("Discretised.control", action=(action, (self.action_size,)))
         low, high = jnp.asarray(self.problem.u_bounds, action.dtype).T
         return scale_to_bounds(action, low, high)
 
@@ -220,12 +244,20 @@ class Discretised(AbstractTask):
         """Return whether each entry of x_1 ... x_N of one episode was clipped, which sets its gradient to 0. Shape (N, n)."""
         low, high = jnp.asarray(self.problem.x_bounds).T
         states, actions = trajectory.states, trajectory.actions
+        check_shapes(
+            "Discretised.clipped",
+            "pass the Trajectory of one episode, and use jax.vmap for a batch",
+            states=(states, ("H+1", self.state_size)),
+            actions=(actions, ("H", self.action_size)),
+        )
         unclipped = jax.vmap(self._unclipped)(states[:-1], actions, jnp.arange(actions.shape[0]))
         x = states[1:, : low.size]
         return ((x <= low) | (x >= high)) & (x != unclipped)
 
     def report(self, trajectory: Trajectory) -> ControlReport:
         """Return the return and the number of clipped steps of one episode. Use `jax.vmap` for a batch."""
+        if trajectory.rewards is not None:
+            check_shapes("Discretised.report", rewards=(trajectory.rewards, ("H",)), actions=(trajectory.actions, ("H", "A")))
         clipped = self.clipped(trajectory)
         return ControlReport(trajectory.returns(), clipped.any(axis=1).sum(), clipped.sum(axis=0), self.horizon)
 

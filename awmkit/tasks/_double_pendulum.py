@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Scalar
 
+from .._checks import check_shapes
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._norms import scale_of
 from ._ode import as_parameter, in_dtype, ode_step, Parameter, parameter
@@ -41,12 +42,15 @@ class Angles(AbstractCoordinates):
     size: ClassVar[int] = 4
 
     def encode(self, angles):
+        check_shapes("Angles.encode", angles=(angles, (4,)))
         return angles
 
     def decode(self, state):
+        check_shapes("Angles.decode", state=(state, (self.size,)))
         return state
 
     def heights(self, state):
+        check_shapes("Angles.heights", state=(state, (self.size,)))
         return -jnp.cos(state[::2])
 
 
@@ -56,14 +60,17 @@ class Circles(AbstractCoordinates):
     size: ClassVar[int] = 6
 
     def encode(self, angles):
+        check_shapes("Circles.encode", angles=(angles, (4,)))
         (th1, w1, th2, w2) = angles
         return jnp.stack([jnp.sin(th1), jnp.cos(th1), jnp.sin(th2), jnp.cos(th2), w1 / 10, w2 / 10])
 
     def decode(self, state):
+        check_shapes("Circles.decode", state=(state, (self.size,)))
         sin1, cos1, sin2, cos2, w1, w2 = state
         return jnp.stack([_angle(sin1, cos1), 10 * w1, _angle(sin2, cos2), 10 * w2])
 
     def heights(self, state):
+        check_shapes("Circles.heights", state=(state, (self.size,)))
         return -state[1:4:2]
 
 
@@ -127,6 +134,7 @@ class DoublePendulum(AbstractDynamics):
 
     def field(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
         """Return the time derivatives (w1, w1', w2, w2') under torques in N m."""
+        check_shapes("DoublePendulum.field", angles=(angles, (4,)), torques=(torques, (2,)))
         (th1, w1, th2, w2), (tau1, tau2) = angles, torques
         (m1, m2), (l1, l2), g = in_dtype((self.masses, self.lengths, self.gravity), th1.dtype)
         sin, cos = jnp.sin(th1 - th2), jnp.cos(th1 - th2)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from .._checks import check_counts
+from .._checks import check_counts, check_shapes, describe
 
 Parameter = float | Float[Array, ""]  # A number in an equation, which may be traced and differentiated.
 
@@ -83,10 +83,16 @@ def ode_step(
     **Raises:** `ValueError` if `substeps` is not a positive whole number.
     """
     check_counts("ode_step", substeps=substeps)
+    check_shapes("ode_step", "give one number", dt=(dt, ()))
     if getattr(solver, "scan_kind", "bounded") is None:  # Can be differentiated in both modes.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
     term = diffrax.ODETerm(field)
     h = jnp.asarray(dt, state.dtype) / substeps
+    slope = eqx.filter_eval_shape(field, jnp.zeros_like(h), state, args)
+    if getattr(slope, "shape", None) != state.shape:
+        raise ValueError(
+            f"field must return an array of the state's shape {state.shape}, got {describe(slope)}; fix its return value."
+        )
 
     def substep(loop, i):
         y, solver_state = loop

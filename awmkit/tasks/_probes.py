@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
+from .._checks import check_shapes
 from .._dynamics import AbstractTask
 from ._ode import in_dtype, is_off, Parameter, strength
 
@@ -51,9 +52,9 @@ class LinearQuadratic(AbstractTask):
     ):
         A = jnp.array([[1.0, 0.1], [0.0, 1.0]]) if A is None else A
         B = jnp.array([[0.0], [0.1]]) if B is None else B
-        shapes = jnp.shape(A), jnp.shape(B)
-        if any(len(shape) != 2 for shape in shapes) or shapes[0] != (shapes[1][0],) * 2:
-            raise ValueError(f"A and B must have shapes (S, S) and (S, A), got {shapes[0]} and {shapes[1]}; pass both.")
+        shapes = {"A": (A, ("S", "S")), "B": (B, ("S", "A")), "Q": (Q, ("S", "S")), "R": (R, ("A", "A"))}
+        given = {name: (x, shape) for name, (x, shape) in shapes.items() if x is not None}
+        check_shapes("LinearQuadratic", "pass both A and B, or none of them", **given, noise=(noise, ()))
         if not noise >= 0:
             raise ValueError(f"noise must be at least 0, got {noise}; pass a standard deviation.")
         self.A = A
@@ -94,5 +95,6 @@ def spiral(rate: ScalarLike, angle: ScalarLike, *, horizon: int = 20) -> LinearQ
 
     **Returns:** a `LinearQuadratic` with 2 states and 1 action.
     """
+    check_shapes("spiral", "give one number", rate=(rate, ()), angle=(angle, ()))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     return LinearQuadratic(jnp.asarray(rate) * jnp.array([[cos, -sin], [sin, cos]]), jnp.array([[1.0], [0.0]]), horizon=horizon)

@@ -284,7 +284,7 @@ MISUSES = {
     "a normaliser fitted to no rows": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
     "matrices of inconsistent shapes": (
         lambda: LinearQuadratic(jnp.eye(2), jnp.ones((3, 1))),
-        r"\(S, S\) and \(S, A\), got \(2, 2\) and \(3, 1\)",
+        r"\(S, S\), B of shape \(S, A\).*got float64\[2, 2\], float64\[3, 1\]",
     ),
     "negative noise in a linear system": (
         lambda: LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=-1.0),

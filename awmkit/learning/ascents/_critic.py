@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
+from ..._checks import check_shapes
 from ..._normaliser import Normaliser
 
 
@@ -29,4 +30,5 @@ class Critic(eqx.Module):
         self.horizon = horizon
 
     def __call__(self, state: Float[Array, " S"], t: ScalarLike) -> Scalar:
+        check_shapes("Critic", state=(state, self.input_norm.shift.shape), t=(t, ()))
         return self.network(jnp.append(self.input_norm(state), jnp.asarray(t, state.dtype) / self.horizon))
