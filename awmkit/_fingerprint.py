@@ -200,7 +200,7 @@ class _Walk:
         kind = f"{x.dtype}{list(x.shape)}"
         if isinstance(x, Tracer):
             raise ValueError(
-                f"{path} is a traced array, which has no value to describe; call this outside of jax.jit and jax.vmap."
+                f"{path or 'This'} is a traced array, which has no value to describe; call this outside of jax.jit and jax.vmap."
             )
         if saved or isinstance(x, jax.ShapeDtypeStruct):
             (self.arrays if saved else self.lines)[path] = kind
@@ -320,12 +320,15 @@ class _Walk:
         self.lines[path] = self._name_of_class(type(env))
         spec = env.spec
         if spec is not None:
-            self.visit({"id": spec.id, **spec.kwargs}, _join(path, "spec"))
+            settings = {name: x for name, x in spec.kwargs.items() if name != "render_mode"}
+            self.visit({"id": spec.id, **settings}, _join(path, "spec"))
         if self._saved:
             return
         env.reset(seed=0)
         for name, value in sorted(vars(env).items()):
-            if name != "spec" and name not in _RANDOM and (spec is None or _is_plain(value)):
+            # An environment made by its id is described by that. Its other attributes may be windows and clocks, opened later.
+            known = spec is None or (value is not None and _is_plain(value))
+            if name not in ("spec", "render_mode", *_RANDOM) and known:
                 self.visit(value, _join(path, name))
 
     def _object(self, x, path) -> None:

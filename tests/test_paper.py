@@ -101,10 +101,12 @@ def test_the_hyper_parameters_of_the_methods_are_part_of_a_cell(study, monkeypat
         assert identity() != before
 
 
-def test_raw_values_are_strict_json(study, tmp_path):
+def test_raw_values_are_strict_json_and_are_written_through_a_link(study, tmp_path):
+    (tmp_path / "small.jsonl.gz").symlink_to(tmp_path / "target")
     row = {"name": "a", "values": [1.5, np.inf, -np.inf, {"deep": [np.nan, None, "text", True]}]}
     np.testing.assert_equal(study.add(tmp_path / "small.jsonl.gz", row), row)
-    with gzip.open(tmp_path / "small.jsonl.gz", "rt") as lines:
+    assert (tmp_path / "small.jsonl.gz").is_symlink()
+    with gzip.open(tmp_path / "target", "rt") as lines:
         json.loads(lines.read(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 

@@ -167,7 +167,7 @@ def _bytes(leaf) -> bytes:
         return repr(leaf).encode() + b"\n"
     array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
     if array.dtype.hasobject:
-        raise ValueError("save got an array of objects; pass arrays of numbers, or put the objects into a list.")
+        raise ValueError("save got an array of objects, or the shape of an array; pass arrays of numbers.")
     return array.tobytes()
 
 

@@ -61,10 +61,11 @@ class Raw:
         command = shlex.join(["python", "examples/benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
         shared = {"command": command, "host": {"device": jax.devices()[0].device_kind, **versions()}}
         self.rows |= {name: {"name": name, "config": config, **shared, **values} for name, (config, values) in rows.items()}
-        beside = self._path.with_name(self._path.name + ".part")
+        path = self._path.resolve()  # If it is a link, its target is replaced.
+        beside = path.with_name(path.name + ".part")
         with beside.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
             packed.write("".join(dumps(row) + "\n" for row in self.rows.values()).encode())
-        os.replace(beside, self._path)
+        os.replace(beside, path)
 
     def write(self, text: str) -> None:
         """Print the table and save it in the output folder."""

@@ -182,6 +182,7 @@ def add(path: Path, row: Row) -> Row:
 
 
 def _replace(path: Path, rows: Iterable[Row]) -> None:
+    path = path.resolve()  # If it is a link, its target is replaced.
     beside = path.with_name(path.name + ".part")
     with beside.open("wb") as file:
         with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:  # Without name and time, equal rows give equal bytes.

@@ -284,4 +284,6 @@ def test_an_environment_has_one_fingerprint_before_and_after_its_episodes():
         env.reset(seed=3)
         env.action_space.sample()
         env.step(np.zeros(env.action_space.shape, np.float32))
+        if env.spec is not None:
+            env.unwrapped.screen = threading.Lock()  # An open window cannot be described.
         assert fingerprint(GymnasiumTask(env, horizon=2)) == before

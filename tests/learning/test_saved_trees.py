@@ -202,7 +202,9 @@ def test_what_cannot_be_described_is_saved_beside_the_arrays(tmp_path):
     says(
         lambda: load(tmp_path / "tree", Node(jnp.arange(2.0), abs, 1)), "its options is _thread.lock, and the tree given has 1"
     )
-    says(lambda: save(tmp_path / "objects", np.array([{}], object)), "save got an array of objects")
+    for unsaved in (np.array([{}], object), jax.ShapeDtypeStruct((2,), float)):
+        says(lambda unsaved=unsaved: save(tmp_path / "objects", unsaved), "save got an array of objects, or the shape")
+    says(lambda: jax.jit(lambda x: save(tmp_path / "traced", x))(1.0), "is a traced array")
 
 
 def test_a_save_through_a_link_writes_its_target_and_keeps_the_permissions(tmp_path):
