@@ -25,6 +25,8 @@ def scale_of(x: AnyArray, axis: Axis = None) -> AnyArray:
     if `x` is one.
     """
     # XLA may divide by multiplying with the reciprocal, which must not be subnormal, because XLA replaces subnormals by 0.
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(float)
     if isinstance(x, np.ndarray):
         info, largest = np.finfo(x.dtype), np.max(np.abs(x), axis=axis, keepdims=True, initial=0)
         return np.ldexp(np.ones_like(largest), np.frexp(np.clip(largest, info.tiny, info.max / 8))[1])

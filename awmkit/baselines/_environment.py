@@ -69,6 +69,7 @@ class FunctionalEnv(eqx.Module):
 
         At the end of an episode the observation and the episode are those of the next one.
         """
+        check_shapes("FunctionalEnv.step", action=(action, (self.task.action_size,)))
         step_key, reset_key = jax.random.split(key)
         episode, reward = step_episode(self.task, state, self.squash(action), step_key)
         reward = (reward - self.reward_shift[state.t]) * self.reward_scale

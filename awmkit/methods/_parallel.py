@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
-from .._checks import check_counts, check_shapes
+from .._checks import check_counts, check_shapes, describe
 from .._paths import is_cut, Paths
 from ._method import AbstractMethod, act_on, passes, Rollout, stepper
 from ._sequential import Sequential
@@ -43,6 +43,8 @@ class Picard(eqx.Module):
     ) -> tuple[Float[Array, "H D"], Int[Array, ""]]:
         """Return the fixed point of `sweep` and the number of sweeps. Start from `x`; values are of size `unit` or more."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"Picard.solve needs x of floating-point numbers, got {describe(x)}; pass it .astype(float).")
         tolerance = 8 * jnp.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
         limit = min(x.shape[0], self.max_sweeps or x.shape[0])
 
@@ -155,9 +157,10 @@ class Parallel(AbstractMethod):
 
     def _start(self, dynamics, horizon: int, state) -> Float[Array, "H A"]:
         shape = horizon, dynamics.action_size
-        if self.start is not None and self.start.shape != shape:
-            raise ValueError(f"start must have the shape of the actions, {shape}, got {self.start.shape}.")
-        return jnp.zeros(shape, state.dtype) if self.start is None else self.start
+        if self.start is None:
+            return jnp.zeros(shape, state.dtype)
+        check_shapes("Parallel", "give one row for each step", start=(self.start, shape))
+        return jnp.asarray(self.start, state.dtype)
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
         """Return x with residual(x) = x - A x = g. Transposed, this is the adjoint equation."""

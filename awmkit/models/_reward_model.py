@@ -89,7 +89,8 @@ class RewardModel(AbstractTrainable):
             raise ValueError(
                 f"RewardModel.normalised needs a Trajectory with rewards, got {kind(episodes)}; pass whole episodes."
             )
-        statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(self.target(episodes))
+        targets = self.target(episodes)
+        statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(targets)
         return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
 
     def loss(self, episode):

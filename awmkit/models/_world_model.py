@@ -6,10 +6,11 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import check_shapes, describe
+from .._checks import check_shapes
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser
 from ._trainable import AbstractTrainable, check_sequence
@@ -92,11 +93,11 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         **Arguments:** `outputs`: shape (S,) or (H, S). `base`: the same shape, or (S,) for one state that all changes are
         added to. `t`: a number, or shape (H,).
         """
-        steps = ("*",) if jnp.shape(t) else ()
+        steps = ("*",) if np.shape(t) else ()
         check_shapes(
             f"{type(self).__name__}.decode",
             outputs=(outputs, ("*", self.state_size)),
-            base=(base, (self.state_size,) if jnp.ndim(base) == 1 else ("*", self.state_size)),
+            base=(base, (self.state_size,) if np.ndim(base) == 1 else ("*", self.state_size)),
             t=(t, steps),
         )
         states = self.output_norm.at(t).inverse(outputs)
@@ -124,11 +125,9 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
 
         **Raises:** `ValueError` if `states` has another shape.
         """
-        if len(shape := getattr(states, "shape", ())) != 3 or shape[2] != self.state_size:
-            raise ValueError(
-                f"normalised needs the states of whole episodes, shape (N, H+1, {self.state_size}), got {describe(states)}; pass "
-                "episodes.states."
-            )
+        check_shapes(
+            f"{type(self).__name__}.normalised", "pass episodes.states", states=(states, ("N", "H+1", self.state_size))
+        )
         targets = states[:, 1:]
         if self.predict_changes:
             targets = targets - jax.vmap(self.residual_base)(states)

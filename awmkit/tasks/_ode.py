@@ -83,7 +83,9 @@ def ode_step(
     **Raises:** `ValueError` if `substeps` is not a positive whole number.
     """
     check_counts("ode_step", substeps=substeps)
-    check_shapes("ode_step", "give one number", dt=(dt, ()))
+    check_shapes("ode_step", "pass an array and one number", state=(state, ("*",)), dt=(dt, ()))
+    if not jnp.issubdtype(jnp.result_type(state), jnp.floating):
+        raise ValueError(f"ode_step needs a state of floating-point numbers, got {describe(state)}; pass it .astype(float).")
     if getattr(solver, "scan_kind", "bounded") is None:  # Can be differentiated in both modes.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
     term = diffrax.ODETerm(field)

@@ -159,7 +159,7 @@ MISUSES = {
     "start without Picard": (lambda: Parallel(start=jnp.ones((5, 1))), "add sampling=Picard"),
     "a start of the wrong length": (
         lambda: unroll(AWM_20, POLICY, STATE, 5, method=Parallel(sampling=Picard(), start=jnp.ones((4, 1)))),
-        r"\(5, 1\), got \(4, 1\)",
+        r"start of shape \(5, 1\), got float64\[4, 1\]",
     ),
     "a width that is not a multiple of heads": (
         lambda: Transformer(10, heads=3, horizon=5, key=KEY),

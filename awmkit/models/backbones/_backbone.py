@@ -9,7 +9,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, ScalarLike
 
-from ..._checks import check_shapes, Shape
+from ..._checks import check_shapes, kind, Shape
 from ..._dynamics import step_keys
 
 
@@ -105,5 +105,10 @@ class AbstractBackbone(eqx.Module):
 
 def check_tokens(backbone: AbstractBackbone, memory: PyTree, of_memory: Shape, **tokens: tuple[Any, Shape]) -> None:
     """Raise unless every array of the memory has the shape `of_memory`, and the tokens have theirs."""
+    if not all(jnp.issubdtype(getattr(x, "dtype", int), jnp.floating) for x in jtu.tree_leaves(memory)):
+        who = type(backbone).__name__
+        raise ValueError(
+            f"{who} needs a memory of floating-point arrays, got {kind(memory)} of others; pass what init returned."
+        )
     arrays = {f"memory{jtu.keystr(path)}": (x, of_memory) for path, x in jtu.tree_leaves_with_path(memory)}
     check_shapes(type(backbone).__name__, **arrays, **tokens)
