@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Optional
 
 import equinox as eqx
 import gymnasium
@@ -64,6 +64,9 @@ class Plain:
     def __init__(self, value):
         self.value = value
 
+    def get(self):
+        return self.value
+
 
 class Slotted:
     __slots__ = ("value",)
@@ -115,6 +118,9 @@ BUILDERS: dict[str, Callable[[float], Any]] = {
     "number": lambda k: {"a": [k]},
     "complex": lambda k: complex(0, k),
     "key of a dict": lambda k: {k: 1},
+    "part of a key of a dict": lambda k: {(1, k): 1},
+    "part of a set": lambda k: {(1, k), (2, 2)},
+    "long list": lambda k: [*range(200), k],
     "text": str,
     "bytes": lambda k: bytes(str(k), "ascii"),
     "set": lambda k: {"a", k},
@@ -135,7 +141,8 @@ BUILDERS: dict[str, Callable[[float], Any]] = {
     "named tuple": lambda k: Pair(1, k),
     "object": Plain,
     "object with slots": Slotted,
-    "method": lambda k: Plain([k]).value.append,
+    "method": lambda k: Plain(k).get,
+    "method of a list": lambda k: [k].append,
     "deque": lambda k: collections.deque([k]),
     "default dict": lambda k: collections.defaultdict(list, {1: k}),
     "compiled pattern": lambda k: re.compile(f"{k}"),
@@ -186,6 +193,7 @@ DIFFERENT = [
         np.zeros(9, dtype) for dtype in (float, int, ">f8", "U1", ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.float8_e4m3fn)
     ),
     (jnp.tanh, jnp.sin, np.tanh, jax.nn.relu, jax.nn.gelu, jnp.add, np.add, abs, Spring, Plain, Colour),
+    (Any, Optional, Callable[[int], float], Callable[[float], float]),
     (jnp.dtype("float32"), jnp.dtype("float64"), jnp.float32),
     (jax.random.key(0), jax.random.key(0, impl="rbg"), jax.random.key_data(jax.random.key(0))),
     (collections.OrderedDict(a=1, b=2), collections.OrderedDict(b=2, a=1), {"a": 1, "b": 2}),
@@ -249,6 +257,17 @@ def test_a_tree_that_contains_itself_has_a_fingerprint():
         return loop, recurse
 
     assert fingerprint(endless()) == fingerprint(endless())
+
+
+def test_a_function_that_cannot_run_yet_has_a_fingerprint():
+    def unfinished():
+        import no_such_module
+
+        return no_such_module, later
+
+    assert fingerprint(unfinished)["later"] == "None"
+    later = 1
+    assert fingerprint(unfinished)["later"] == "1"
 
 
 def test_what_cannot_be_described_is_refused_unless_it_has_a_label():

@@ -7,11 +7,13 @@ import platform
 import stat
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from importlib.metadata import Distribution, PackageNotFoundError
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import gymnasium
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -22,11 +24,15 @@ from hypothesis import given, strategies as st
 from misuse import says
 
 from awmkit import Markov, save, versions
+from awmkit.gym import GymnasiumTask
 from awmkit.learning import load, read_header
 
 NARROW = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4, ml_dtypes.uint4
 DTYPES = "bool", "int8", "uint64", "float16", "float32", "float64", "complex64", *NARROW
 SHAPES = (), (0,), (3,), (1, 1), (2, 0, 3)
+
+
+Counts = collections.defaultdict  # JAX keeps its default and its keys in the structure of a tree.
 
 
 class Pair(NamedTuple):
@@ -48,6 +54,10 @@ def _array(dtype, shape, seed, make):
     bits = np.random.default_rng(seed).integers(0, 2, (*shape, np.dtype(dtype).itemsize), np.uint8)
     array = np.ndarray(shape, dtype, bytearray(bits.tobytes()))
     return jnp.array(array) if make == "jax" else array if make == "numpy" else array.ravel()[0] if array.size else array
+
+
+def _task(horizon):
+    return GymnasiumTask(gymnasium.make("Pendulum-v1"), horizon=horizon)
 
 
 def _markov(predict_changes):
@@ -133,6 +143,9 @@ def test_any_tree_is_loaded_as_it_was_saved_and_into_no_other_tree(tmp_path_fact
             collections.OrderedDict(b=1.0, a=2.0),
             "its type is OrderedDict of 'a', 'b', and",
         ),
+        (Counts(list, a=1.0), Counts(int, a=1.0), "its structure.0. is class list, and the tree given has class int"),
+        (Counts(list, a=1.0), Counts(list, b=1.0), "its structure.1.* is 'a', and the tree given has 'b'"),
+        (_task(2), _task(3), "its horizon is 2, and the tree given has 3"),
         (True, 1, "its type is bool, and the tree given has int"),
         (jax.random.key(0), jax.random.key(0, impl="rbg"), r"its type is key<fry>\[\], and the tree given has key<rbg>\[\]"),
         (jtu.Partial(jnp.add, 1.0), jtu.Partial(jnp.subtract, 1.0), "its func is jax.add, and the tree given has jax.subtract"),
@@ -142,6 +155,15 @@ def test_load_names_the_first_field_that_differs(saved, given, message, tmp_path
     save(tmp_path / "tree", saved)
     says(lambda: load(tmp_path / "tree", given), message)
     assert str(jtu.tree_leaves(load(tmp_path / "tree", saved))) == str(jtu.tree_leaves(saved))
+
+
+def test_an_array_of_doubles_is_not_rounded_when_it_is_loaded(tmp_path):
+    save(tmp_path / "tree", np.array([1 / 3]))
+    like = jax.ShapeDtypeStruct((1,), np.float64)
+    assert load(tmp_path / "tree", like)[0] == 1 / 3
+    with jax.enable_x64(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of the rounding.
+        says(lambda: load(tmp_path / "tree", like), "has a float64 array; load it with jax.config.update")
 
 
 def test_no_file_with_a_flipped_bit_is_loaded(tmp_path):
