@@ -3,6 +3,7 @@
 import functools
 import inspect
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,14 +79,16 @@ def _listed(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def check_key(who: str, key: Any) -> None:
-    """Raise if `key` is not one new-style key."""
+def check_key(who: str, key: Any, *, several: str = "vmap over several") -> None:
+    """Raise if `key` is not one new-style key. `several` says what to do with several keys."""
     if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
-        raise ValueError(f"{who} got the key {describe(key)}; give one key made by jax.random.key(seed), or vmap over several.")
+        raise ValueError(f"{who} got the key {describe(key)}; give one key made by jax.random.key(seed), or {several}.")
 
 
 def check_optimiser(optimiser: Any) -> None:
     """Raise if `optimiser` is not an optax optimiser."""
+    if isinstance(optimiser, optax.MultiSteps):
+        raise ValueError("The optimiser is an optax.MultiSteps; pass what its method gradient_transformation() returns.")
     if not isinstance(optimiser, optax.GradientTransformation):
         raise ValueError(f"The optimiser is {kind(optimiser)}; pass one of optax, such as optax.adam(1e-3).")
 
@@ -120,8 +123,12 @@ def _signature(fn: Any) -> inspect.Signature | None:
 
 
 def describe(x: Any) -> str:
-    """Return an array's dtype and shape, or the repr of anything else."""
-    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") and hasattr(x, "dtype") else repr(x)
+    """Return an array's dtype and shape, or the repr of anything else, in one line of at most 100 characters."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{x.dtype}{list(x.shape)}"
+    # Arrays inside are written as dtype and shape.
+    text = re.sub(r"(?<=[\[({]) ", "", " ".join(eqx.tree_pformat(x, width=1000).split()))
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def kind(x: Any) -> str:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, ScalarLike
 
+from ._checks import describe
+
 EDGES = ("state_to_policy", "state_to_model", "action_to_model")
 
 
@@ -68,7 +70,7 @@ class Paths(eqx.Module):
 def _check_gain(edge: str, gain: ScalarLike) -> None:
     number = isinstance(gain, int | float)
     if not number and (isinstance(gain, complex) or getattr(gain, "shape", None) != ()) or number and not math.isfinite(gain):
-        raise ValueError(f"The gain of {edge} must be one finite real number, got {gain!r}; 0.0 cuts the edge.")
+        raise ValueError(f"The gain of {edge} must be one finite real number, got {describe(gain)}; 0.0 cuts the edge.")
 
 
 def is_cut(gain: ScalarLike) -> bool:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_counts
+from .._checks import check_counts, describe
 from .._dynamics import AbstractDynamics
 from .._norms import norm
 from .._unroll import unchecked_unroll
@@ -74,7 +74,7 @@ def action_jacobian(
     state, actions = check_plan(dynamics, state, actions, key=key)
     check_counts("action_jacobian", batch_size=batch_size)
     if mode not in (None, "forward", "reverse"):
-        raise ValueError(f"mode must be 'forward', 'reverse' or None for the cheaper one, got {mode!r}.")
+        raise ValueError(f"mode must be 'forward', 'reverse' or None for the cheaper one, got {describe(mode)}.")
     if mode is None:
         mode = "forward" if dynamics.action_size <= dynamics.state_size else "reverse"
     return _jacobian(dynamics, state, actions, key, mode, batch_size)

@@ -32,7 +32,7 @@ def collect(
 
     ```python
     episodes = collect(gymnasium.make("Pendulum-v1"), policy, 20, key=key)
-    model = fit(AWM(3, 1, key=k1).normalised(episodes.states), episodes, key=k2).model
+    model = fit(AWM(3, 1, key=k1), episodes, key=k2).model
     ```
 
     States are the environment's observations. Make awmkit's own environments with `time_aware=False`, so that t is no part of
@@ -65,7 +65,7 @@ def collect(
     act = _acting(policy, (horizon, *actions.shape))
     seed, keys = None, [None] * episodes
     if key is not None:
-        check_key("collect", key)
+        check_key("collect", key, several="call collect once for each")
         seed_key, policy_key = jax.random.split(key)
         seed, keys = seed_from(seed_key), jax.random.split(policy_key, episodes)
     rows = []

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import PyTree
 
+from .._checks import describe
 from ._method import AbstractMethod, stepper
 
 
@@ -32,7 +33,7 @@ class Sequential(AbstractMethod):
 
     def __check_init__(self):
         if self.checkpoint not in ("none", "step", "nested"):
-            raise ValueError(f"checkpoint must be 'none', 'step' or 'nested', got {self.checkpoint!r}.")
+            raise ValueError(f"checkpoint must be 'none', 'step' or 'nested', got {describe(self.checkpoint)}.")
 
     def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
         step, steps = stepper(dynamics, policy, horizon, key=key, paths=paths, t=t)

@@ -13,3 +13,4 @@ def says(misuse, message):
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    assert len(str(error.value)) < 600  # It does not print arrays.
