@@ -133,7 +133,7 @@ class CausalAttention(eqx.Module):
         mixed = []
         for start in range(known, total, rows):
             end = min(start + rows, total)
-            mask = positions[start:end, None] >= positions[:end]
+            mask = positions[start:end, None] >= positions[None, :end]
             mixed.append(self.masked(q[start - known : end - known], k[:end], v[:end], mask))
         return jnp.concatenate(mixed)
 
@@ -172,7 +172,7 @@ class Projection(eqx.Module):
         self.matmul_dtype = matmul_dtype
 
     def __call__(self, tokens: Float[Array, "T I"]) -> Float[Array, "T O"]:
-        return matmul(tokens, self.weight.T, self.matmul_dtype) + self.bias
+        return matmul(tokens, self.weight.T, self.matmul_dtype) + self.bias[None]
 
 
 def matmul(x: Float[Array, "T I"], y: Float[Array, "I O"], dtype: DTypeLike | None) -> Float[Array, "T O"]:
@@ -190,7 +190,7 @@ def frequencies(count: int) -> Float[Array, " F"]:
 def _rotate(x: Float[Array, "T N D"], positions: Int[Array, " T"]) -> Float[Array, "T N D"]:
     """Rotate pairs of entries by angles proportional to the position, so that q k^T depends on distances only."""
     half = x.shape[-1] // 2
-    angles = positions[:, None, None].astype(x.dtype) * frequencies(half).astype(x.dtype)
+    angles = positions[:, None, None].astype(x.dtype) * frequencies(half).astype(x.dtype)[None, None]
     left, right = x[..., :half], x[..., half:]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)

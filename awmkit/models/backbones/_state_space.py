@@ -128,7 +128,7 @@ class Block(eqx.Module):
         driven = jax.vmap(self._drive)(u)
         eigenvalues = jax.tree.map(lambda x: jnp.broadcast_to(x, driven[0].shape), self._eigenvalues())
         turns, alone = lax.associative_scan(_compose, (eigenvalues, driven))
-        before = _times(turns, x)
+        before = _times(turns, (x[0][None], x[1][None]))
         xs = alone[0] + before[0], alone[1] + before[1]
         return (xs[0][-1], xs[1][-1]), jax.vmap(self._leave)(xs, u, tokens)
 

@@ -184,5 +184,5 @@ class Block(eqx.Module):
 def _sinusoids(length: int, width: int) -> Float[Array, "T W"]:
     """Initial values of the learned time embedding, in which neighbouring steps are similar."""
     half = (width + 1) // 2
-    angles = jnp.arange(length, dtype=float)[:, None] * frequencies(half)
+    angles = jnp.arange(length, dtype=float)[:, None] * frequencies(half)[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[:, :width]
