@@ -1,9 +1,13 @@
 """`Trajectory`: the states, actions and rewards of an episode, or of a batch of them."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, ScalarLike
+
+from ._checks import check_shapes, kind, Shape
 
 
 class Trajectory(eqx.Module):
@@ -37,3 +41,22 @@ def discounts(discount: ScalarLike, horizon: int, dtype: DTypeLike) -> Float[Arr
     steps = jnp.arange(horizon, dtype=dtype)
     # JAX computes the derivative of x^t as t x^(t-1), which is not a number for x = t = 0.
     return jnp.where(steps == 0, 1, jnp.asarray(discount, dtype) ** jnp.maximum(steps, 1))
+
+
+def check_episodes(
+    who: str, episodes: Any, batch: Shape = ("N",), *, state_size: int | None = None, action_size: int | None = None
+) -> None:
+    """Raise if `episodes` is not a `Trajectory` of whole episodes whose shapes agree with each other and with the sizes.
+
+    Only shapes are read, so the fields may be those of `jax.eval_shape`. `batch` names the leading axes.
+    """
+    if not isinstance(episodes, Trajectory):
+        raise ValueError(
+            f"The episodes are {kind(episodes)}; pass one Trajectory whose fields have a leading axis of episodes, as "
+            "jax.tree.map(lambda *x: jnp.stack(x), *episodes) makes of a list."
+        )
+    states, actions = (size if size is not None else name for size, name in ((state_size, "S"), (action_size, "A")))
+    needed = {"states": (*batch, "H+1", states), "actions": (*batch, "H", actions), "rewards": (*batch, "H"), "sweeps": batch}
+    given = {name: (getattr(episodes, name), shape) for name, shape in needed.items()}
+    fields = {name: pair for name, pair in given.items() if pair[0] is not None or name in ("states", "actions")}
+    check_shapes(who, "give the fields of the Trajectory these shapes", **fields)
