@@ -1,13 +1,18 @@
 """`Normaliser`: means and standard deviations of data, kept inside a model or policy and not trained."""
 
+from typing import Any, TypeVar
+
 import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ._checks import check_counts, describe
 from ._norms import rms, scale_of
+
+T = TypeVar("T", bound=PyTree)
 
 
 class Normaliser(eqx.Module):
@@ -15,7 +20,7 @@ class Normaliser(eqx.Module):
 
     Networks train best on inputs and outputs of size 1, but one state may have entries of size 800 and 0.04. A new normaliser
     is the identity; `fitted` takes its statistics from data. Calling it normalises, `inverse` undoes it, and no gradient
-    reaches its statistics.
+    reaches its statistics. `awmkit.fit` and `awmkit.train` fit the normalisers that are not set, and keep those that are.
 
     **Arguments**
 
@@ -38,30 +43,44 @@ class Normaliser(eqx.Module):
         self.per_step = per_step
         self.per_step_scale = per_step_scale
 
+    @property
+    def is_set(self) -> Bool[Array, ""]:
+        """Whether the statistics come from data: those of a new normaliser are shift 0 and scale 1."""
+        return jnp.any(self.shift != 0) | jnp.any(self.scale != 1)
+
     def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
-        """Return this normaliser with the statistics of `data`.
+        """Return this normaliser with the statistics of `data`, whether it was set or not.
 
         An entry that does not vary is shifted but not scaled. With `per_step_scale`, the scale of a step is at least 2 % of the
         scale over all steps, so that predictions can leave the mean everywhere.
 
         **Arguments:** `data`: shape (N, D), or with any other leading axes; (N, T, D) with `per_step`.
 
-        **Raises:** `ValueError` if `data` has no row, or a number of entries other than D.
+        **Raises:** `ValueError` if `data` has no row, a number of entries other than D, a dtype that is not floating point, or
+        entries that are not finite.
         """
         size, needed = self.shift.shape[-1], 3 if self.per_step else 1
         if jnp.ndim(data) < needed or jnp.shape(data)[-1] != size or not jnp.size(data):
             shape = f"(N, T, {size})" if self.per_step else f"(N, {size})"
             raise ValueError(f"data must have shape {shape} with at least one row, got {describe(data)}.")
+        data = jnp.asarray(data)
+        if not jnp.issubdtype(data.dtype, jnp.floating):
+            raise ValueError(f"data must be floating point, got {describe(data)}; pass them .astype(float).")
+        if not isinstance(data, Tracer) and not bool(jnp.isfinite(data).all()):
+            raise ValueError("data must be finite, got NaN or infinity; leave out such rows.")
         unit = scale_of(data, tuple(range(data.ndim - 1))).reshape(size)
-        data = data / unit  # Otherwise the squares of 1e20 overflow, and those of 1e-23 vanish.
+        data = data / jnp.broadcast_to(unit, data.shape)  # Otherwise the squares of 1e20 overflow, and those of 1e-23 vanish.
         rows = data.reshape(-1, size)
         shift = jnp.mean(data, axis=0) if self.per_step else jnp.mean(rows, axis=0)
-        spread = jnp.std((data - shift).reshape(rows.shape), axis=0)
+        spread = jnp.std((data - jnp.broadcast_to(shift, data.shape)).reshape(rows.shape), axis=0)
         # Below this, the spread is the rounding error of the mean.
         floor = jnp.finfo(data.dtype).eps * jnp.max(jnp.abs(rows), axis=0)
-        each = jnp.maximum(jnp.std(data, axis=0), 0.02 * spread) if self.per_step_scale else spread
-        scale = jnp.where(spread > 8 * floor, jnp.maximum(each * unit, jnp.finfo(data.dtype).tiny), 1)
-        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift * unit, scale))
+        each = spread
+        if self.per_step_scale:
+            each = jnp.maximum(jnp.std(data, axis=0), jnp.broadcast_to(0.02 * spread, shift.shape))
+        scale = jnp.maximum(each * jnp.broadcast_to(unit, each.shape), jnp.finfo(data.dtype).tiny)
+        scale = jnp.where(jnp.broadcast_to(spread > 8 * floor, each.shape), scale, 1)
+        return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift * jnp.broadcast_to(unit, shift.shape), scale))
 
     @property
     def overall(self) -> Float[Array, " D"]:
@@ -75,15 +94,67 @@ class Normaliser(eqx.Module):
         return eqx.tree_at(lambda n: (n.shift, n.scale), self, (of_step(self.shift), of_step(self.scale)))
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Normalise `x`."""
-        return (x - lax.stop_gradient(self.shift)) / lax.stop_gradient(self.scale)
+        """Normalise `x`.
+
+        **Raises:** `ValueError` if `x` does not have D entries along its last axis, or as many steps as the statistics.
+        """
+        shift, scale = self._statistics(x)
+        return (x - shift) / scale
 
     def inverse(self, y: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Undo the normalisation."""
-        return y * lax.stop_gradient(self.scale) + lax.stop_gradient(self.shift)
+        """Undo the normalisation.
+
+        **Raises:** `ValueError` as `__call__`.
+        """
+        shift, scale = self._statistics(y)
+        return y * scale + shift
+
+    def _statistics(self, x: Array) -> tuple[Array, Array]:
+        """Return shift and scale in the shape of `x`, without a gradient."""
+        needed, given = self.shift.shape, jnp.shape(x)
+        if given[max(len(given) - len(needed), 0) :] != needed:
+            raise ValueError(
+                f"This normaliser has statistics of shape {needed} and got {describe(x)}; give arrays whose last axes are "
+                f"{needed}, or select the statistics of a step first with normaliser.at(t)."
+            )
+        shift, scale = (jnp.broadcast_to(s, given) for s in (self.shift, self.scale))
+        return lax.stop_gradient(shift), lax.stop_gradient(scale)
+
+
+def _is_normaliser(x: Any) -> bool:
+    return isinstance(x, Normaliser)
 
 
 def trainable(tree: PyTree) -> PyTree[bool]:
     """Return a tree of booleans that marks what an optimiser trains: floating-point arrays outside of normalisers."""
     # A normaliser counts as one leaf here, which is not an array, so its arrays are not marked.
-    return jtu.tree_map(eqx.is_inexact_array, tree, is_leaf=lambda x: isinstance(x, Normaliser))
+    return jtu.tree_map(eqx.is_inexact_array, tree, is_leaf=_is_normaliser)
+
+
+def normalisers(tree: PyTree) -> list[Normaliser]:
+    """Return all normalisers in `tree`."""
+    return [x for x in jtu.tree_leaves(tree, is_leaf=_is_normaliser) if _is_normaliser(x)]
+
+
+def is_stacked(tree: PyTree) -> bool:
+    """Return whether the normalisers in `tree` have a leading axis, as those of several models built by `eqx.filter_vmap`."""
+    return any(n.shift.ndim > 1 + n.per_step or n.scale.ndim > 1 + n.per_step_scale for n in normalisers(tree))
+
+
+def fill(tree: T, fitted: T) -> T:
+    """Return `fitted`, with the normalisers of `tree` where those are set. Their dtypes are those in `tree`."""
+
+    def pick(old, new):
+        if not _is_normaliser(old) or old.shift.shape != new.shift.shape and old.shift.ndim > 1:
+            return old if _is_normaliser(old) else new  # Statistics per step are set, perhaps for another number of steps.
+        keep = lambda x, y: jnp.where(old.is_set, jnp.broadcast_to(x, y.shape), y.astype(x.dtype))
+        return eqx.tree_at(lambda n: (n.shift, n.scale), new, (keep(old.shift, new.shift), keep(old.scale, new.scale)))
+
+    return jtu.tree_map(pick, tree, fitted, is_leaf=_is_normaliser)
+
+
+def normalise_inputs(network: T, states: Float[Array, "*batch S"]) -> T:
+    """Return a policy or critic, its `input_norm` set by the statistics of `states` if it has one that is not set."""
+    if not isinstance(norm := getattr(network, "input_norm", None), Normaliser):
+        return network
+    return fill(network, eqx.tree_at(lambda n: n.input_norm, network, norm.fitted(states)))

@@ -15,8 +15,8 @@ from ._normaliser import Normaliser
 class AbstractPolicy(eqx.Module):
     """A policy whose input is normalised. Subclass it to bring your own network.
 
-    Any callable with the signature of `__call__` is a policy for `unroll`. If it derives from this class, `train` sets the
-    statistics of `input_norm` after the warm-up. A stochastic policy may also have a method `entropy(state, t, *, key)`, which
+    Any callable with the signature of `__call__` is a policy for `unroll`. If it has an `input_norm` that is not set,
+    the warm-up of `train` sets it. A stochastic policy may also have a method `entropy(state, t, *, key)`, which
     the entropy bonus of `train` needs; see `GaussianPolicy`.
 
     **Fields** a subclass defines
@@ -64,7 +64,7 @@ class MLPPolicy(AbstractPolicy):
 
     **Raises:** `ValueError` if a size is not a whole number of at least 1, or `key` is not one key.
 
-    `input_norm` normalises the state. `train` fits it. To fit it yourself, use
+    `input_norm` normalises the state. `train` sets it, unless it is set already. To set or replace it yourself, use
     `eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))`. Without it, states far from size 1, such as
     a concentration of 800, saturate the tanh: actions are -1 or 1, and gradients are exactly 0.
     """

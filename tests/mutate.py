@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "a token attends to the next token",
         "models/backbones/_attention.py",
-        "positions[start:end, None] >= positions[:end]",
-        "positions[start:end, None] + 1 >= positions[:end]",
+        "positions[start:end, None] >= positions[None, :end]",
+        "positions[start:end, None] + 1 >= positions[None, :end]",
         "core/test_unroll.py::test_states_do_not_depend_on_later_actions_and_parallel_states_agree[AWM transformer, rotary time]",
     ),
     Mutant(
@@ -172,15 +172,15 @@ MUTANTS = (
     Mutant(
         "normaliser statistics receive a gradient",
         "_normaliser.py",
-        "return (x - lax.stop_gradient(self.shift)) / lax.stop_gradient(self.scale)",
-        "return (x - self.shift) / self.scale",
+        "return lax.stop_gradient(shift), lax.stop_gradient(scale)",
+        "return shift, scale",
         "models/test_models.py::test_normalisers_are_not_trainable_and_have_no_gradient",
     ),
     Mutant(
         "predictions are not scaled to the units of the data",
         "_normaliser.py",
-        "return y * lax.stop_gradient(self.scale) + lax",
-        "return y + lax",
+        "return y * scale + shift",
+        "return y + shift",
         "models/test_models.py::test_a_normalised_model_does_not_depend_on_the_units_of_the_data",
     ),
     Mutant(
@@ -200,9 +200,23 @@ MUTANTS = (
     Mutant(
         "a sampled episode has the rewards of another episode",
         "learning/_replay.py",
-        "lambda x: x[slots], self.episodes",
-        "lambda x: x[slots if x.ndim > 2 else slots[::-1]], self.episodes",
+        "lambda x: poison(x[slots]), self.episodes",
+        "lambda x: poison(x[slots if x.ndim > 2 else slots[::-1]]), self.episodes",
         "learning/test_replay.py::test_a_sample_has_whole_episodes_from_the_newest_that_fit",
+    ),
+    Mutant(
+        "statistics that are set are replaced",
+        "_normaliser.py",
+        "jnp.where(old.is_set, jnp.broadcast_to(x, y.shape), y.astype(x.dtype))",
+        "y.astype(x.dtype)",
+        "learning/test_train.py::test_a_fitted_model_policy_reward_and_critic_keep_their_statistics_and_the_rest_is_set",
+    ),
+    Mutant(
+        "the share of the oldest episodes is rounded to 0",
+        "learning/_replay.py",
+        "jnp.expm1(size * rate)",
+        "(jnp.exp(size * rate) - 1)",
+        "learning/test_replay.py::test_an_age_is_drawn_where_the_distribution_function_says",
     ),
     Mutant(
         "the oldest episodes count as the newest",

@@ -61,8 +61,8 @@ class GymnasiumTask(AbstractTask):
     def reward(self, state, action, t, next_state=None):
         if self.known_reward is None:
             raise ValueError(
-                "This GymnasiumTask has no reward function; pass GymnasiumTask(env, reward=...), or fit an awmkit.RewardModel to "
-                "task.collect(...) and use fit(...).model as the reward."
+                "This GymnasiumTask has no reward function; pass reward=RewardModel(task.state_size, task.action_size, key=key) "
+                "to train, which fits it to the collected rewards, or write the reward in JAX and pass GymnasiumTask(env, reward=...)."
             )
         return with_next_state(self.known_reward)(state, action, t, next_state)
 

@@ -1,7 +1,7 @@
 """`fit`: minibatch gradient descent of a model on whole episodes."""
 
 import time
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,15 +10,18 @@ import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_counts, check_key, check_optimiser, kind
-from .._normaliser import Normaliser, trainable
+from .._checks import check_counts, check_key, check_optimiser, describe, kind
+from .._normaliser import is_stacked, Normaliser, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
-from .._trajectory import Trajectory
+from .._trajectory import check_episodes, Trajectory
 from ..models import AbstractTrainable
 from ._minibatch import check_microbatch_size, minibatch_step
+from ._model_checks import check_model, normalise_by, warn_of_large_actions
+from ._optimise import check_trains
 from ._sharding import check_mesh, gather, place, split
 
 M = TypeVar("M", bound=AbstractTrainable)
@@ -65,18 +68,23 @@ def fit(
 
     The loss is half the mean square error of the model's predictions, in units of the targets' standard deviations. An AWM
     predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
-    true state before it. Set the statistics of the data once, before the first fit, with `normalised`:
+    true state before it.
 
     ```python
-    model = AWM(task.state_size, task.action_size, key=k1).normalised(episodes.states)
+    model = AWM(task.state_size, task.action_size, key=k1)
     result = fit(model, episodes, key=k2)
     result.held_out.mean()  # 1 is as good as predicting the mean
     ```
 
+    Normalisers of a world model or reward model that are not set get the statistics of the training episodes. Those that are
+    set stay as they are: to replace them, pass `model.normalised(episodes.states)`, or `model.normalised(episodes)` for a
+    reward model.
+
     **Arguments**
 
-    - `model`: an AWM, HWM, Markov or reward model, or your own `awmkit.AbstractTrainable`.
+    - `model`: one AWM, HWM, Markov or reward model, or your own `awmkit.AbstractTrainable`.
     - `episodes`: N episodes of equal length H, an `awmkit.Trajectory` with a leading axis. Only a reward model needs rewards.
+      If the dtypes of the episodes and of the weights differ, the episodes are computed in the widest of them.
     - `key`: for the split into training and held-out episodes, and for the batches.
     - `updates`: number of updates, 1000 by default.
     - `batch_size`: number of episodes per update, 64 by default, drawn with replacement.
@@ -84,7 +92,8 @@ def fit(
       Gradients are accumulated, so the result is equal up to rounding and less memory is needed. On a CPU it is faster too if
       the activations of few episodes fit in the cache: by 1.2 (16 of 64, two cores) to 1.9 times (2 of 64, one core) for a
       transformer.
-    - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default. Gradients are clipped only if it clips them.
+    - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default; also one that reads the loss of the batch, such as
+      `optax.lbfgs()`. Gradients are clipped only if it clips them.
     - `holdout`: share of the episodes held out to measure `FitResult.held_out`, in [0, 1), 0.1 by default.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. Every device has
       all the data.
@@ -93,20 +102,20 @@ def fit(
     **Returns:** a `FitResult`.
 
     **Raises:** `ValueError` if the model, optimiser or key has the wrong type, or the episodes do not fit the model or are not
-    finite. `RuntimeError` if the loss is not finite.
+    finite. `RuntimeError` if the loss is not finite. A warning says so if actions are outside of [-1, 1].
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
-    _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh)
     check_progress(progress)
+    episodes, loss_dtype = _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh)
     began = time.monotonic()
     split_key, batch_key = jax.random.split(key)
-    episodes = jtu.tree_map(jnp.asarray, Trajectory(episodes.states, episodes.actions, episodes.rewards))
     order = jax.random.permutation(split_key, episodes.states.shape[0])
     held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
     training, held_out = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
+    model = normalise_by(model, training)
 
     weights, rest = eqx.partition(model, trainable(model))
-    carry = (weights, optimiser.init(weights), jnp.zeros(updates, episodes.states.dtype))
+    carry = (weights, optimiser.init(weights), jnp.zeros(updates, loss_dtype))
     carry, rest, training, held_out, episodes, batch_key = place((carry, rest, training, held_out, episodes, batch_key), mesh)
     done, chunk = 0, 1
     parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
@@ -148,39 +157,59 @@ def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, 
 def _held_out_error(model, held_out, episodes):
     errors = jax.vmap(lambda episode: model.prediction(episode))(held_out) - model.target(held_out)
     targets = model.target(episodes)
-    return jnp.mean((errors / Normaliser(targets.shape[-1]).fitted(targets).scale) ** 2, axis=(0, 2))
+    return jnp.mean((errors / Normaliser(targets.shape[-1]).fitted(targets).scale[None, None]) ** 2, axis=(0, 2))
 
 
-def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh) -> None:
+def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh) -> tuple[Trajectory, Any]:
+    """Check the arguments of `fit` before anything is run. Returns the episodes in one dtype, and the dtype of the loss."""
     if not isinstance(model, AbstractTrainable):
         raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own AbstractTrainable.")
-    if not isinstance(episodes, Trajectory):
+    check_episodes("fit", episodes, state_size=model.state_size, action_size=model.action_size)
+    if any(isinstance(x, Tracer) for x in jtu.tree_leaves((model, episodes, key))):
         raise ValueError(
-            f"The episodes are {kind(episodes)}; pass one Trajectory whose fields have a leading axis of episodes."
+            "fit makes its updates from Python, which jit, vmap and grad cannot trace; call it once for each model, outside of them."
         )
     check_counts("fit", updates=updates, batch_size=batch_size)
     check_microbatch_size("fit", microbatch_size, batch_size)
-    check_key("fit", key)
+    check_key("fit", key, several="call fit once for each key")
     check_optimiser(optimiser)
     check_mesh(mesh)
-    states, actions = episodes.states, episodes.actions
-    needed = f"states (N, H+1, {model.state_size}) and actions (N, H, {model.action_size})"
-    if states.ndim != 3 or actions.shape != (states.shape[0], states.shape[1] - 1, model.action_size):
-        raise ValueError(f"fit got states {states.shape} and actions {actions.shape}; this model needs {needed}.")
-    if states.shape[2] != model.state_size or states.shape[0] < 2:
-        raise ValueError(f"fit got states {states.shape}; this model needs {needed}, with at least 2 episodes.")
-    for name, array in (("states", states), ("actions", actions), ("targets", model.target(episodes))):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"The episodes' {name} have dtype {array.dtype}; pass them .astype(float).")
+    if is_stacked(model):
+        raise ValueError(
+            f"fit got several models {type(model).__name__}, stacked along a leading axis; fit them one after another, each with "
+            "jax.tree.map(lambda x: x[i], models) for its number i."
+        )
+    if episodes.states.shape[0] < 2:
+        raise ValueError(f"fit got states {describe(episodes.states)}; it needs at least 2 episodes.")
+    if not 0 <= holdout < 1:
+        raise ValueError(f"fit got holdout={describe(holdout)}; pass the share of episodes to hold out, in [0, 1).")
+    episodes = _in_one_dtype(model, episodes)
+    loss_dtype = check_model("fit", model, episodes).dtype
+    for name, array in (("states", episodes.states), ("actions", episodes.actions), ("targets", model.target(episodes))):
         if not bool(jnp.isfinite(array).all()):
             raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
-    if not 0 <= holdout < 1:
-        raise ValueError(f"fit got holdout={holdout}; pass the share of episodes to hold out, in [0, 1).")
+    warn_of_large_actions("fit", episodes.actions)
+    check_trains(optimiser, model)
+    return episodes, loss_dtype
+
+
+def _in_one_dtype(model, episodes: Trajectory) -> Trajectory:
+    """The episodes as JAX arrays in the widest dtype of theirs and the model's weights, in which no number is rounded."""
+    fields = {name: getattr(episodes, name) for name in ("states", "actions", "rewards")}
+    fields = {name: jnp.asarray(x) for name, x in fields.items() if x is not None}
+    for name, array in fields.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+            raise ValueError(f"The episodes' {name} have dtype {array.dtype}; pass them .astype(float).")
+    weights = jtu.tree_leaves(eqx.filter(model, trainable(model)))
+    dtypes = [x.dtype for x in [*fields.values(), *weights] if jnp.issubdtype(x.dtype, jnp.floating)]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*dtypes)
+    return Trajectory(**{name: x.astype(dtype) for name, x in fields.items()})
 
 
 def _require_finite(loss: float, update: int) -> None:
     if not np.isfinite(loss):
         raise RuntimeError(
             f"The loss was {loss} after update {update}; lower the learning rate, clip the gradient with "
-            "optax.clip_by_global_norm, or normalise the model first with model.normalised(episodes.states)."
+            "optax.clip_by_global_norm, or replace statistics of other data with model.normalised(episodes.states)."
         )

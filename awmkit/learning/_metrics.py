@@ -17,7 +17,8 @@ class Metrics(eqx.Module):
     - `collected_return`: return of the exploring policy, mean over the episodes collected in this epoch.
     - `model_loss`: training loss of the model (and of a reward model), mean over the updates of this epoch.
     - `model_error`: mean square error of the model's open-loop predictions of this epoch's episodes, measured before the
-      model was fitted to them, divided by the variance of the warm-up's states. 1 is as good as predicting the mean state.
+      model was fitted to them, divided by the variance of the states in the model's normaliser: of the warm-up's states, unless
+      the model came with its own. 1 is as good as predicting the mean state.
     - `policy_update`: an `awmkit.UpdateInfo`, mean over the policy updates of this epoch; `skipped` is the number of skipped
       updates.
 

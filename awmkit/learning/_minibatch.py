@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -13,6 +12,7 @@ from jaxtyping import PyTree, Scalar
 
 from .._checks import check_counts
 from .._trajectory import Trajectory
+from ._optimise import descend
 
 W = TypeVar("W")
 
@@ -57,5 +57,6 @@ def minibatch_step(
 ) -> tuple[PyTree, PyTree, Scalar]:
     """One optimiser step. Returns the new weights, the optimiser's new state and the loss before the step."""
     value, gradient = loss_and_gradient(loss, weights, batch, microbatch_size)
-    updates, optimiser_state = optimiser.update(gradient, optimiser_state, weights)
-    return eqx.apply_updates(weights, updates), optimiser_state, value
+    mean = lambda weights: loss_and_gradient(loss, weights, batch, microbatch_size)[0]
+    optimiser_state, weights = descend(optimiser, optimiser_state, weights, gradient, loss=mean, value=value)
+    return weights, optimiser_state, value

@@ -18,6 +18,7 @@ from .._progress import AbstractProgress, NoProgress, TqdmProgress
 from .._reward import Reward
 from ..models._trainable import AbstractTrainable
 from ._metrics import Metrics
+from ._model_checks import warn_of_large_actions
 from ._model_updates import ModelUpdates
 from ._resume import explain_interrupt, identity, load_run, save_run, stack
 from ._sharding import place
@@ -90,8 +91,9 @@ def train(
 
     **What happens**
 
-    1. Warm-up: collect episodes of random actions (`warmup`). Their statistics normalise the inputs of the model and the policy,
-       and scale the returns. Make the model's initial updates.
+    1. Warm-up: collect episodes of random actions (`warmup`). Their statistics set the normalisers of the model, the policy, a
+       reward model and a critic that are not set, and scale the returns. Normalisers that are set, as in a fitted model, stay as
+       they are. Make the model's initial updates.
     2. Repeat until `steps` environment steps are done. One iteration is:
         - collect one episode of the policy in each environment, with noise on its actions (`noise`), and store it in the
           replay buffer;
@@ -159,12 +161,13 @@ def train(
 
     **Raises:** `ValueError` if arguments do not fit together, or the checkpoint belongs to another run. `RuntimeError` if a
     return of the task or the model's loss is not finite. An update whose policy gradient or step is not finite is skipped and
-    counted in `Metrics.policy_update.skipped`; a warning says so if all updates of an epoch are skipped.
+    counted in `Metrics.policy_update.skipped`. A warning says so if all updates of an epoch are skipped or have a gradient of
+    exactly 0, if the reward is a constant to the gradient, or if actions of the warm-up are outside of [-1, 1].
     """
     began = time.monotonic()
     check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress)
     counts = {"steps": steps, "environments": environments, "evaluate_every": evaluate_every, "evaluations": evaluations}
-    check_values(task, model, policy, reward, key, ascent, noise=noise, **counts)
+    check_values(task, model, policy, reward, key, model_updates, ascent, noise=noise, **counts)
     learned, known = (reward, None) if isinstance(reward, AbstractTrainable) else (None, reward)
     config = RunConfig(task, warmup, model_updates, ascent, known, environments, evaluations, noise, capacity or 0, mesh)
     iterations = config.iterations(steps)
@@ -189,6 +192,7 @@ def train(
         else:
             meter.update(0, phase="warm-up")
             state = first_state(config, model, learned, policy, key)
+            warn_of_large_actions("The warm-up of train", state.replay.episodes.actions)
         for callback in callbacks if main else ():
             if hasattr(callback, "begin_run"):
                 callback.begin_run(tuple(epochs))  # pyright: ignore[reportFunctionMemberAccess]
@@ -211,7 +215,7 @@ def train(
             )
             epoch = jax.device_get(epoch)
             _require_finite(epoch)
-            _warn_of_skipped_updates(epoch, int(config.updates_between(start, stop, ascent.steps_per_update)))
+            _warn_of_lost_updates(epoch, int(config.updates_between(start, stop, ascent.steps_per_update)))
             epochs.append(epoch)
             for callback in callbacks if main else ():
                 callback(epoch)
@@ -246,13 +250,21 @@ def _require_finite(epoch: Metrics) -> None:
         )
 
 
-def _warn_of_skipped_updates(epoch: Metrics, updates) -> None:
-    """Warn if a run skipped every policy update of the epoch."""
-    all_skipped = np.atleast_1d(epoch.policy_update.skipped) == updates
-    if updates and all_skipped.any():
-        warnings.warn(
-            f"All {updates} policy updates of the epoch up to step {np.max(epoch.steps)} were skipped in {all_skipped.sum()} of "
-            f"{all_skipped.size} runs, because the gradients or the steps along them were not finite; damp the gradient with "
-            "ascent=FullHorizon(paths=Paths(state_to_policy=0.0, state_to_model=0.95)), or shorten the episodes.",
-            stacklevel=3,
-        )
+def _warn_of_lost_updates(epoch: Metrics, updates: int) -> None:
+    """Warn if a run skipped every policy update of the epoch, or all of their gradients were 0."""
+    skipped = np.atleast_1d(epoch.policy_update.skipped) == updates
+    zero = (np.atleast_1d(epoch.policy_update.gradient_norm) == 0) & ~skipped
+    for runs, text in ((skipped, _SKIPPED), (zero, _ZERO)):
+        if updates and runs.any():
+            first = f"All {updates} policy updates of the epoch up to step {np.max(epoch.steps)}"
+            warnings.warn(f"{first} {text.format(f'{runs.sum()} of {runs.size} runs')}", stacklevel=3)
+
+
+_SKIPPED = (
+    "were skipped in {}, because the gradients or the steps along them were not finite; damp the gradient with "
+    "ascent=FullHorizon(paths=Paths(state_to_policy=0.0, state_to_model=0.95)), or shorten the episodes."
+)
+_ZERO = (
+    "had a gradient of exactly 0 in {}, so the policy does not learn; the reward may be a constant to the gradient (0 or 1, or "
+    "rounded), the policy may be saturated (normalise its states with input_norm), or paths may cut every edge."
+)

@@ -1,6 +1,8 @@
 """Checks of the arguments of `train`, made before anything is compiled or collected."""
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jax.core import Tracer
+from jaxtyping import Array, PyTree, Scalar
 
-from .._checks import check_call, check_counts, kind
+from .._checks import check_call, check_counts, describe, kind
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._files import check_folder
+from .._normaliser import is_stacked, normalisers, trainable
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
 from ..models._trainable import AbstractTrainable
+from ._collect import empty_episodes
+from ._model_checks import check_model
 from ._model_updates import ModelUpdates
+from ._optimise import check_trains
 from ._sharding import check_mesh
 from ._warmup import Warmup
 from .ascents import AbstractAscent
@@ -27,7 +35,12 @@ def check_types(task, model, key, warmup, model_updates, ascent, callbacks, chec
         raise ValueError(f"The task is {kind(task)}; pass an awmkit.AbstractTask, such as a GymnasiumTask(env).")
     if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
         raise ValueError(f"The model is {kind(model)}, which has no gradient; pass a world model, such as an AWM.")
-    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1):
+    if isinstance(key, Tracer):
+        raise ValueError(
+            "train runs its epochs from Python, which jit and vmap cannot trace; call it outside of them, with an array of keys for "
+            "several seeds in one program."
+        )
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1 and key.size):
         raise ValueError(
             "The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), for several seeds in one program."
         )
@@ -35,7 +48,7 @@ def check_types(task, model, key, warmup, model_updates, ascent, callbacks, chec
     for name, given, needed in settings:
         if not isinstance(given, needed):
             example = "FullHorizon" if needed is AbstractAscent else needed.__name__
-            raise ValueError(f"train got {name}={given!r}; pass an awmkit.{example}(...).")
+            raise ValueError(f"train got {name}={describe(given)}; pass an awmkit.{example}(...).")
     if not isinstance(callbacks, Sequence):
         raise ValueError(f"The callbacks are {kind(callbacks)}; pass a list of functions, such as [JSONLines('log.jsonl')].")
     if checkpoint is not None:
@@ -44,7 +57,9 @@ def check_types(task, model, key, warmup, model_updates, ascent, callbacks, chec
     check_progress(progress)
 
 
-def check_values(task, model, policy, reward, key, ascent, *, steps, environments, noise, evaluate_every, evaluations) -> None:
+def check_values(
+    task, model, policy, reward, key, model_updates, ascent, *, steps, environments, noise, evaluate_every, evaluations
+) -> None:
     """Raise if arguments of `train` do not fit together, or are out of range."""
     if (model.state_size, model.action_size) != (task.state_size, task.action_size):
         raise ValueError(
@@ -55,15 +70,31 @@ def check_values(task, model, policy, reward, key, ascent, *, steps, environment
         raise ValueError("Several seeds run as one program only if JAX can trace the task; call train once for each key.")
     _check_seeds(key, {"model": model, "policy": policy, "reward": reward})
     check_counts("train", steps=steps, environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
-    if not noise >= 0:
-        raise ValueError(f"The noise must be a standard deviation of at least 0, got {noise}; try 0.1.")
+    if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
+        raise ValueError(f"The noise must be a standard deviation of at least 0, got {describe(noise)}; try 0.1.")
     check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
-    if not hasattr(policy, "entropy") and ascent.entropy != 0:
+    if hasattr(policy, "entropy"):
+        state = jnp.zeros(task.state_size)
+        bonus = eqx.filter_eval_shape(
+            lambda p, k: p.entropy(state, jnp.asarray(0), key=k), _of_one_seed(policy, key), jax.random.key(0)
+        )
+        if getattr(bonus, "shape", None) != ():
+            raise ValueError(f"policy.entropy returned {describe(bonus)}; it must return one number, so sum over the action.")
+    elif ascent.entropy != 0:
         raise ValueError(
             f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
             f"or {type(ascent).__name__}(entropy=0)."
         )
     ascent.check(model, task.horizon)
+    trained = {"model": model, "reward": reward}
+    one = {name: _of_one_seed(tree, key) for name, tree in trained.items() if isinstance(tree, AbstractTrainable)}
+    episodes = jax.eval_shape(lambda: empty_episodes(task, 2))
+    for name, tree in one.items():
+        _check_dtypes(name, tree, episodes.states.dtype)
+        check_model("train", tree, episodes)
+    if one:
+        check_trains(model_updates.optimiser, one)
+    check_trains(ascent.optimiser, _of_one_seed(policy, key))
     if not isinstance(reward, AbstractTrainable):
         _check_reward(task, task.reward if reward is None else reward)
 
@@ -71,15 +102,61 @@ def check_values(task, model, policy, reward, key, ascent, *, steps, environment
 def _check_reward(task: AbstractTask, reward) -> None:
     """Raise if the reward of imagined episodes cannot be computed, before the warm-up is collected."""
     check_reward(reward)
-    state, action = jnp.zeros(task.state_size), jnp.zeros(task.action_size)
-    eqx.filter_eval_shape(with_next_state(reward), state, action, jnp.asarray(0), state)
+    state, action, t = jnp.zeros(task.state_size), jnp.zeros(task.action_size), jnp.asarray(0)
+    eqx.filter_eval_shape(with_next_state(reward), state, action, t, state)
+    if not _has_gradient(lambda *args: with_next_state(reward)(*args[:2], t, args[2]), state, action, state):
+        warnings.warn(
+            "The reward is a constant to the gradient, as if it were 0 or 1 or rounded, so the policy cannot improve it; give a "
+            "reward that changes smoothly with the state or the action.",
+            stacklevel=4,
+        )
+
+
+def _has_gradient(fn: Callable[..., Scalar], *args: Array) -> bool:
+    """Return whether the gradient of `fn` depends on its cotangent. If not, it is 0 for all arguments."""
+    jaxpr = jax.make_jaxpr(lambda cotangent: jax.vjp(fn, *args)[1](cotangent))(jax.eval_shape(fn, *args)).jaxpr
+    reached = set(map(id, jaxpr.invars))
+    for equation in jaxpr.eqns:
+        if not reached.isdisjoint(map(id, equation.invars)):
+            reached.update(map(id, equation.outvars))
+    return not reached.isdisjoint(map(id, jaxpr.outvars))
+
+
+def _check_dtypes(name: str, model: AbstractTrainable, dtype) -> None:
+    """Raise if the weights of a model are wider than the task's states, which it could not predict step by step."""
+    weights = eqx.filter_eval_shape(lambda model: eqx.filter(model, trainable(model)), model)
+    wide = [x.dtype for x in jtu.tree_leaves(weights) if jnp.finfo(x.dtype).bits > jnp.finfo(dtype).bits]
+    if wide:
+        raise ValueError(
+            f"The task's states are {dtype} and the weights of the {name} {wide[0]}; use one dtype, in a simulator for example "
+            "with task.reset(key).astype(float)."
+        )
+
+
+def _of_one_seed(tree: PyTree, key) -> PyTree:
+    """The shapes of the first of several models or policies, or of the only one."""
+    first = lambda x: jax.ShapeDtypeStruct(x.shape[key.ndim :], x.dtype) if eqx.is_array(x) else x
+    return jtu.tree_map(first, tree)
 
 
 def _check_seeds(key, learned: dict[str, Any]) -> None:
     """Several keys need one model and one policy each; they share a simulator."""
     for name, tree in learned.items():
-        if key.ndim and (name == "policy" or isinstance(tree, AbstractTrainable)):
-            if any(jnp.shape(x)[:1] != key.shape for x in jtu.tree_leaves(eqx.filter(tree, eqx.is_array))):
-                raise ValueError(
-                    f"There are {key.size} keys but one {name}; build one for each key with eqx.filter_vmap(make)(keys)."
-                )
+        if name != "policy" and not isinstance(tree, AbstractTrainable):
+            continue
+        counts = {jnp.shape(x)[:1] for x in jtu.tree_leaves(eqx.filter(tree, eqx.is_array))}
+        several = len(counts) == 1 and () not in counts and all(n.shift.ndim > 1 for n in normalisers(tree))
+        if key.ndim == 0 and is_stacked(tree):
+            raise ValueError(
+                f"There is one key but several of the {name}, stacked along a leading axis; pass an array of keys, one for each, "
+                "such as jax.random.split(key, 2) for two."
+            )
+        if key.ndim and counts and not several:
+            raise ValueError(
+                f"There are {key.size} keys but one {name}; build one for each key with eqx.filter_vmap(make)(keys)."
+            )
+        if key.ndim and counts and counts != {key.shape}:
+            raise ValueError(
+                f"There are {key.size} keys and a {name} for each of {counts.pop()[0]} keys; pass the keys it was built with, or "
+                "build it with eqx.filter_vmap(make)(keys)."
+            )

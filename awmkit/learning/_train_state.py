@@ -13,17 +13,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from .._dynamics import AbstractDynamics, AbstractTask
-from .._normaliser import Normaliser
+from .._normaliser import normalise_inputs
 from .._norms import norm, std
 from .._reward import Reward
 from .._trajectory import Trajectory
-from ..models import RewardModel
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
 from ._collect import call_compiled, collect, collect_each, collecting_mesh, empty_episodes, iterate
 from ._exploration import ExploringPolicy, ModePolicy, pink_noise
 from ._loop import fori_loop
 from ._metrics import Metrics
+from ._model_checks import normalise_by
 from ._model_updates import init_optimiser, ModelUpdates, update_models
 from ._replay import Replay
 from ._sharding import gather, split
@@ -140,14 +140,10 @@ def _first_state(config: RunConfig, make_episodes, model, reward, policy, key) -
 
 @eqx.filter_jit
 def _initialise(config: RunConfig, model, reward, policy, episodes: Trajectory, key: PRNGKeyArray) -> TrainState:
-    """Normalise everything by the warm-up's episodes, store them, and make the initial model updates."""
+    """Set the normalisers that are not set by the warm-up's episodes, store these, and make the initial model updates."""
     fit_key, ascent_key = jax.random.split(key)
-    if isinstance(model, AbstractWorldModel):
-        model = model.normalised(episodes.states)
-    if isinstance(reward, RewardModel):
-        reward = reward.normalised(episodes)
-    if isinstance(getattr(policy, "input_norm", None), Normaliser):
-        policy = eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(episodes.states))
+    model, reward = normalise_by(model, episodes), normalise_by(reward, episodes)
+    policy = normalise_inputs(policy, episodes.states)
     state = TrainState(
         model,
         reward,
@@ -273,10 +269,10 @@ def _learned(model, reward) -> dict[str, AbstractTrainable]:
 
 
 def _model_error(model, episodes: Trajectory) -> Float[Array, ""]:
-    """Mean square error of open-loop predictions, divided by the variance of the warm-up's states over all steps."""
+    """Mean square error of open-loop predictions, divided by the variance of the states over all steps, as the model's normaliser has it."""
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
     errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)
     states = model.input_norm  # Its deviation within steps, and that of its means between steps.
     deviation = norm(jnp.stack([states.overall, std(jnp.atleast_2d(states.shift), 0)]), 0)
-    return jnp.mean((errors / deviation) ** 2)
+    return jnp.mean((errors / deviation[None, None]) ** 2)

@@ -41,7 +41,7 @@ def held_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A
 class Warmup(eqx.Module):
     """Settings of the warm-up of `awmkit.train`: episodes of random actions before the first update.
 
-    The statistics of these episodes normalise the states that the model and the policy read, and scale the returns.
+    The statistics of these episodes set the normalisers of the model and the policy that are not set, and scale the returns.
 
     **Arguments**
 

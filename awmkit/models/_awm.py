@@ -26,7 +26,7 @@ class AWM(AbstractWorldModel):
     sequence network only, and is as well behaved as that network's.
 
     ```python
-    model = AWM(task.state_size, task.action_size, key=k1).normalised(episodes.states)
+    model = AWM(task.state_size, task.action_size, key=k1)
     model = fit(model, episodes, key=k2).model
     ```
 
@@ -37,7 +37,7 @@ class AWM(AbstractWorldModel):
       an `AbstractBackbone` of your own. By default the paper's transformer (2 layers, 3 heads, width 48) with rotary embedding,
       which needs no horizon.
     - `predict_changes`: whether the network predicts s_{t+1} - s_0 (the default) or s_{t+1}.
-    - `per_step`: whether `normalised` computes the statistics of the predicted quantity separately for each step. The network then
+    - `per_step`: whether the statistics of the predicted quantity are computed separately for each step. The network then
       only learns the deviations that the actions cause, which have the same size at every step. Use it if all episodes have
       the same length and start in similar states, and especially if the actions have a small effect. `False` by default.
     - `key`: for the initial weights.

@@ -28,7 +28,7 @@ class HWM(AbstractWorldModel):
     - `backbone`: sequence network that reads s_0 and then the pairs (s_t, a_t): `Transformer`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU`
       or an `AbstractBackbone` of your own. By default the paper's transformer (2 layers, 3 heads, width 48) with rotary embedding.
     - `predict_changes`: whether the network predicts s_{t+1} - s_t (the default) or s_{t+1}.
-    - `per_step`: whether `normalised` computes the means of states and of predicted quantities separately for each step. Use it if the
+    - `per_step`: whether the means of states and of predicted quantities are computed separately for each step. Use it if the
       state changes much with time and little with the actions. `False` by default.
     - `key`: for the initial weights.
 

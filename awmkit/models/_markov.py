@@ -26,7 +26,7 @@ class Markov(AbstractWorldModel):
     - `width`, `depth`: width and number of the residual blocks.
     - `horizon`: if given, t / horizon is one more input, for dynamics that depend on time. `None` by default.
     - `predict_changes`: whether the network predicts s_{t+1} - s_t (the default) or s_{t+1}.
-    - `per_step`: whether `normalised` computes the means of states and of predicted quantities separately for each step. Use it if the
+    - `per_step`: whether the means of states and of predicted quantities are computed separately for each step. Use it if the
       state changes much with time and little with the actions. The model then depends on time even without `horizon`.
     - `key`: for the initial weights.
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from .._checks import check_counts, check_shapes, kind
 from .._normaliser import Normaliser
-from .._trajectory import Trajectory
+from .._trajectory import check_episodes, Trajectory
 from ._residual_mlp import ResidualMLP
 from ._trainable import AbstractTrainable, check_sequence
 
@@ -19,8 +19,7 @@ class RewardModel(AbstractTrainable):
     Fit it to episodes with rewards and pass it in place of a reward function:
 
     ```python
-    reward = RewardModel(state_size, action_size, key=k1).normalised(episodes)
-    reward = fit(reward, episodes, key=k2).model
+    reward = fit(RewardModel(state_size, action_size, key=k1), episodes, key=k2).model
     value, grads = unroll_grad(model, policy, state, 100, reward=reward)
     ```
 
@@ -79,22 +78,23 @@ class RewardModel(AbstractTrainable):
     def normalised(self, episodes: Trajectory) -> "RewardModel":
         """Return this model with the mean and standard deviation of the episodes' states and rewards in its normalisers.
 
-        Weights do not change, so call it once, before the first `fit`.
+        Statistics that were set are replaced. `awmkit.fit` and `awmkit.train` set only those that are not set. Weights do not
+        change, so call it before the first `fit`, or to move a model to data in other units.
 
         **Arguments:** `episodes`: a `Trajectory` with rewards and a leading axis.
 
-        **Raises:** `ValueError` if `episodes` is not a `Trajectory` or has no rewards.
+        **Raises:** `ValueError` if `episodes` is not a `Trajectory` of whole episodes, or has no rewards.
         """
         if not isinstance(episodes, Trajectory):
             raise ValueError(
                 f"RewardModel.normalised needs a Trajectory with rewards, got {kind(episodes)}; pass whole episodes."
             )
-        targets = self.target(episodes)
-        statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(targets)
+        check_episodes("RewardModel.normalised", episodes, state_size=self.state_size, action_size=self.action_size)
+        statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(self.target(episodes))
         return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
 
     def loss(self, episode):
-        errors = (self.prediction(episode) - self.target(episode)) / lax.stop_gradient(self.output_norm.scale)
+        errors = (self.prediction(episode) - self.target(episode)) / lax.stop_gradient(self.output_norm.scale)[None]
         return 0.5 * jnp.mean(errors**2)
 
     def target(self, episodes):

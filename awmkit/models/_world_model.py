@@ -55,7 +55,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         def residual_base(self, states):
             return states[:-1]
 
-    model = Linear(jnp.zeros((3, 5)), Normaliser(3), Normaliser(3), True, 3, 2).normalised(episodes.states)
+    model = Linear(jnp.zeros((3, 5)), Normaliser(3), Normaliser(3), True, 3, 2)
     model = fit(model, episodes, key=key).model
     ```
     """
@@ -101,12 +101,12 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
             t=(t, steps),
         )
         states = self.output_norm.at(t).inverse(outputs)
-        return base + states if self.predict_changes else states
+        return jnp.broadcast_to(base, states.shape) + states if self.predict_changes else states
 
     def loss(self, episode):
         check_sequence(f"{type(self).__name__}.loss", self, episode.states, episode.actions)
         errors = self.teacher_forced(episode.states, episode.actions) - episode.states[1:]
-        return 0.5 * jnp.mean((errors / lax.stop_gradient(self.output_norm.overall)) ** 2)
+        return 0.5 * jnp.mean((errors / lax.stop_gradient(self.output_norm.overall)[None]) ** 2)
 
     def target(self, episodes):
         check_shapes(f"{type(self).__name__}.target", states=(episodes.states, ("*", "H+1", self.state_size)))
@@ -119,7 +119,8 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
     def normalised(self: W, states: Float[Array, "N T S"]) -> W:
         """Return this model with the mean and standard deviation of the data in its normalisers.
 
-        Weights do not change, so call it once, before the first `fit`.
+        Statistics that were set are replaced. `awmkit.fit` and `awmkit.train` set only those that are not set. Weights do not
+        change, so call it before the first `fit`, or to move a model to data in other units.
 
         **Arguments:** `states`: of N whole episodes, shape (N, H+1, S).
 

@@ -11,6 +11,7 @@ from systems import reward
 
 from awmkit import (
     AbstractDynamics,
+    AbstractTrainable,
     AWM,
     CuDNNAttention,
     fit,
@@ -87,6 +88,24 @@ class Careless(AbstractDynamics):
         return carry[:2], state
 
 
+class Mismatched(AbstractTrainable):
+    """A model whose loss is not one number, or whose target has another shape than its prediction, as chosen by `wrong`."""
+
+    wrong: str
+    state_size: int = 2
+    action_size: int = 1
+
+    def loss(self, episode):
+        error = (self.prediction(episode) - self.target(episode)) ** 2
+        return jnp.mean(error, axis=1) if self.wrong == "loss" else jnp.mean(error)
+
+    def target(self, episodes):
+        return episodes.states[..., 1:, 0] if self.wrong == "target" else episodes.states[..., 1:, :1]
+
+    def prediction(self, episode):
+        return episode.actions
+
+
 def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
     return unroll(dynamics, policy, state, horizon, **options)
 
@@ -101,6 +120,15 @@ def _grad(**options):
 
 def _fit(**options):
     return fit(AWM_20, EPISODES, **{"key": KEY, "progress": NoProgress(), **options})
+
+
+def _fit_standard(**options):
+    with jax.numpy_dtype_promotion("standard"):  # optax needs implicit promotion.
+        return _fit(**options)
+
+
+def _fit_reward(rewards):
+    return fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS, rewards), key=KEY)
 
 
 def _replay():
@@ -174,11 +202,52 @@ MISUSES = {
     ),
     "episodes of the wrong state size": (
         lambda: fit(AWM_20, Trajectory(jnp.ones((4, 6, 3)), ACTIONS), key=KEY),
-        r"needs states \(N, H\+1, 2\)",
+        r"needs states of shape \(N, H\+1, 2\)",
     ),
     "episodes with one action too few": (
         lambda: fit(AWM_20, Trajectory(STATES, ACTIONS[:, :4]), key=KEY),
-        r"needs states \(N, H\+1, 2\)",
+        r"needs states of shape \(N, H\+1, 2\)",
+    ),
+    "rewards with a last axis of 1": (
+        lambda: _fit_reward(jnp.ones((4, 5, 1))),
+        r"rewards of shape \(N, H\), got .*float64\[4, 5, 1\]",
+    ),
+    "one reward for each episode": (lambda: _fit_reward(jnp.ones((4, 1))), r"rewards of shape \(N, H\), got .*float64\[4, 1\]"),
+    "one reward for each step": (lambda: _fit_reward(jnp.ones(5)), r"rewards of shape \(N, H\), got .*float64\[5\]"),
+    "rewards that a world model does not need, of a wrong shape": (
+        lambda: fit(AWM_20, Trajectory(STATES, ACTIONS, jnp.ones((4, 5, 1))), key=KEY),
+        r"rewards of shape \(N, H\), got .*float64\[4, 5, 1\]",
+    ),
+    "a reward model normalised by rewards with a last axis of 1": (
+        lambda: RewardModel(2, 1, key=KEY).normalised(Trajectory(STATES, ACTIONS, jnp.ones((4, 5, 1)))),
+        r"RewardModel.normalised needs.*float64\[4, 5, 1\]",
+    ),
+    "episodes whose fields are lists": (lambda: fit(AWM_20, Trajectory(STATES.tolist(), ACTIONS), key=KEY), "got a list"),
+    "one episode without a leading axis": (lambda: fit(AWM_20, Trajectory(STATES[0], ACTIONS[0]), key=KEY), r"float64\[6, 2\]"),
+    "a target of another shape than the prediction": (
+        lambda: fit(Mismatched("target"), EPISODES, key=KEY),
+        r"Mismatched predicts float64\[5, 1\] for one episode, whose target is float64\[5\].*one shape \(H, D\)",
+    ),
+    "a loss for each step": (
+        lambda: fit(Mismatched("loss"), EPISODES, key=KEY),
+        r"Mismatched.loss returned float64\[5\]; .* one",
+    ),
+    "a stack of models": (
+        lambda: fit(jax.tree.map(lambda x: jnp.stack([x, x]) if eqx.is_array(x) else x, AWM_20), EPISODES, key=KEY),
+        "several models AWM.*fit them one after another",
+    ),
+    "fit under vmap": (
+        lambda: eqx.filter_vmap(lambda key: _fit(key=key))(jax.random.split(KEY)),
+        "fit makes its updates from Python.*call it once for each model",
+    ),
+    "several keys for a fit": (lambda: _fit(key=jax.random.split(KEY)), r"\[2\]; .*or call fit once for each key"),
+    "episodes in 8 bits": (
+        lambda: fit(AWM_20, Trajectory(STATES.astype(jnp.float8_e4m3fn), ACTIONS), key=KEY),
+        r"states have dtype float8_e4m3fn; pass them .astype\(float\)",
+    ),
+    "statistics of fewer steps than the episodes": (
+        lambda: fit(Markov(2, 1, per_step=True, key=KEY).normalised(STATES[:, :4]), EPISODES, key=KEY),
+        "statistics are those of each of 4 steps, and episodes of 5 steps",
     ),
     "fitting to one episode": (lambda: fit(AWM_20, Trajectory(STATES[:1], ACTIONS[:1]), key=KEY), "at least 2 episodes"),
     "episodes with NaN": (lambda: fit(AWM_20, Trajectory(STATES * jnp.nan, ACTIONS), key=KEY), "states are not all finite"),
@@ -219,10 +288,26 @@ MISUSES = {
     ),
     "a str as the problem": (lambda: Discretised("Bacteria"), r"problem must be.*got a str; pass.*such as CancerTreatment\(\)"),
     "a class as the problem": (lambda: Discretised(Bacteria), r"the class Bacteria; pass.*such as Bacteria\(\)"),
+    "MultiSteps as the optimiser": (
+        lambda: _fit(optimiser=optax.MultiSteps(optax.adam(1e-3), 2)),
+        r"optax.MultiSteps; pass what its method gradient_transformation\(\) returns",
+    ),
+    "several learning rates": (
+        lambda: _fit_standard(optimiser=optax.adam(jnp.array([1e-3, 1e-2]))),
+        "optimiser cannot train AWM .*numbers or schedules",
+    ),
+    "an optimiser that needs more than the loss": (
+        lambda: _fit_standard(optimiser=optax.contrib.sophia(1e-3)),
+        "obj_fn must be provided.*no more than the gradient and the loss",
+    ),
     "a str as the optimiser": (lambda: _fit(optimiser="adam"), r"optimiser is a str.*optax.adam\(1e-3\)"),
     "a dict as the episodes": (lambda: fit(AWM_20, {"states": STATES}, key=KEY), "episodes are a dict; pass one Trajectory"),
     "a list as the episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
     "a model normalised by a Trajectory": (lambda: AWM_20.normalised(EPISODES), "pass episodes.states"),
+    "a model normalised by a list of episodes": (
+        lambda: AWM_20.normalised([EPISODES] * 50),
+        r"got \[Trajectory\(states=.*\.\.\.",
+    ),
     "a reward model normalised by states": (
         lambda: RewardModel(2, 1, key=KEY).normalised(STATES),
         "needs a Trajectory with rewards",
@@ -281,6 +366,16 @@ MISUSES = {
         lambda: Normaliser(3).fitted(jnp.ones((5, 2))),
         r"\(N, 3\) with at least one row, got float64\[5, 2\]",
     ),
+    "a normaliser fitted to integers": (lambda: Normaliser(2).fitted(jnp.ones((5, 2), int)), r"int64\[5, 2\]; pass .*astype"),
+    "a normaliser fitted to NaN": (lambda: Normaliser(2).fitted(jnp.full((5, 2), jnp.nan)), "data must be finite"),
+    "a normaliser called with one entry of three": (
+        lambda: Normaliser(3)(jnp.ones(1)),
+        r"statistics of shape \(3,\) and got float64\[1\]",
+    ),
+    "a normaliser of each step called with one state": (
+        lambda: Normaliser(2, per_step=True).fitted(STATES)(STATE),
+        r"shape \(6, 2\) and got float64\[2\].*normaliser.at\(t\)",
+    ),
     "a normaliser fitted to no rows": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
     "matrices of inconsistent shapes": (
         lambda: LinearQuadratic(jnp.eye(2), jnp.ones((3, 1))),
@@ -334,6 +429,20 @@ MISUSES = {
         lambda: _replay().add(Trajectory(STATES[:1, :4], ACTIONS[:1, :3])),
         "pass whole episodes of one length",
     ),
+    "a replay buffer for a dict": (lambda: Replay.empty(2, {"states": STATES[0]}), "episodes are a dict; pass one Trajectory"),
+    "a replay buffer for several episodes": (
+        lambda: Replay.empty(2, EPISODES),
+        r"Replay.empty needs states of shape \(H\+1, S\).*float64\[4, 6, 2\]",
+    ),
+    "one state for three episodes": (
+        lambda: _replay().add(Trajectory(STATES[:1], ACTIONS[:2])),
+        r"Replay.add needs.*float64\[1, 6, 2\] and float64\[2, 5, 1\]",
+    ),
+    "episodes that the buffer would round": (
+        lambda: Replay.empty(2, Trajectory(STATES[0].astype(jnp.float32), ACTIONS[0])).add(Trajectory(STATES[:1], ACTIONS[:1])),
+        "same fields and dtypes",
+    ),
+    "an empty replay buffer": (lambda: _replay().sample(KEY, 1), "empty replay buffer; add episodes first"),
     "recency=0": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; pass a number in \(0, 1\]"),
 }
 

@@ -25,6 +25,7 @@ from awmkit import (
     HWM,
     Markov,
     MLPPolicy,
+    Normaliser,
     Replay,
     RewardModel,
     RNN,
@@ -138,6 +139,8 @@ def test_the_full_horizon_gradient_is_the_papers_formula(name):
 def test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_critics_value_at_the_end():
     horizon, length = 4, 3  # So an unroll starts at step 0, or at step 1 and reaches the end.
     critic = Critic(3, horizon, width=4, depth=1, key=jax.random.key(8))
+    # Statistics that are set, so that the one episode below does not replace them.
+    critic = eqx.tree_at(lambda c: c.input_norm, critic, Normaliser(3).fitted(jax.random.normal(jax.random.key(9), (9, 3))))
     ascent = ShortHorizon(critic, length=length, batch_size=1, critic_optimiser=optax.sgd(0.1), polyak=0.75, **PLAIN)
 
     def naive(dynamics, policy, states, first):

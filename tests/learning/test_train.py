@@ -1,5 +1,6 @@
 """`train` learns, reports everything it does, keeps seeds independent, and explains wrong arguments."""
 
+import dataclasses
 import math
 from fractions import Fraction
 
@@ -25,14 +26,17 @@ from awmkit import (
     MLPPolicy,
     ModelUpdates,
     NoProgress,
+    Normaliser,
     ShortHorizon,
+    TargetEntropy,
     train,
     Warmup,
 )
+from awmkit._normaliser import normalisers
 from awmkit._progress import AbstractMeter, AbstractProgress
 from awmkit.gym import GymnasiumTask
 from awmkit.learning._exploration import ExploringPolicy, pink_noise
-from awmkit.learning._train_state import RunConfig
+from awmkit.learning._train_state import _epoch, first_state_shapes, RunConfig
 
 KEY = jax.random.key(0)
 
@@ -77,6 +81,41 @@ def test_statistics_are_those_of_the_warm_up():
     np.testing.assert_allclose(result.model.input_norm.scale, warmup.states.std((0, 1)), rtol=1e-9)
     np.testing.assert_allclose(result.reward.output_norm.shift, warmup.rewards.mean(keepdims=True)[0], rtol=1e-9)
     np.testing.assert_allclose(result.state.ascent_state.policy.return_scale, warmup.rewards.sum(1).std(), rtol=1e-9)
+
+
+def test_a_fitted_model_policy_reward_and_critic_keep_their_statistics_and_the_rest_is_set():
+    """Two seeds: everything of the first is set before, and nothing of the second."""
+    made = make(jax.random.split(KEY))
+    first = jnp.array([True, False])[:, None]
+    fitted = jtu.tree_map(
+        lambda x: (
+            eqx.tree_at(lambda n: (n.shift, n.scale), x, (jnp.where(first, 0.3, 0.0) + x.shift, jnp.where(first, 2.0, x.scale)))
+            if isinstance(x, Normaliser)
+            else x
+        ),
+        made,
+        is_leaf=lambda x: isinstance(x, Normaliser),
+    )
+    critic = eqx.tree_at(lambda c: c.input_norm.shift, ASCENT.critic, jnp.full(2, 0.7))
+    ascent = dataclasses.replace(ASCENT, critic=critic)
+    result = run(jax.random.split(KEY), steps=24, ascent=ascent, **fitted)
+    warmup = np.asarray(result.state.replay.episodes.states)[:, :2]
+    for name in made:
+        for before, after in zip(normalisers(fitted[name]), normalisers(getattr(result, name)), strict=True):
+            kept = jtu.tree_map(lambda x, y: bool((x[0] == y[0]).all()), before, after)
+            assert jtu.tree_all(kept) and after.is_set.all()
+            assert not np.allclose(before.shift[1], after.shift[1])
+    np.testing.assert_allclose(result.policy.input_norm.shift[1], warmup[1].mean((0, 1)), rtol=1e-9)
+    for critic_after in (result.state.ascent_state.critic, result.state.ascent_state.target_critic):
+        assert (critic_after.input_norm.shift == 0.7).all() and (critic_after.input_norm.scale == 1).all()
+
+
+def test_a_gradient_of_exactly_zero_is_a_warning_that_names_the_reasons():
+    ascent = FullHorizon(steps_per_update=6.0, batch_size=2, entropy=0.0)
+    learn = lambda **options: run(KEY, model=Reach(), ascent=ascent, steps=24, **options)
+    with pytest.warns(UserWarning, match="reward is a constant to the gradient.*smooth"):
+        with pytest.warns(UserWarning, match=r"All 2 policy updates .* had a gradient of exactly 0 in 1 of 1 runs.*saturated"):
+            learn(reward=lambda state, action, t: jnp.where(state[0] > 0.5, 1.0, 0.0))
 
 
 @given(steps_per_update=st.sampled_from(["0.9", "1.1", "0.1", "2.5", "3", "16", "37"]), environments=st.integers(1, 3))
@@ -139,6 +178,15 @@ class _Recorder(AbstractMeter, AbstractProgress):
         self.phases.setdefault(phase, int(done))
 
 
+@pytest.mark.parametrize("ascent", [ASCENT, FullHorizon()], ids=["ShortHorizon", "FullHorizon"])
+def test_a_run_broadcasts_nothing_implicitly(ascent):
+    config = RunConfig(Reach(), Warmup(12), MODEL_UPDATES, ascent, None, 2, 1, 0.1, 8, None)
+    with jax.numpy_rank_promotion("raise"):
+        state = first_state_shapes(config, **make(KEY), key=KEY)
+        after, metrics = eqx.filter_eval_shape(_epoch, config, state, 0, 2, KEY)
+    assert jax.tree.structure(after) == jax.tree.structure(state) and metrics.true_return.shape == ()
+
+
 def test_progress_shows_the_phases_from_the_beginning():
     compiled, host = _Recorder(), _Recorder()
     run(KEY, steps=36, progress=compiled)
@@ -160,6 +208,36 @@ def _train(task=TASK, key=KEY, **options):
 def _shapes(make):
     """What `make` returns, with shapes in place of arrays: enough for arguments that are refused, and nothing is compiled."""
     return eqx.filter_eval_shape(make)
+
+
+def _stack(count):
+    """`make` of several keys, by copies."""
+    return jtu.tree_map(lambda x: jnp.stack([x] * count) if eqx.is_array(x) else x, MADE)
+
+
+class Entropic(eqx.Module):
+    """A policy whose entropy is an array."""
+
+    inner: object
+
+    def __call__(self, state, t, *, key=None):
+        return self.inner @ state
+
+    def entropy(self, state, t, *, key):
+        return state if isinstance(self.inner, eqx.Module) else state[0]
+
+
+class Single(Reach):
+    """`Reach` in float32."""
+
+    def reset(self, key):
+        return jnp.zeros(2, jnp.float32)
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, (state / 2 + action).astype(jnp.float32)
+
+    def reward(self, state, action, t):
+        return -jnp.sum(state**2)
 
 
 MARKOV = _shapes(lambda: Markov(3, 1, key=KEY))
@@ -184,6 +262,7 @@ MISUSES = {
     "an epoch of no steps": (lambda: _train(evaluate_every=0), "evaluate_every=0.*at least 1"),
     "negative noise": (lambda: _train(noise=-1.0), "a standard deviation of at least 0, got -1.0"),
     "no evaluations": (lambda: _train(evaluations=0), "evaluations=0.*at least 1"),
+    "infinite noise": (lambda: _train(noise=math.inf), "a standard deviation of at least 0, got inf"),
     "nothing but a warm-up": (lambda: _train(warmup=Warmup(24)), "steps=24, but the warm-up alone takes 24 steps"),
     "the entropy of an MLP": (
         lambda: _train(policy=_shapes(lambda: MLPPolicy(2, 2, key=KEY))),
@@ -200,7 +279,7 @@ MISUSES = {
     ),
     "an unknown reward": (
         lambda: _train(PENDULUM, model=MARKOV, policy=_shapes(lambda: GaussianPolicy(3, 1, key=KEY)), reward=None),
-        "This GymnasiumTask has no reward function",
+        r"This GymnasiumTask has no reward function; pass reward=RewardModel\(",
     ),
     "an empty warm-up": (lambda: Warmup(0), "Warmup got steps=0; give a whole number of at least 1"),
     "no steps per model update": (lambda: ModelUpdates(steps_per_update=0.0), "positive.*got steps_per_update=0.0"),
@@ -219,6 +298,46 @@ MISUSES = {
         lambda: ShortHorizon(_shapes(lambda: eqx.filter_vmap(lambda key: Critic(2, 3, key=key))(jax.random.split(KEY)))),
         "several critics.*pass one",
     ),
+    "three policies for two keys": (
+        lambda: _train(key=jax.random.split(KEY), **{**_stack(2), "policy": _stack(3)["policy"]}),
+        "2 keys and a policy for each of 3 keys",
+    ),
+    "three models for one key": (lambda: _train(**_stack(3)), "one key but several of the model.*pass an array of keys"),
+    "no keys": (lambda: _train(key=jax.random.split(KEY, 0)), "must be one jax.random.key"),
+    "a key that is traced": (lambda: jax.jit(lambda key: _train(key=key).metrics)(KEY), "train runs its epochs from Python"),
+    "a critic that returns an array": (
+        lambda: _train(ascent=ShortHorizon(lambda state, t: state[:1])),
+        r"critic returned float64\[1\]; it must return one",
+    ),
+    "a critic without t": (lambda: ShortHorizon(lambda state: state[0]), r"cannot be called as critic\(state, t\)"),
+    "an entropy for each entry of an action": (
+        lambda: _train(policy=Entropic(MADE["policy"])),
+        r"entropy returned float64\[2\]; it must return one number",
+    ),
+    "MultiSteps for the model": (
+        lambda: ModelUpdates(optimiser=optax.MultiSteps(optax.adam(1e-3), 2)),
+        r"MultiSteps; pass what its method gradient_transformation",
+    ),
+    "a name for the critic's optimiser": (lambda: ShortHorizon(ASCENT.critic, critic_optimiser="adam"), "optimiser is a str"),
+    "several learning rates": (
+        lambda: _train(ascent=FullHorizon(optimiser=optax.adam(jnp.array([1e-3, 1e-2])))),
+        "optimiser cannot train GaussianPolicy.*numbers or schedules",
+    ),
+    "learning rates of the shape of every weight": (
+        lambda: _train(policy=Entropic(jnp.ones((2, 2))), ascent=FullHorizon(entropy=0, optimiser=optax.sgd(jnp.ones(2)))),
+        "one learning rate",
+    ),
+    "a task of float32 for a model of float64": (
+        lambda: _train(task=Single(), reward=None),
+        "states are float32 and the weights of the model float64; use one dtype",
+    ),
+    "statistics of fewer steps": (
+        lambda: _train(model=Markov(2, 2, per_step=True, key=KEY).normalised(jnp.ones((2, 4, 2)))),
+        "statistics are those of each of 4 steps, and episodes of 6 steps",
+    ),
+    "a return scale of 0": (lambda: FullHorizon(return_scale=0.0), "a positive return_scale"),
+    "a negative discount": (lambda: FullHorizon(discount=-0.9), "discount of at least 0"),
+    "an initial weight of 0": (lambda: TargetEntropy(-1.0, initial_weight=0.0), "positive rate and initial_weight"),
     "a number for a warm-up": (lambda: _train(warmup=6), r"warmup=6; pass an awmkit.Warmup\(...\)"),
     "a number for model updates": (lambda: _train(model_updates=2.0), r"model_updates=2.0; pass an awmkit.ModelUpdates"),
     "a name for an ascent": (lambda: _train(ascent="whole"), "ascent='whole'; pass an awmkit.FullHorizon"),

@@ -15,7 +15,7 @@ from awmkit import fit, NoProgress, Trajectory, unroll_grad
 from awmkit.tasks import AbstractControlProblem, ode_step
 
 KEY = jax.random.key(0)
-EPISODES = Trajectory(jax.random.normal(KEY, (4, 6, 3)), jax.random.normal(KEY, (4, 5, 2)))
+EPISODES = Trajectory(jax.random.normal(KEY, (4, 6, 3)), jax.random.uniform(KEY, (4, 5, 2), minval=-1.0))
 
 
 def _run_example(thing, **names):

@@ -14,6 +14,7 @@ from systems import DYNAMICS, HORIZON, start
 
 from awmkit import (
     AbstractDynamics,
+    AbstractTrainable,
     AWM,
     fit,
     HWM,
@@ -44,7 +45,7 @@ def _episodes(count: int = 32, scale=(1.0, 1.0, 1.0)):
         jnp.array([[0.9, 0.3, 0.0], [-0.3, 0.9, 0.1], [0.0, 0.0, 0.8]]), jnp.array([[1.0, 0.0], [0.0, 0.5], [0.3, 0.3]])
     )
     states = jax.random.normal(jax.random.key(0), (count, 3))
-    actions = jax.random.normal(jax.random.key(1), (count, HORIZON, 2))
+    actions = jax.random.uniform(jax.random.key(1), (count, HORIZON, 2), minval=-1.0)
     episodes = jax.vmap(lambda s, a: unroll(system, a, s, HORIZON))(states, actions)
     return eqx.tree_at(lambda e: e.states, episodes, episodes.states * jnp.asarray(scale))
 
@@ -240,6 +241,85 @@ def test_fit_learns_a_system_with_different_units_and_does_not_change_the_normal
         assert eqx.tree_equal(getattr(result.model, name), getattr(model, name))
     if isinstance(model, Markov):  # The second fit is compiled already, so its chunks have other lengths.
         assert (_fit(model, episodes).losses == result.losses).all(), "the length of chunks must not change the batches"
+
+
+def _quick_fit(model, episodes, **options):
+    options = {"updates": 3, "batch_size": 8, "optimiser": ADAM, "progress": NoProgress(), "holdout": 0.0, **options}
+    return fit(model, episodes, key=jax.random.key(2), **options)
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_fit_sets_statistics_that_are_not_set_from_the_training_episodes_and_keeps_the_others():
+    model, episodes = Markov(3, 2, width=4, key=jax.random.key(0)), _episodes(16, scale=(800.0, 0.04, 1.0))
+    assert not model.input_norm.is_set and not model.output_norm.is_set
+    unset, normalised = (_quick_fit(m, episodes) for m in (model, model.normalised(episodes.states)))
+    for one, other in zip(*map(jax.tree.leaves, (unset.model, normalised.model)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+    partly = eqx.tree_at(lambda m: m.input_norm, model, unset.model.input_norm)
+    again = _quick_fit(partly, jax.tree.map(lambda x: x / 800, episodes)).model
+    assert eqx.tree_equal(again.input_norm, partly.input_norm)
+    np.testing.assert_allclose(again.output_norm.scale, unset.model.output_norm.scale / 800, rtol=1e-9)
+    outlier = _episodes(32)
+    outlier = eqx.tree_at(lambda e: e.states, outlier, outlier.states.at[5].set(1e6))
+    assert _quick_fit(model, outlier, holdout=0.5).model.input_norm.scale.max() < 1e3  # With this key, episode 5 is held out.
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_fit_computes_episodes_in_the_widest_of_the_dtypes():
+    model, episodes = Markov(3, 2, width=4, key=jax.random.key(0)), _episodes(16)
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), episodes)
+    double = jax.tree.map(lambda x: x.astype(jnp.float64), single)
+    mixed = eqx.tree_at(lambda e: e.actions, double, single.actions)
+    losses = [_quick_fit(model, x).losses for x in (double, single, mixed)]
+    assert (losses[0] == losses[1]).all() and (losses[0] == losses[2]).all() and losses[0].dtype == jnp.float64
+
+
+@pytest.mark.usefixtures("optax_promotes")
+@pytest.mark.parametrize("optimiser", [optax.polyak_sgd(), optax.contrib.reduce_on_plateau()], ids=["Polyak", "plateau"])
+def test_optimisers_that_need_the_loss_get_it(optimiser):
+    losses = _quick_fit(Markov(3, 2, width=4, key=jax.random.key(0)), _episodes(16), optimiser=optimiser).losses
+    assert jnp.isfinite(losses).all()
+
+
+class Points(AbstractTrainable):
+    """A point in the complex plane that is fitted to 1 + 2i."""
+
+    point: jax.Array
+    state_size: int = eqx.field(static=True, default=3)
+    action_size: int = eqx.field(static=True, default=2)
+
+    def loss(self, episode):
+        return jnp.abs(self.point - (1 + 2j)) ** 2
+
+    def target(self, episodes):
+        return episodes.actions
+
+    def prediction(self, episode):
+        return episode.actions
+
+
+@pytest.mark.usefixtures("optax_promotes")
+def test_complex_weights_descend():
+    result = _quick_fit(Points(jnp.asarray(0j)), _episodes(16), optimiser=optax.sgd(0.1), updates=60)
+    np.testing.assert_allclose(result.model.point, 1 + 2j, atol=1e-4)
+
+
+def test_fit_warns_of_actions_outside_of_the_policies_range(optax_promotes):
+    episodes = eqx.tree_at(lambda e: e.actions, _episodes(16), 3 * _episodes(16).actions)
+    with pytest.warns(UserWarning, match=r"actions of up to 2\.9\d* in magnitude.*2 \* \(actions - low\) / \(high - low\) - 1"):
+        _quick_fit(Markov(3, 2, width=4, key=jax.random.key(0)), episodes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_predictions_broadcast_nothing_implicitly(name):
+    def all_of(episodes):
+        model = DYNAMICS[name]().normalised(episodes.states)
+        plan = lambda episode: jax.grad(lambda a: jnp.sum(model.open_loop(episode.states[0], a)))(episode.actions)
+        return jax.vmap(lambda episode: (model.loss(episode), model.prediction(episode), plan(episode)))(episodes)
+
+    with jax.numpy_rank_promotion("raise"):
+        loss, prediction, gradient = jax.eval_shape(all_of, _episodes())
+    assert (loss.shape, prediction.shape, gradient.shape) == ((32,), (32, HORIZON, 3), (32, HORIZON, 2))
 
 
 @functools.cache

@@ -1,12 +1,13 @@
 """The interface of an ascent, the settings that all ascents share, and what an update reports."""
 
 import abc
+import math
 
 import equinox as eqx
 import optax
 from jaxtyping import PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ..._checks import check_counts, check_optimiser
+from ..._checks import check_counts, check_optimiser, describe
 from ..._dynamics import AbstractDynamics
 from ..._paths import BPO, Paths
 from ..._reward import Reward
@@ -65,7 +66,7 @@ class AbstractAscent(eqx.Module):
                 return mean_return / state.return_scale, mean_return
 
             gradient, mean_return = trainable_gradient(objective, policy)
-            return policy_step(self, state, policy, gradient, predicted_return=mean_return, steps=steps)
+            return policy_step(self, state, policy, gradient, objective=objective, predicted_return=mean_return, steps=steps)
 
 
     train(task, model, policy, key=key, ascent=Greedy(batch_size=64, entropy=0.0))
@@ -86,8 +87,8 @@ class AbstractAscent(eqx.Module):
     - `paths`: which edges carry gradient.
     - `method`: how the gradient is computed, as in `awmkit.unroll_grad`.
 
-    **Raises:** `ValueError` if `batch_size` is not a whole number above 0, `steps_per_update` or `clip` is not positive,
-    `optimiser` is not from optax, or `entropy` is a string.
+    **Raises:** `ValueError` if `batch_size` is not a whole number above 0, `steps_per_update`, `clip` or `return_scale` is not
+    positive, `discount` is negative, `optimiser` is not from optax, or `entropy` is a string.
     """
 
     steps_per_update: int | float = eqx.field(static=True, kw_only=True, default=16.0)
@@ -107,9 +108,12 @@ class AbstractAscent(eqx.Module):
         if not self.steps_per_update > 0 or not self.clip > 0:
             given = f"steps_per_update={self.steps_per_update} and clip={self.clip}"
             raise ValueError(f"{name} needs positive numbers for steps_per_update and clip, got {given}.")
+        if self.return_scale is not None and not 0 < self.return_scale < math.inf or not 0 <= self.discount < math.inf:
+            given = f"return_scale={self.return_scale} and discount={self.discount}"
+            raise ValueError(f"{name} needs a positive return_scale, or None, and a discount of at least 0, got {given}.")
         if isinstance(self.entropy, str):
             raise ValueError(
-                f"{name} got entropy={self.entropy!r}; pass a number, a schedule, or TargetEntropy(-4.0) to adapt the weight."
+                f"{name} got entropy={describe(self.entropy)}; pass a number, a schedule, or TargetEntropy(-4.0) to adapt the weight."
             )
 
     def check(self, dynamics: AbstractDynamics, horizon: int) -> None:
@@ -119,7 +123,7 @@ class AbstractAscent(eqx.Module):
     def init(self, policy: PyTree, episodes: Trajectory, *, key: PRNGKeyArray) -> PyTree:
         """Return the ascent's state before its first update.
 
-        **Arguments:** `policy`: the policy, normalised. `episodes`: the warm-up's episodes, with a leading axis. `key`: for
+        **Arguments:** `policy`: the policy, its normaliser set. `episodes`: the warm-up's episodes, with a leading axis. `key`: for
         random initial values.
         """
 

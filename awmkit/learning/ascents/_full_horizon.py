@@ -58,5 +58,13 @@ class FullHorizon(AbstractAscent):
         gradient, (mean_return, entropy) = trainable_gradient(objective, policy)
         size = dynamics.action_size
         return policy_step(
-            self, state, policy, gradient, predicted_return=mean_return, entropy=entropy, action_size=size, steps=steps
+            self,
+            state,
+            policy,
+            gradient,
+            objective=objective,
+            predicted_return=mean_return,
+            entropy=entropy,
+            action_size=size,
+            steps=steps,
         )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, PyTree, Scalar, ScalarLike
 from ..._normaliser import Normaliser, trainable
 from ..._norms import all_finite, clip_tree
 from ..._trajectory import Trajectory
+from .._optimise import descend
 from ._ascent import AbstractAscent, UpdateInfo
 from ._target_entropy import Entropy, schedule_value, TargetEntropy
 
@@ -61,12 +62,17 @@ def trainable_gradient(objective: Callable[[PyTree], tuple[Scalar, PyTree]], mod
 
 
 def optimiser_step(
-    optimiser: optax.GradientTransformation, state: PyTree, module: PyTree, gradient: PyTree
+    optimiser: optax.GradientTransformation,
+    state: PyTree,
+    module: PyTree,
+    gradient: PyTree,
+    objective: Callable[[PyTree], tuple[Scalar, PyTree]] | None,
 ) -> tuple[PyTree, PyTree]:
     """One step of gradient ascent. Returns the optimiser's new state and the new module."""
     weights, rest = eqx.partition(module, trainable(module))
-    updates, state = optimiser.update(jtu.tree_map(jnp.negative, gradient), state, weights)
-    return state, eqx.combine(eqx.apply_updates(weights, updates), rest)
+    loss = None if objective is None else lambda weights: -objective(eqx.combine(weights, rest))[0]
+    state, weights = descend(optimiser, state, weights, jtu.tree_map(jnp.negative, gradient), loss=loss)
+    return state, eqx.combine(weights, rest)
 
 
 def unless_broken(gradient: PyTree, new: PyTree, old: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
@@ -87,6 +93,7 @@ def policy_step(
     policy: PyTree,
     gradient: PyTree,
     *,
+    objective: Callable[[PyTree], tuple[Scalar, PyTree]] | None = None,
     predicted_return: Scalar,
     entropy: Scalar | None = None,
     action_size: int = 1,
@@ -102,6 +109,7 @@ def policy_step(
     - `ascent`: its settings.
     - `state`: from `init_ascent_state` or the previous step.
     - `policy`, `gradient`: the policy, and the gradient from `trainable_gradient`.
+    - `objective`: what `trainable_gradient` differentiated, for optimisers that need its value, such as `optax.lbfgs`.
     - `predicted_return`: mean imagined return, reported only.
     - `entropy`: mean entropy of the policy; an `awmkit.TargetEntropy` needs it. 0 by default.
     - `action_size`: number of entries of an action, by which a target entropy is multiplied.
@@ -111,7 +119,7 @@ def policy_step(
     """
     clipped, norm = clip_tree(gradient, ascent.clip)
     entropy = jnp.zeros_like(norm) if entropy is None else entropy
-    optimiser_state, new_policy = optimiser_step(ascent.optimiser, state.optimiser, policy, clipped)
+    optimiser_state, new_policy = optimiser_step(ascent.optimiser, state.optimiser, policy, clipped, objective)
     log_weight = state.log_weight
     if isinstance(ascent.entropy, TargetEntropy):
         target = jnp.asarray(schedule_value(ascent.entropy.target, steps), entropy.dtype)

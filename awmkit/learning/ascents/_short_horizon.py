@@ -10,11 +10,12 @@ import optax
 from jax import lax
 from jaxtyping import PyTree
 
-from ..._normaliser import Normaliser, trainable
+from ..._checks import check_call, check_counts, check_optimiser, describe
+from ..._normaliser import is_stacked, normalise_inputs, trainable
 from ..._paths import Paths
 from ...models import AWM, HWM
+from .._optimise import check_trains
 from ._ascent import AbstractAscent
-from ._critic import Critic
 from ._imagined import imagine
 from ._policy_step import AscentState, init_ascent_state, optimiser_step, policy_step, trainable_gradient, unless_broken
 
@@ -47,7 +48,8 @@ class ShortHorizon(AbstractAscent):
 
     **Arguments**
 
-    - `critic`: an `awmkit.Critic`, or any module called as `critic(state, t) -> scalar`.
+    - `critic`: an `awmkit.Critic`, or any module called as `critic(state, t) -> scalar`. If it has an `input_norm` that is not
+      set, the states of the warm-up set it.
     - `length`: number of imagined steps k, 2 by default; at most the horizon.
     - `critic_optimiser`: an optax optimiser for the critic, `optax.adam(1e-3)` by default.
     - `polyak`: share of the target critic that each update keeps, in [0, 1), 0.99 by default.
@@ -73,19 +75,29 @@ class ShortHorizon(AbstractAscent):
     paths: Paths = eqx.field(kw_only=True, default=Paths())
 
     def __check_init__(self):
-        if self.length < 1 or not 0 <= self.polyak < 1:
-            given = f"length={self.length} and polyak={self.polyak}"
-            raise ValueError(f"ShortHorizon needs a length of at least 1 and a polyak in [0, 1), got {given}.")
-        if isinstance(self.critic, Critic) and self.critic.input_norm.shift.ndim > 1:
+        check_counts("ShortHorizon", length=self.length)
+        if not 0 <= self.polyak < 1:
+            raise ValueError(f"ShortHorizon needs a polyak in [0, 1), got {self.polyak}.")
+        check_call("critic", "critic(state, t)", "write it so, or pass a Critic", self.critic, None, 0)
+        if is_stacked(self.critic):
             raise ValueError(
                 "ShortHorizon got several critics, stacked along a leading axis; pass one, from which all seeds start."
             )
+
+        check_optimiser(self.critic_optimiser)
 
     def check(self, dynamics, horizon):
         if self.length > horizon:
             raise ValueError(
                 f"ShortHorizon got length={self.length}, but an episode has {horizon} steps; pass a length of at most {horizon}."
             )
+        value = eqx.filter_eval_shape(self.critic, jnp.zeros(dynamics.state_size), jnp.asarray(0))
+        if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"The critic returned {describe(value)}; it must return one floating-point number, such as an "
+                'eqx.nn.MLP(..., out_size="scalar") does.'
+            )
+        check_trains(self.critic_optimiser, self.critic)
         if isinstance(dynamics, AWM | HWM):
             raise ValueError(
                 f"ShortHorizon starts in the middle of an episode, where {type(dynamics).__name__} cannot start; use a Markov "
@@ -93,9 +105,7 @@ class ShortHorizon(AbstractAscent):
             )
 
     def init(self, policy, episodes, *, key):
-        critic = self.critic
-        if isinstance(critic, Critic) and isinstance(getattr(policy, "input_norm", None), Normaliser):
-            critic = eqx.tree_at(lambda c: c.input_norm, critic, policy.input_norm)
+        critic = normalise_inputs(self.critic, episodes.states)
         critic_state = self.critic_optimiser.init(eqx.filter(critic, trainable(critic)))
         return ShortHorizonState(init_ascent_state(self, policy, episodes), critic, critic, critic_state)
 
@@ -123,7 +133,15 @@ class ShortHorizon(AbstractAscent):
         gradient, (values, mean_return, entropy) = trainable_gradient(objective, policy)
         size = dynamics.action_size
         policy_state, policy, info = policy_step(
-            self, state.policy, policy, gradient, predicted_return=mean_return, entropy=entropy, action_size=size, steps=steps
+            self,
+            state.policy,
+            policy,
+            gradient,
+            objective=objective,
+            predicted_return=mean_return,
+            entropy=entropy,
+            action_size=size,
+            steps=steps,
         )
 
         def negative_squared_error(critic):
@@ -131,7 +149,7 @@ class ShortHorizon(AbstractAscent):
 
         critic_gradient, _ = trainable_gradient(negative_squared_error, state.critic)
         old = state.critic_optimiser, state.critic
-        new = optimiser_step(self.critic_optimiser, *old, critic_gradient)
+        new = optimiser_step(self.critic_optimiser, *old, critic_gradient, negative_squared_error)
         # A critic that is not finite would spoil all later updates.
         (critic_state, critic), _ = unless_broken(critic_gradient, new, old)
         average = lambda old, new: self.polyak * old + (1 - self.polyak) * new if eqx.is_inexact_array(old) else new

@@ -1,5 +1,6 @@
 """The weight of the entropy bonus: a number, a schedule, or a controller that keeps the entropy at a target."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -27,11 +28,18 @@ class TargetEntropy(eqx.Module):
       target that falls from about -0.5 to -4 explores early and is nearly deterministic at the end.
     - `rate`: how fast the weight adapts, 0.1 by default.
     - `initial_weight`: the weight before the first update, 1e-3 by default.
+
+    **Raises:** `ValueError` if `rate` or `initial_weight` is not positive.
     """
 
     target: Schedule = eqx.field(static=True)
     rate: float = eqx.field(static=True, default=0.1)
     initial_weight: float = eqx.field(static=True, default=1e-3)
+
+    def __check_init__(self):
+        if not (0 < self.rate < math.inf and 0 < self.initial_weight < math.inf):
+            given = f"rate={self.rate} and initial_weight={self.initial_weight}"
+            raise ValueError(f"TargetEntropy needs a positive rate and initial_weight, got {given}.")
 
 
 Entropy = Schedule | TargetEntropy

@@ -1,0 +1,69 @@
+"""What `fit` and `train` check and set in a model before its first update."""
+
+import warnings
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import Array, Float
+
+from .._checks import describe
+from .._normaliser import fill, normalisers
+from .._trajectory import Trajectory
+from ..models import RewardModel
+from ..models._trainable import AbstractTrainable
+from ..models._world_model import AbstractWorldModel
+
+M = TypeVar("M")
+
+
+def normalise_by(model: M, episodes: Trajectory) -> M:
+    """Return the model, its normalisers set by the statistics of the episodes where they were not set."""
+    if isinstance(model, AbstractWorldModel):
+        return fill(model, model.normalised(episodes.states))
+    if isinstance(model, RewardModel):
+        return fill(model, model.normalised(episodes))
+    return model
+
+
+def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax.ShapeDtypeStruct:
+    """Raise if the model's loss, prediction and target of an episode have shapes that do not agree. Returns those of the loss.
+
+    Nothing is run, so arrays may be given by their shapes.
+    """
+    name, steps = type(model).__name__, episodes.actions.shape[1]
+    for normaliser in normalisers(model):
+        if normaliser.per_step and normaliser.shift.ndim > 1 and normaliser.shift.shape[0] < steps:
+            raise ValueError(
+                f"{who} got a {name} whose statistics are those of each of {normaliser.shift.shape[0]} steps, and episodes of "
+                f"{steps} steps; build a new model, or replace them with model.normalised."
+            )
+    one = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
+    all_of = lambda model, one, episodes: (model.loss(one), model.prediction(one), model.target(one), model.target(episodes))
+    loss, prediction, target, targets = eqx.filter_eval_shape(all_of, model, one, episodes)
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(f"{name}.loss returned {describe(loss)}; it must return one floating-point number.")
+    if (
+        not prediction.shape == target.shape
+        or len(target.shape) != 2
+        or targets.shape != (*episodes.actions.shape[:1], *target.shape)
+    ):
+        raise ValueError(
+            f"{name} predicts {describe(prediction)} for one episode, whose target is {describe(target)}, and the target of "
+            f"{episodes.actions.shape[0]} episodes is {describe(targets)}; prediction and target must have one shape (H, D), and "
+            "target must keep leading axes."
+        )
+    return loss
+
+
+def warn_of_large_actions(who: str, actions: Float[Array, "*seeds N H A"]) -> None:
+    """Warn if an action is outside of [-1, 1]."""
+    largest = float(jnp.max(jnp.abs(actions)))
+    if largest > 1 + 1e-3:
+        warnings.warn(
+            f"{who} got actions of up to {largest:.4g} in magnitude, but policies act in [-1, 1]; if they are in the units of an "
+            "environment with the bounds low and high, pass 2 * (actions - low) / (high - low) - 1.",
+            stacklevel=4,
+        )

@@ -1,0 +1,81 @@
+"""One step of an optax optimiser, and the check that it can train a module."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import optax
+from jaxtyping import PyTree, Scalar
+
+from .._normaliser import trainable
+
+W = TypeVar("W", bound=PyTree)
+
+
+def descend(
+    optimiser: optax.GradientTransformation,
+    state: PyTree,
+    weights: W,
+    gradient: W,
+    *,
+    loss: Callable[[W], Scalar] | None,
+    value: Scalar | None = None,
+) -> tuple[PyTree, W]:
+    """One step of gradient descent. Returns the optimiser's new state and the new weights.
+
+    `loss(weights)` is for optimisers that search along a line; `value` is its value at `weights`, for those that only need
+    that, and computed if it is not given.
+    """
+    # The gradient of a real loss in complex weights is the conjugate of the direction of ascent in JAX.
+    gradient = jtu.tree_map(jnp.conj, gradient)
+    extra: dict[str, Any] = {}
+    if loss is not None and isinstance(optimiser, optax.GradientTransformationExtraArgs):
+        extra = {"value": loss(weights) if value is None else value, "grad": gradient, "value_fn": loss}
+    try:
+        updates, state = optimiser.update(gradient, state, weights, **extra)
+    except TypeError as error:
+        if loss is not None:
+            raise
+        raise ValueError(
+            f"The optimiser cannot make a step from the gradient alone ({error}); pass objective= to policy_step, or use an "
+            "optimiser such as optax.adam."
+        ) from error
+    # An update in a wider dtype, as from a learning rate in float64, does not change the dtype of the weights.
+    return state, jtu.tree_map(lambda w, u: w + u.astype(w.dtype), weights, updates)
+
+
+def check_trains(optimiser: optax.GradientTransformation, module: PyTree) -> None:
+    """Raise if `optimiser` cannot train `module`: its step fails, or changes the shape of a weight or of its own state.
+
+    Nothing is run, so the arrays of `module` may be given by their shapes.
+    """
+    weights = eqx.filter_eval_shape(lambda module: eqx.filter(module, trainable(module)), module)
+    if not jtu.tree_leaves(weights):
+        return
+    loss = lambda weights: jnp.sum(jnp.stack([jnp.sum(jnp.real(w)) for w in jtu.tree_leaves(weights)]))
+    step = lambda state, weights: descend(optimiser, state, weights, weights, loss=loss)
+    try:
+        before = jax.eval_shape(lambda weights: (optimiser.init(weights), weights), weights)
+        after = jax.eval_shape(step, *before)
+    except Exception as error:
+        raise ValueError(
+            f"The optimiser cannot train {type(module).__name__} ({_first_line(error)}); pass an optax "
+            "optimiser whose hyper-parameters are numbers or schedules, and that needs no more than the gradient and the loss."
+        ) from error
+    shapes = lambda tree: [(x.shape, x.dtype) for x in jtu.tree_leaves(tree)]
+    with contextlib.suppress(Exception):  # Several learning rates could have the shape of a row of every weight.
+        one = jax.eval_shape(lambda weight: step(optimiser.init(weight), weight)[1], jnp.zeros(()))
+        after = after if one.shape == () else one
+    if jtu.tree_structure(before) != jtu.tree_structure(after) or shapes(before) != shapes(after):
+        raise ValueError(
+            f"One step of the optimiser changes the shapes or dtypes of the weights of {type(module).__name__} or of its own state; "
+            "pass an optimiser with one learning rate, and weights of one dtype."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
