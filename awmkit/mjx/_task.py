@@ -2,7 +2,6 @@
 # MuJoCo's compiled classes come without stubs.
 # pyright: reportAttributeAccessIssue=false
 
-import copy
 import os
 from collections.abc import Callable
 from importlib.resources import files
@@ -13,14 +12,15 @@ import jax.numpy as jnp
 import mujoco
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
-from mujoco import mjtIntegrator, mjx
+from mujoco import mjtCone, mjtDisableBit, mjtIntegrator, mjtSolver, mjx
 
 from .._bounds import scale_to_bounds
 from .._checks import check_counts
 from .._dynamics import AbstractTask
 from .._reward import check_reward, Reward, with_next_state
+from ._differences import warn_of_approximations
 from ._gymnasium_bodies import BODIES
-from ._model import check_model, check_reverse_mode, put_model, read_model
+from ._model import check_model, check_reverse_mode, put_model, read_model, set_options, values_only
 
 
 class MJXTask(AbstractTask):
@@ -37,13 +37,19 @@ class MJXTask(AbstractTask):
 
     **Contacts and other constraints.** MJX solves constraints (contacts, joint limits, equalities, dry friction) in a
     `lax.while_loop`, which reverse mode cannot pass (github.com/google-deepmind/mujoco/issues/2259). A model without constraint
-    rows never enters it and has exact gradients. For any other model choose one of these:
+    rows never enters it and has exact gradients. Any other model needs `forward_only=True`: values and forward mode (`jax.jvp`,
+    `jax.jacfwd`) are those of MuJoCo's physics, and reverse mode raises JAX's own error.
 
-    - `forward_only=True` keeps MuJoCo's physics. Values and forward mode (`jax.jvp`, `jax.jacfwd`) work, reverse mode raises JAX's
-      own error.
-    - `iterations=1` allows reverse mode, because MJX writes one solver iteration without a loop, but it is another physics: the
-      solver stops before it has converged. The gradient is the exact derivative of that other physics. How far the two differ
-      depends on the model; `from_gymnasium` lists what was measured. Compare episodes of both before you trust a result.
+    Reverse mode can pass `iterations=1`, because MJX writes one solver iteration without a loop. **This is wrong physics wherever
+    a constraint acts**: the solver stops before it has converged, and the gradient is the exact derivative of a wrong step.
+    `from_gymnasium` says how wrong.
+
+    Elliptic friction cones need `forward_only=True`. With several iterations, forward mode gives NaN where a closed contact does
+    not slide; with one, any derivative raises an error. Pass `cone=mujoco.mjtCone.mjCONE_PYRAMIDAL` for derivatives; it changes the friction a little.
+
+    **What MJX leaves out.** MJX drops some features of a model without an error. The compiled model is checked field by field, and
+    a feature that would move it differently is refused by name. Where MJX has a constraint but not MuJoCo's algorithm for it
+    (contacts without a plane of boxes, meshes, cylinders or ellipsoids; connect and weld equalities), a warning says so.
 
     **Parameters of the physics.** Gradients with respect to them go through `task.model`, for example
     `eqx.tree_at(lambda t: t.model.body_mass, task, masses)`. What MuJoCo's compiler has derived from a parameter, such as
@@ -56,14 +62,17 @@ class MJXTask(AbstractTask):
     - `horizon`: the number of steps of an episode, H. Episodes never end early.
     - `frame_skip`: the number of MuJoCo's time steps in one step, under a constant action.
     - `reset`: `reset(key) -> state`, shape (nq + nv + na,). By default every episode starts at rest in MuJoCo's `qpos0`.
-    - `integrator`: a `mujoco.mjtIntegrator`: Euler, implicitfast or RK4, which takes three times as long to compile. By default
-      the model's own.
-    - `iterations`: the number of iterations of the constraint solver. By default the model's own.
+    - `integrator`: a `mujoco.mjtIntegrator`: Euler, implicitfast or RK4, which takes three times as long to compile.
+    - `solver`: a `mujoco.mjtSolver`: Newton or CG. MJX has no PGS.
+    - `iterations`: the largest number of iterations of the constraint solver.
+    - `cone`: a `mujoco.mjtCone`: pyramidal or elliptic friction.
     - `forward_only`: whether to accept a model that reverse mode cannot differentiate.
     - `rods`: `rods(state) -> joints (n+1, 2)`, the hinge and the ends of a planar chain of rods, in metres, for drawing.
 
-    **Raises:** `ValueError` if the model cannot be read, if MJX does not support it, if an actuator has no control range, if the
-    model needs reverse mode through several solver iterations, or if a count is below 1.
+    `integrator`, `solver`, `iterations` and `cone` change a copy of the model. By default they are the model's own.
+
+    **Raises:** `ValueError` if the model cannot be read, if MJX does not support it or moves it differently from MuJoCo, if an
+    actuator has no control range, if reverse mode cannot differentiate its constraints, or if a count is below 1.
     """
 
     model: mjx.Model
@@ -73,6 +82,7 @@ class MJXTask(AbstractTask):
     horizon: int = eqx.field(static=True)
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
+    _values_only: bool = eqx.field(static=True)
     _reward: Reward
     _reset: Callable[..., Array] | None
 
@@ -85,19 +95,23 @@ class MJXTask(AbstractTask):
         frame_skip: int = 1,
         reset: Callable[[PRNGKeyArray], Float[Array, " S"]] | None = None,
         integrator: mjtIntegrator | None = None,
+        solver: mjtSolver | None = None,
         iterations: int | None = None,
+        cone: mjtCone | None = None,
         forward_only: bool = False,
         rods: Callable[[Float[Array, " S"]], Float[Array, "n 2"]] | None = None,
     ):
         check_counts("MJXTask", horizon=horizon, frame_skip=frame_skip, iterations=iterations)
         check_reward(reward)
-        model = copy.copy(model) if isinstance(model, mujoco.MjModel) else read_model(model)
-        model.opt.integrator = model.opt.integrator if integrator is None else integrator
-        model.opt.iterations = model.opt.iterations if iterations is None else iterations
+        model = read_model(model)
+        set_options(model, integrator=integrator, solver=solver, iterations=iterations, cone=cone)
         check_model(model)
-        self.model = put_model(model)
+        self.model, rows = put_model(model)
         if not forward_only:
-            check_reverse_mode(model, self.model)
+            check_reverse_mode(model, rows)
+        warn_of_approximations(model)
+        # More iterations run in a loop that stops reverse mode.
+        self._values_only = rows > 0 and model.opt.iterations == 1 and model.opt.cone == mjtCone.mjCONE_ELLIPTIC
         self.dt = model.opt.timestep * frame_skip
         self.frame_skip, self.horizon = frame_skip, horizon
         self.state_size, self.action_size = model.nq + model.nv + model.na, model.nu
@@ -110,7 +124,9 @@ class MJXTask(AbstractTask):
         *,
         horizon: int = 100,
         integrator: mjtIntegrator | None = None,
+        solver: mjtSolver | None = None,
         iterations: int | None = None,
+        cone: mjtCone | None = None,
         forward_only: bool = False,
     ) -> "MJXTask":
         """Make one of Gymnasium's own MuJoCo environments: its MJCF, frame skip, initial states and reward.
@@ -120,12 +136,13 @@ class MJXTask(AbstractTask):
         RK4. An episode always lasts `horizon` steps. Where Gymnasium ends it, only the reward for being healthy stops here. This
         reward is a step function without gradient, and it is the whole reward of InvertedPendulum.
 
-        All six models have constraint rows and ask for 100 solver iterations, so choose `forward_only=True` (Gymnasium's physics,
-        no reverse mode) or `iterations=1` (reverse mode, other physics), as explained in `awmkit.mjx.MJXTask`. Over 50 steps of
-        random actions, one solver iteration in place of 100 moved positions (m, rad) by up to
+        All six models have constraint rows and ask for 100 solver iterations, so they need `forward_only=True`. `iterations=1`,
+        which reverse mode can pass, is wrong physics wherever a foot, a joint limit or a stop pushes. In 500 steps of random actions
+        from Gymnasium's states, one step with one iteration was wrong by up to
 
-        - 0.11 in HalfCheetah, 0.04 in InvertedPendulum (at its stop) and 0.005 in Hopper;
-        - 0 in InvertedDoublePendulum, Reacher and Swimmer, where no constraint was active.
+        - 0.8 (m, rad) and 14 (m/s, rad/s) in HalfCheetah, where 55% of the steps were wrong;
+        - 0.004 and 0.8 in Hopper (31%), 0.013 and 0.5 in InvertedPendulum (10%), 0.13 and 7.5 in InvertedDoublePendulum (8%);
+        - 0.024 and 2.2 in Reacher (3%), 0.005 and 0.13 in Swimmer (1%).
 
         All models but HalfCheetah ask for RK4. Euler compiles several times faster, and moved positions by up to 0.07, and by 4 in
         a fall of the double pendulum.
@@ -133,7 +150,7 @@ class MJXTask(AbstractTask):
         **Arguments**
 
         - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5" or "HalfCheetah-v5".
-        - `horizon`, `integrator`, `iterations`, `forward_only`: as for `awmkit.mjx.MJXTask`.
+        - `horizon`, `integrator`, `solver`, `iterations`, `cone`, `forward_only`: as for `awmkit.mjx.MJXTask`.
 
         **Raises:** `ValueError` if `id` is none of these, and wherever `MJXTask` raises it. `ImportError` if Gymnasium, which
         brings the MJCF files, is not installed.
@@ -153,7 +170,9 @@ class MJXTask(AbstractTask):
             frame_skip=body.frame_skip,
             reset=body.reset(tuple(model.qpos0.tolist())),
             integrator=integrator,
+            solver=solver,
             iterations=iterations,
+            cone=cone,
             forward_only=forward_only,
         )
 
@@ -171,6 +190,8 @@ class MJXTask(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
+        if self._values_only:
+            state, action = values_only((state, action))
         with jax.numpy_dtype_promotion("standard"):  # MJX promotes implicitly.
             warm, after = self._advance(carry, state.astype(float), action.astype(float))
         return warm, after.astype(state.dtype)
@@ -179,7 +200,11 @@ class MJXTask(AbstractTask):
         """Make `frame_skip` of MuJoCo's steps. Each rebuilds its data, because a loop over `mjx.Data` changes dtypes in x64."""
         model = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, self.model)
         low, high = model.actuator_ctrlrange.T
-        data = mjx.make_data(model).replace(ctrl=scale_to_bounds(action, low, high))
+        ctrl = scale_to_bounds(action, low, high)
+        if not model.opt.disableflags & mjtDisableBit.mjDSBL_CLAMPCTRL:
+            # MJX clamps by itself, but not where implicitfast differentiates the force.
+            ctrl = jnp.where(ctrl > high, high, jnp.where(ctrl < low, low, ctrl))
+        data = mjx.make_data(model).replace(ctrl=ctrl)
         ends = (model.nq, model.nq + model.nv)
 
         def substep(loop, _):

@@ -3,6 +3,10 @@
 The quick tests share one small Euler model. Tests that compile larger models are marked slow.
 """
 
+import re
+from contextlib import nullcontext
+from pathlib import Path
+
 import equinox as eqx
 import gymnasium
 import jax
@@ -11,8 +15,9 @@ import mujoco
 import numpy as np
 import pytest
 from misuse import says
-from mujoco import mjtIntegrator
+from mujoco import mjtCone, mjtIntegrator, mjtSolver
 
+import awmkit.mjx
 from awmkit import Sequential, unroll, unroll_grad
 from awmkit.mjx import cartpole, double_pendulum, MJXTask, pendulum
 from awmkit.tasks import DrivenDoublePendulum
@@ -29,9 +34,14 @@ def away_from_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-BALL = '<mujoco><worldbody><body>{joint}<geom size="1"/></body></worldbody>{actuator}</mujoco>'
+BALL = '<mujoco><worldbody><site name="0"/><body>{joint}<geom size="1"/></body></worldbody>{actuator}</mujoco>'
 HINGE, MOTOR = '<joint name="0"/>', '<actuator><{kind} joint="0" {options}/></actuator>'
 LIMITED = MOTOR.format(kind="motor", options='ctrlrange="-1 1"')
+
+
+FALLING = BALL.format(joint='<joint name="0" type="slide" axis="0 0 1"/>', actuator=LIMITED).replace(
+    "<body>", '<geom name="floor" type="plane" size="9 9 1"/><body pos="0 0 1.5">'
+)
 
 
 def ball(joint=HINGE, actuator=LIMITED, **options):
@@ -166,6 +176,7 @@ def test_the_gradient_of_the_reachers_reward_is_finite_at_its_target():
     assert value == 0 and jnp.isfinite(grads).all()
 
 
+SMOOTH = '<geom size="1" condim="1" priority="1"/><body '
 SENTENCES = {
     "no model": (lambda: MJXTask(3, zero, horizon=5), "cannot read the model.*pass a mujoco.MjModel"),
     "no such file": (lambda: MJXTask("/nowhere.xml", zero, horizon=5), "cannot read the model.*nowhere"),
@@ -177,7 +188,15 @@ SENTENCES = {
     "no actuators": (lambda: ball(actuator=""), "no actuators"),
     "unlimited actuators": (
         lambda: ball(actuator=MOTOR.format(kind="motor", options="")),
-        "needs a control range.*for actuator 0",
+        "needs a finite control range.*for actuator 0",
+    ),
+    "an infinite control range": (
+        lambda: ball(actuator=MOTOR.format(kind="motor", options='ctrlrange="-inf inf"')),
+        "needs a finite control range.*for actuator 0",
+    ),
+    "no joints": (
+        lambda: ball("", '<actuator><motor site="0" ctrlrange="-1 1"/></actuator>'),
+        "no joints",
     ),
     "delays": (
         lambda: ball(actuator=MOTOR.format(kind="motor", options='ctrlrange="-1 1" delay="0.01" nsample="5"')),
@@ -190,8 +209,18 @@ SENTENCES = {
     "what MJX lacks": (lambda: MJXTask.from_gymnasium("Swimmer-v5", integrator=FAST), "does not support.*fluid drag"),
     "reverse mode through a loop": (
         lambda: ball('<joint name="0" limited="true" range="-1 1"/>'),
-        "1 constraint rows.*100 solver iterations.*while_loop.*2259.*forward_only=True.*iterations=1",
+        "1 constraint rows.*100 solver iterations.*while_loop.*2259.*forward_only=True.*iterations=1.*is wrong physics",
     ),
+    "reverse mode through elliptic cones": (
+        lambda: MJXTask(FALLING, zero, horizon=5, cone=mjtCone.mjCONE_ELLIPTIC, iterations=1),
+        "elliptic.*NaN.*mjCONE_PYRAMIDAL.*forward_only=True",
+    ),
+    "elliptic cones with and without friction": (
+        lambda: MJXTask(FALLING.replace("<body ", SMOOTH), zero, horizon=5, cone=mjtCone.mjCONE_ELLIPTIC),
+        "MJX does not support.*condim=1",
+    ),
+    "a solver MJX lacks": (lambda: ball(solver=mjtSolver.mjSOL_PGS), "no PGS.*solver=mujoco.mjtSolver.mjSOL_NEWTON"),
+    "a solver's name": (lambda: ball(solver="Newton"), "solver must be a mujoco.mjtSolver.*got 'Newton'"),
     "no horizon": (lambda: ball(horizon=0), "horizon=0"),
     "half a frame": (lambda: pendulum(frame_skip=0.5), "frame_skip=0.5"),
     "no iterations": (lambda: ball(iterations=0), "iterations=0"),
@@ -199,13 +228,183 @@ SENTENCES = {
         lambda: MJXTask.from_gymnasium("Ant-v5"),
         "id must be one of InvertedPendulum-v5.*HalfCheetah-v5, got 'Ant-v5'",
     ),
-    **{id: (lambda id=id: MJXTask.from_gymnasium(id), "constraint rows.*iterations=1") for id in IDS},
+    **{id: (lambda id=id: MJXTask.from_gymnasium(id), "constraint rows.*forward_only=True") for id in IDS},
 }
 
 
 @pytest.mark.parametrize("name", SENTENCES)
 def test_misuse_raises_one_clear_sentence(name):
     says(*SENTENCES[name])
+
+
+def arm(joint="", geom="", motor="", option="", flag="", body="", rest=""):
+    """MJCF of a hinge, a tendon on it and one motor, without contacts."""
+    return f"""<mujoco>{rest}<option {option}><flag {flag}/></option><worldbody>
+      <body name="leg" {body}><joint name="hip" axis="0 1 0" {joint}/><geom name="shin" size=".1" pos=".3 0 0" {geom}/></body></worldbody>
+      <actuator><general name="motor" joint="hip" ctrlrange="-1 1" {motor}/></actuator></mujoco>"""
+
+
+def tendon(options):
+    return f'<tendon><fixed name="cord" {options}><joint joint="hip" coef="1"/></fixed></tendon>'
+
+
+VELOCITY = 'biastype="affine" biasprm="0 0 -5"'
+FLOOR = '<worldbody><geom name="floor" type="plane" size="9 9 1"/></worldbody>'
+PAIR = FLOOR + '<contact><pair name="sole" geom1="floor" geom2="shin" {}/></contact>'
+EQUALITY = '<equality><joint name="lock" joint1="hip" {}/></equality>'
+PLUGIN = """<extension><plugin plugin="mujoco.elasticity.cable"/></extension><worldbody><body name="cable"><freejoint/>
+  <geom type="capsule" size=".1 .1"/><plugin plugin="mujoco.elasticity.cable"/></body></worldbody>"""
+MUSCLE = 'gaintype="muscle" biastype="muscle" dyntype="muscle" lengthrange="-1 1" gainprm="{0}" biasprm="{0}"'.format(
+    ".75 1.05 9 200 .5 1.6 1.5 1.3 1.2"
+)
+
+# Models that MJX moves differently, and the field and object that the error must name.
+DROPPED = [
+    (arm(joint='stiffness="1 2 3"'), "jnt_stiffnesspoly of joint hip"),
+    (arm(joint='damping="0 2"'), "dof_dampingpoly of joint hip"),
+    (arm(rest=tendon('stiffness="1 2"')), "tendon_stiffnesspoly of tendon cord"),
+    (arm(rest=tendon('damping="1 2"')), "tendon_dampingpoly of tendon cord"),
+    (arm(motor='damping="3"'), "actuator_damping of actuator motor"),
+    (arm(motor='armature="3"'), "actuator_armature of actuator motor"),
+    (arm(motor='dyntype="filter" dynprm="0.1" actearly="true"'), "actuator_actearly of actuator motor"),
+    (arm(motor='group="2"', option='actuatorgroupdisable="2"'), "opt.disableactuator of actuator motor"),
+    (arm(motor=f'{VELOCITY} forcerange="-1 1"', option='integrator="implicitfast"'), "actuator_forcerange of actuator motor"),
+    (arm(motor=MUSCLE, option='integrator="implicitfast"'), "actuator_gaintype of actuator motor.*mjINT_EULER"),
+    (arm(geom='fluidshape="ellipsoid"', option='density="9"'), "geom_fluid of geom shin"),
+    (arm(geom='surfacevel="1 0 0 0 0 0"'), "geom_surfacevel of geom shin"),
+    (arm(geom='adhesion="9"'), "geom_adhesion of geom shin"),
+    (arm(rest=PAIR.format('adhesion="9"')), "pair_adhesion of pair sole"),
+    (arm(rest=PLUGIN), "plugin 0"),
+    (arm(joint='limited="true" range="-1 1" margin="2"'), "jnt_range and jnt_margin of joint hip"),
+    (arm(rest=tendon('limited="true" range="-1 1" margin="2"')), "tendon_range and tendon_margin of tendon cord"),
+    (arm(joint='limited="true" range="-1 1" solreflimit="-9 1"'), "jnt_solref of joint hip"),
+    (arm(joint='frictionloss="1" solreffriction="1 -9"'), "dof_solref of joint hip"),
+    (arm(geom='solref="-9 1"'), "geom_solref of geom shin"),
+    (arm(rest=PAIR.format('solref="-9 1"')), "pair_solref of pair sole"),
+    (arm(rest=PAIR.format('solreffriction="-9 1"')), "pair_solreffriction of pair sole"),
+    (arm(rest=EQUALITY.format('solref="-9 1"')), "eq_solref of equality lock"),
+    (arm(rest=tendon('solreflimit="-9 1"')), "tendon_solref_lim of tendon cord"),
+    (arm(rest=tendon('solreffriction="-9 1"')), "tendon_solref_fri of tendon cord"),
+    (arm(joint='solimplimit=".5 .9 0"'), "jnt_solimp of joint hip"),
+    (arm(joint='solimpfriction=".5 .9 0"'), "dof_solimp of joint hip"),
+    (arm(geom='solimp=".5 .9 0"'), "geom_solimp of geom shin"),
+    (arm(rest=PAIR.format('solimp=".5 .9 0"')), "pair_solimp of pair sole"),
+    (arm(rest=EQUALITY.format('solimp=".5 .9 0"')), "eq_solimp of equality lock"),
+    (arm(rest=tendon('solimplimit=".5 .9 0"')), "tendon_solimp_lim of tendon cord"),
+    (arm(rest=tendon('solimpfriction=".5 .9 0"')), "tendon_solimp_fri of tendon cord"),
+    (arm(joint='stiffness="1" damping="2"', flag='spring="disable"'), r"opt.disableflags \(spring or damper\)"),
+    (arm(option='noslip_iterations="3"', joint='frictionloss="1"'), "opt.noslip_iterations"),
+    (arm(flag='sleep="enable"'), r"opt.enableflags \(sleep\)"),
+]
+# What looks like a row of the table but moves as in MuJoCo.
+KEPT = [
+    arm(joint='stiffness="1" damping="2" armature="1"', rest=tendon('stiffness="1" damping="2"')),
+    arm(motor='dyntype="none" actearly="true"'),
+    arm(motor='group="2"', option='actuatorgroupdisable="3"'),
+    arm(motor=f'{VELOCITY} forcerange="-1 1"'),
+    arm(motor=VELOCITY, option='integrator="implicitfast"'),
+    arm(motor=MUSCLE),
+    arm(geom='fluidshape="ellipsoid"'),
+    arm(geom='fluidshape="none"', option='density="9"'),
+    arm(joint='limited="true" range="-1 1" margin=".01" solreflimit="-9 -1" solimplimit=".9 .9 0"'),
+    arm(flag='damper="disable"'),
+    arm(joint='stiffness="1"', flag='spring="disable" damper="disable"'),
+    arm(option='noslip_iterations="3"', geom='contype="0"'),
+]
+
+
+@pytest.mark.parametrize("mjcf, names", DROPPED)
+def test_a_feature_that_mjx_drops_is_refused_by_the_name_of_its_field_and_object(mjcf, names):
+    says(lambda: MJXTask(mjcf, zero, horizon=5, forward_only=True), f"differently from MuJoCo by .*{names}")
+
+
+@pytest.mark.parametrize("mjcf", KEPT)
+def test_a_feature_that_does_not_change_the_motion_is_accepted(mjcf):
+    MJXTask(mjcf, zero, horizon=5, forward_only=True)
+
+
+def test_every_row_of_the_table_of_differences_has_a_model():
+    assert len(DROPPED) == len(awmkit.mjx._differences.DIFFERENCES) - 1  # The last row is tested next.
+
+
+def test_a_callback_is_refused():
+    model = mujoco.MjModel.from_xml_string(arm())
+    mujoco.set_mjcb_passive(lambda model, data: None)
+    try:
+        says(lambda: MJXTask(model, zero, horizon=5), "callback.*set_mjcb")
+    finally:
+        mujoco.set_mjcb_passive(None)
+
+
+CYLINDERS = """<worldbody><geom name="block" type="cylinder" size="1 1" {0}/><body name="rod" pos="0 0 3"><freejoint/>
+  <geom type="cylinder" size="1 1" {0}/></body></worldbody>"""
+BARE = 'contype="0" conaffinity="0"'
+LOOP = '<equality><connect body1="leg" body2="world" anchor="0 0 0" {}/></equality>'
+
+
+@pytest.mark.parametrize(
+    "mjcf, notes",
+    [
+        (arm(geom=BARE, rest=CYLINDERS.format("")), "contacts in its own way between cylinder and cylinder, so"),
+        (arm(geom=BARE, rest=CYLINDERS.format(BARE)), None),
+        (arm(geom=BARE, rest=CYLINDERS.format("") + '<contact><exclude body1="world" body2="rod"/></contact>'), None),
+        (arm(geom=BARE, rest=CYLINDERS.format(""), flag='contact="disable"'), None),
+        (arm(rest=LOOP.format("")), "connect and weld"),
+        (arm(rest=LOOP.format(""), flag='equality="disable"'), None),
+    ],
+)
+def test_a_constraint_that_mjx_treats_in_its_own_way_is_warned_of(mjcf, notes):
+    with nullcontext() if notes is None else pytest.warns(UserWarning, match=f"{notes}.*differently from MuJoCo"):
+        MJXTask(mjcf, zero, horizon=5, forward_only=True)
+
+
+def test_options_change_a_copy_and_flags_that_do_not_move_the_state_are_cleared():
+    flags = '<flag energy="enable" fwdinv="enable"/>'
+    model = mujoco.MjModel.from_xml_string(FALLING.replace("<worldbody>", f'<option solver="PGS">{flags}</option><worldbody>'))
+    options = {"integrator": FAST, "solver": mjtSolver.mjSOL_CG, "iterations": 7, "cone": mjtCone.mjCONE_ELLIPTIC}
+    before = {name: getattr(model.opt, name) for name in [*options, "enableflags"]}
+    placed = MJXTask(model, zero, horizon=5, forward_only=True, **options).model
+    assert {name: getattr(placed.opt, name) for name in options} == options and placed.opt.enableflags == 0
+    assert {name: getattr(model.opt, name) for name in before} == before and before["enableflags"] and before["solver"] == 0
+
+
+def test_elliptic_cones_without_friction_are_stepped_as_pyramids():
+    option = '<option cone="elliptic"/><worldbody>'
+    task = ball('<joint name="0" limited="true" range="-1 1"/>', forward_only=True)
+    elliptic = MJXTask(
+        FALLING.replace("<worldbody>", option).replace("<geom", '<geom condim="1"'), zero, horizon=5, iterations=1
+    )
+    assert task.model.opt.cone == elliptic.model.opt.cone == mjtCone.mjCONE_PYRAMIDAL
+
+
+def test_derivatives_of_one_iteration_through_elliptic_cones_raise():
+    task = MJXTask(FALLING, zero, horizon=2, forward_only=True, cone=mjtCone.mjCONE_ELLIPTIC, iterations=1)
+    height = lambda state: task.step(jnp.zeros(1), state, jnp.zeros(1), 0)[1][0]
+    for differentiate in (jax.grad, jax.jacfwd):
+        says(lambda differentiate=differentiate: differentiate(height)(jnp.array([0.5, -0.1])), "NaN; pass.*PYRAMIDAL")
+
+
+# Words in the names of fields that do not move the state (looks, names, sensors, memory), that repeat other fields, or that serve
+# only flexes, plugins, delays, types of actuators, solvers and flags that MJX or awmkit refuses.
+UNREAD = """flex skin tex mat_ cam_ light_ bvh oct_ text tuple key_ sensor user name rgba group path matid vis stat rownnz rowadr
+colind mapM mapD D_diag efm B_ sameframe simple tree mesh_ site_type site_size site_dataid width numeric magnetic signature
+_aabb _gap body_contype body_conaffinity body_margin body_jnt jnt_actuatorid tendon_actuatorid dof_M dof_length length0 eq_active0
+flg_ plugin history delay cranklength ctrladr ctrlnum ctrlspec outadr outnum o_ ccd_ sdf_ noslip_tolerance sleep_tolerance""".split()
+
+
+def test_mjx_reads_refuses_or_may_ignore_every_field_of_a_model():
+    folder = Path(mujoco.__file__).parent / "mjx" / "_src"
+    names = (
+        "collision_convex collision_driver collision_primitive collision_sdf constraint derivative forward mesh passive scan"
+    )
+    source = "".join((folder / f"{name}.py").read_text() for name in f"{names} smooth solver support".split())
+    read = set(re.findall(r"\bm(?:\.opt)?(?:\._impl)?\.(\w+)", source))
+    model = mujoco.MjModel.from_xml_string(arm())
+    fields = {field for x in (model, model.opt) for field in dir(x) if not (field[0] == "_" or callable(getattr(x, field)))}
+    counts = {field for field in fields if re.fullmatch("n[a-zA-Z0-9]+", field)}
+    known = "".join((Path(awmkit.mjx.__file__).parent / f"{name}.py").read_text() for name in ("_differences", "_model"))
+    unread = {field for field in fields - read - counts if not any(word in field for word in UNREAD)}
+    assert len(fields & read) > 150 and sorted(field for field in unread if not re.search(rf"\b{field}\b", known)) == []
 
 
 WITH_STATE = f"""<mujoco><worldbody><body>{HINGE}<inertial pos="1 0 0" mass="1" diaginertia="1 1 1"/></body></worldbody>
