@@ -333,10 +333,8 @@ MUTANTS = (
     Mutant(
         "an environment's arrays are kept without a copy",
         "gym/_collect.py",
-        """numbers = real_numbers(values, shape, what=f"The {what}", fix="fix the environment or its space")
-    with np.errstate(over="ignore"):  # What overflows is reported as infinite.
-        numbers = numbers.astype(jnp.result_type(float))""",
-        "numbers = np.asarray(values, jnp.result_type(float))",
+        'real_numbers(values, shape, what=f"The {what}", fix="fix the environment or its space").astype(_float())',
+        "np.asarray(values, _float())",
         "gym/test_collect.py::test_an_environment_that_fills_its_arrays_again_gives_the_same_episodes_as_one_that_makes_new_ones",
     ),
     Mutant(
@@ -349,8 +347,8 @@ MUTANTS = (
     Mutant(
         "an action may leave its box by rounding",
         "gym/_spaces.py",
-        "return np.clip(scaled, low, high)",
-        "return scaled",
+        "return np.minimum(np.maximum(scaled.astype(box.dtype), low), high)",
+        "return scaled.astype(box.dtype)",
         "gym/test_collect.py::test_actions_keep_all_bounds_of_one_decimal",
     ),
     Mutant(

@@ -121,8 +121,8 @@ def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, fl
     observation, reward, terminated, truncated, _ = returned
     observation = _finite(observation, space.shape, f"observation after step {t}")
     reward = _finite(reward, (), f"reward of step {t}")
-    for name, flag in {"terminated": terminated, "truncated": truncated}.items():
-        if np.shape(flag) != () or flag not in (False, True):
+    for name, flag in ("terminated", terminated), ("truncated", truncated):
+        if not isinstance(flag, bool) and (np.shape(flag) != () or flag not in (False, True)):
             raise ValueError(f"{name} of step {t} must be True or False, got {kind(flag)}; fix env.step.")
     return observation, reward.item(), bool(terminated), bool(truncated)
 
@@ -130,9 +130,9 @@ def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, fl
 def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int | None, absorb: bool) -> list[np.ndarray]:
     """States (H+1, S), actions (H, A) and rewards (H,) of one episode."""
     _, box = box_spaces(env)
-    states, actions, rewards, ended = [reset(env, seed)], [], [], False
+    dtype, states, actions, rewards, ended = _float(), [reset(env, seed)], [], [], False
     for t in range(horizon):
-        state, reward, action = states[-1], 0.0, np.array(act(states[-1], t, key), jnp.result_type(float))
+        state, reward, action = states[-1], 0.0, np.array(act(states[-1], t, key), dtype)
         if action.shape != box.shape:
             raise ValueError(f"The policy must return an action of shape {box.shape}, got {action.shape}.")
         _require_finite(action, f"action of step {t}")
@@ -156,7 +156,7 @@ def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int 
         states.append(state)
         actions.append(action)
         rewards.append(reward)
-    return [np.stack(states), np.stack(actions), np.array(rewards, jnp.result_type(float))]
+    return [np.stack(states), np.stack(actions), np.array(rewards, dtype)]
 
 
 def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:
@@ -175,11 +175,14 @@ def _finite(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
 
     Environments may fill one array again at every step, so nothing of theirs is kept.
     """
-    numbers = real_numbers(values, shape, what=f"The {what}", fix="fix the environment or its space")
-    with np.errstate(over="ignore"):  # What overflows is reported as infinite.
-        numbers = numbers.astype(jnp.result_type(float))
+    numbers = real_numbers(values, shape, what=f"The {what}", fix="fix the environment or its space").astype(_float())
     _require_finite(numbers, what)
     return numbers
+
+
+def _float() -> np.dtype:
+    """JAX's default float. `jnp.result_type(float)` takes as long as a step of a small environment."""
+    return jax.dtypes.canonicalize_dtype(float)
 
 
 def _tuple(returned: Any) -> str:

@@ -48,10 +48,10 @@ def box_spaces(env: gymnasium.Env) -> tuple[Box, Box]:
 def scale_to(box: Box, action: np.ndarray) -> np.ndarray:
     """Map an action in [-1, 1] to the bounds of `box`, in its dtype. The result is inside of the box, -1 and 1 are its bounds."""
     low, high = box.low, box.high
-    with np.errstate(over="ignore"):  # Halves, because high - low may overflow.
-        scaled = 2 * (low / 2 + (action + 1) / 2 * (high / 2 - low / 2))
-        scaled = np.where(action <= -1, low, np.where(action >= 1, high, scaled)).astype(box.dtype)
-    return np.clip(scaled, low, high)  # Rounding may have left the box.
+    scaled = 2 * (low / 2 + (action + 1) / 2 * (high / 2 - low / 2))  # Halves, because high - low may overflow.
+    if np.abs(action).max() == 1:
+        scaled = np.where(action == -1, low, np.where(action == 1, high, scaled))
+    return np.minimum(np.maximum(scaled.astype(box.dtype), low), high)  # Rounding may have left the box.
 
 
 def real_numbers(values: Any, *shapes: tuple[int, ...], what: str, fix: str) -> np.ndarray:
