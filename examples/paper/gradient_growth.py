@@ -292,7 +292,8 @@ def theory_figure(setting: Setting, theory: list[dict[str, Any]]) -> Figure:
     h = np.asarray(setting.horizons, float)
     for panel, title, chosen in zip(panels, titles, (theory[:4], theory[7:], theory[4:7]), strict=True):
         growths = {line["about"]: restored(line["growth"], GradientGrowth) for line in chosen}
-        plot.growth(growths, axes=panel)
+        # A panel may have norms of states and of returns; its label below fits both.
+        plot.growth({about: dataclasses.replace(growth, of="state") for about, growth in growths.items()}, axes=panel)
         limits = panel.get_ylim()
         panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16))
         for curve, line, growth in zip(panel.get_lines(), chosen, growths.values(), strict=False):
