@@ -95,8 +95,9 @@ class MLPPolicy(AbstractPolicy):
 class GaussianPolicy(AbstractPolicy):
     """A stochastic policy, a_t = tanh(mu(s_t) + sigma(s_t) * noise).
 
-    Its input is normalised as in `MLPPolicy`. The noise is reparameterised, so gradients pass through actions. Without a key the policy returns its mode, tanh(mu), as
-    in the evaluations of `train`. Source: Haarnoja et al. (2018), *Soft Actor-Critic*, appendix C.
+    Its input is normalised as in `MLPPolicy`. The noise is reparameterised, so gradients pass through actions. Without a key the
+    policy returns its mode, tanh(mu), as in the evaluations of `train`. Source: Haarnoja et al. (2018), *Soft Actor-Critic*,
+    appendix C.
 
     **Arguments**
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from awmkit import AbstractDynamics, BPO, MLPPolicy, Paths
 from awmkit.analysis import fidelity, landscape, true_gradient
+from awmkit.analysis._fidelity import _interval
 from awmkit.tasks import spiral
 
 KEY = jax.random.key(0)
@@ -87,6 +88,13 @@ def test_variance_and_signal_to_noise_ratio_are_taken_over_starts(truth):
     assert np.allclose(found.esnr.value, (truth.exact.mean(axis=1) ** 2).sum(axis=-1) / variance)
     assert (found.esnr.low < found.esnr.value).all() and (found.esnr.value < found.esnr.high).all()
     assert (found.finite == 1).all()
+
+
+def test_an_interval_runs_from_the_2_5_to_the_97_5_percent_quantile_of_the_resamples():
+    found = _interval(np.append(7.0, np.random.default_rng(0).permutation(1001))[:, None])
+    np.testing.assert_allclose([found.value, found.low, found.high], [[7], [25], [975]])
+    with np.errstate(invalid="ignore"):
+        assert np.isinf(_interval(np.array([[1.0], [1.0], [np.inf], [np.inf]])).high).all()
 
 
 def test_a_95_percent_interval_contains_the_truth_in_about_95_percent_of_cases():

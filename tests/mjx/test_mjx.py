@@ -172,8 +172,11 @@ def test_a_gymnasium_body_has_the_state_of_its_own_file_and_random_initial_state
 def test_the_gradient_of_the_reachers_reward_is_finite_at_its_target():
     reward = MJXTask.from_gymnasium("Reacher-v5", iterations=1).reward
     touching = jnp.zeros(8).at[2].set(0.1 + 0.11)
-    value, grads = jax.value_and_grad(lambda s: reward(s, jnp.zeros(2), 0, s))(touching)
+    value_and_grad = jax.value_and_grad(lambda s: reward(s, jnp.zeros(2), 0, s))
+    value, grads = value_and_grad(touching)
     assert value == 0 and jnp.isfinite(grads).all()
+    value, grads = value_and_grad(touching.at[3].set(1e-170))  # Its square vanishes.
+    assert jnp.isclose(value, -1e-170, rtol=1e-12, atol=0) and jnp.isclose(grads[3], -1)
 
 
 SMOOTH = '<geom size="1" condim="1" priority="1"/><body '
