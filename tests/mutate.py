@@ -221,8 +221,8 @@ MUTANTS = (
     Mutant(
         "the oldest episodes count as the newest",
         "learning/_replay.py",
-        "slots = (self.added - 1 - ages) % self.capacity",
-        "slots = (self.added + ages) % self.capacity",
+        "slots = (self.added - 1 - jnp.clip(ages, 0, self.size - 1)) % self.capacity",
+        "slots = (self.added + jnp.clip(ages, 0, self.size - 1)) % self.capacity",
         "learning/test_replay.py::test_an_episode_is_drawn_less_often_than_the_next_newer_one_by_the_factor_recency",
     ),
     Mutant(

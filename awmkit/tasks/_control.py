@@ -55,7 +55,7 @@ class AbstractControlProblem(eqx.Module):
 
     ```python
     class Rocket(AbstractControlProblem):
-        drag: Array = eqx.field(default=0.1, converter=jnp.asarray)
+        drag: jax.Array = eqx.field(default=0.1, converter=jnp.asarray)
         x0: tuple[float, ...] = (0.0, 0.0)
         T: float = 10.0
         x_bounds: tuple[tuple[float, float], ...] = ((0.0, math.inf), (-math.inf, math.inf))
