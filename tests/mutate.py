@@ -365,6 +365,13 @@ MUTANTS = (
         "self._states",
         "gym/test_task_env.py::test_the_picture_of_any_other_task_shows_the_running_episode_of_each_copy",
     ),
+    Mutant(
+        "the options of an MJXTask change the caller's model",
+        "mjx/_model.py",
+        "return copy.copy(model)",
+        "return model",
+        "mjx/test_mjx.py::test_options_change_a_copy_and_flags_that_do_not_move_the_state_are_cleared",
+    ),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import mujoco
 import numpy as np
-from mujoco import mjtCone, mjtEnableBit, mjtIntegrator, mjtSolver, mjx
+from mujoco import mjtCone, mjtEnableBit, mjtIntegrator, mjtJoint, mjtSolver, mjx
 
 from .._checks import describe
 from ._differences import check_differences
@@ -109,6 +109,14 @@ def check_reverse_mode(model: mujoco.MjModel, rows: int) -> None:
             f"The derivatives of MJX's elliptic friction cones are NaN in reverse mode where a contact is open{_ELLIPTIC}, or "
             "forward_only=True for values."
         )
+
+
+def angular_velocities(model: mjx.Model) -> np.ndarray:
+    """Indices into qvel of the angular velocities of the free and ball joints, shape (number of joints, 3)."""
+    first = [
+        model.jnt_dofadr[model.jnt_type == kind] + skip for kind, skip in ((mjtJoint.mjJNT_FREE, 3), (mjtJoint.mjJNT_BALL, 0))
+    ]
+    return np.concatenate(first)[:, None] + np.arange(3)
 
 
 @jax.custom_jvp

@@ -20,7 +20,7 @@ from .._dynamics import AbstractTask
 from .._reward import check_reward, Reward, with_next_state
 from ._differences import warn_of_approximations
 from ._gymnasium_bodies import BODIES
-from ._model import check_model, check_reverse_mode, put_model, read_model, set_options, values_only
+from ._model import angular_velocities, check_model, check_reverse_mode, put_model, read_model, set_options, values_only
 
 
 class MJXTask(AbstractTask):
@@ -206,12 +206,16 @@ class MJXTask(AbstractTask):
             ctrl = jnp.where(ctrl > high, high, jnp.where(ctrl < low, low, ctrl))
         data = mjx.make_data(model).replace(ctrl=ctrl)
         ends = (model.nq, model.nq + model.nv)
+        spins = angular_velocities(model)
 
         def substep(loop, _):
             warm, state = loop
             qpos, qvel, act = jnp.split(state, ends)
-            after = mjx.step(model, data.replace(qpos=qpos, qvel=qvel, act=act, qacc_warmstart=warm))
-            return (after.qacc_warmstart, jnp.concatenate([after.qpos, after.qvel, after.act])), None
+            # In MJX the derivative of a quaternion in an angular velocity of less than 1e-8 is 0.
+            still = jnp.all(jnp.abs(qvel[spins]) < 1e-7, axis=1, keepdims=True)
+            spin = jnp.zeros_like(qvel).at[spins].set(jnp.where(still, 1e-7, 0.0)) if spins.size else 0.0
+            after = mjx.step(model, data.replace(qpos=qpos, qvel=qvel + spin, act=act, qacc_warmstart=warm))
+            return (after.qacc_warmstart, jnp.concatenate([after.qpos, after.qvel - spin, after.act])), None
 
         # With this, reverse mode stores the states only: a hundredth of the memory, and no slower.
         substep = jax.checkpoint(substep, prevent_cse=False)
