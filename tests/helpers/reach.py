@@ -82,6 +82,11 @@ def make(key):
     }
 
 
+def parts():
+    """Return parts of a run whose description must not depend on the process: on addresses, or on the order of a set."""
+    return Reach(), MODEL_UPDATES, ASCENT, {"ab", "cd", "ef"}, lambda state: state in {"gh", "ij", "kl"}, eqx.filter_jit(make)
+
+
 def run(key, task=Reach(), **options):
     """Train with two environments and a replay buffer of 8 episodes, which fills up during the run.
 

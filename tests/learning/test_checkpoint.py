@@ -24,11 +24,11 @@ import optax
 import pytest
 from hypothesis import given, strategies as st
 from misuse import says
-from reach import ASCENT, host_task, make, MODEL_UPDATES, Reach, run
+from reach import ASCENT, host_task, make, MODEL_UPDATES, parts, Reach, run
 from tensorboardX.proto.event_pb2 import Event
 
 from awmkit import held_actions, JSONLines, load, ModelUpdates, Parallel, Paths, save, TargetEntropy, train, versions, Warmup
-from awmkit.learning import read_header
+from awmkit.learning import fingerprint, read_header
 from awmkit.learning.tensorboard import TensorBoard
 
 KEY = jax.random.key(3)
@@ -252,9 +252,11 @@ def test_a_run_resumed_with_other_versions_warns(tmp_path, monkeypatch):
 
 
 PROGRAM = """
-import signal, sys, time, jax
+import json, pathlib, signal, sys, time, jax
 from awmkit import JSONLines
-from reach import run
+from awmkit.learning import fingerprint
+from reach import parts, run
+pathlib.Path("parts").write_text(json.dumps(fingerprint(parts())))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Whatever started the tests may ignore it.
 pause = lambda metrics: time.sleep(0.3)
 run(jax.random.key(3), callbacks=[JSONLines("log"), pause], checkpoint="run")
@@ -290,6 +292,7 @@ def test_a_process_that_is_killed_and_then_interrupted_resumes_and_ends_bit_for_
         rf"KeyboardInterrupt: train was interrupted after \d+ steps; {re.escape(how)}", message.splitlines()[-1]
     )
     subprocess.run(**program, check=True)
+    assert json.loads((tmp_path / "parts").read_text()) == fingerprint(parts())
     # The checkpoint has every leaf of the run's state, and each epoch's metrics.
     assert {"run": (tmp_path / "run").read_bytes(), "log": log.read_bytes()} == files
 
