@@ -9,7 +9,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ._checks import check_counts, describe
+from ._checks import check_counts, check_shapes, describe
 from ._norms import rms, scale_of
 
 T = TypeVar("T", bound=PyTree)
@@ -59,10 +59,11 @@ class Normaliser(eqx.Module):
         **Raises:** `ValueError` if `data` has no row, a number of entries other than D, a dtype that is not floating point, or
         entries that are not finite.
         """
-        size, needed = self.shift.shape[-1], 3 if self.per_step else 1
-        if jnp.ndim(data) < needed or jnp.shape(data)[-1] != size or not jnp.size(data):
-            shape = f"(N, T, {size})" if self.per_step else f"(N, {size})"
-            raise ValueError(f"data must have shape {shape} with at least one row, got {describe(data)}.")
+        size = self.shift.shape[-1]
+        leading = ("N", "T") if self.per_step else ("*",)
+        check_shapes("Normaliser.fitted", "give one row per sample", data=(data, (*leading, size)))
+        if not data.size:
+            raise ValueError(f"data must have at least one row, got {describe(data)}; give more data.")
         data = jnp.asarray(data)
         if not jnp.issubdtype(data.dtype, jnp.floating):
             raise ValueError(f"data must be floating point, got {describe(data)}; pass them .astype(float).")
@@ -90,6 +91,7 @@ class Normaliser(eqx.Module):
 
     def at(self, t: Int[ArrayLike, "*steps"]) -> "Normaliser":
         """Return the normaliser of step or steps `t`; a step beyond the data uses the last one."""
+        t = jnp.asarray(t)
         of_step = lambda x: x if x.ndim == 1 else x[jnp.minimum(t, x.shape[0] - 1)]
         return eqx.tree_at(lambda n: (n.shift, n.scale), self, (of_step(self.shift), of_step(self.scale)))
 
@@ -111,13 +113,10 @@ class Normaliser(eqx.Module):
 
     def _statistics(self, x: Array) -> tuple[Array, Array]:
         """Return shift and scale in the shape of `x`, without a gradient."""
-        needed, given = self.shift.shape, jnp.shape(x)
-        if given[max(len(given) - len(needed), 0) :] != needed:
-            raise ValueError(
-                f"This normaliser has statistics of shape {needed} and got {describe(x)}; give arrays whose last axes are "
-                f"{needed}, or select the statistics of a step first with normaliser.at(t)."
-            )
-        shift, scale = (jnp.broadcast_to(s, given) for s in (self.shift, self.scale))
+        check_shapes(
+            "Normaliser", "select the statistics of one step first with normaliser.at(t)", x=(x, ("*", *self.shift.shape))
+        )
+        shift, scale = (jnp.broadcast_to(s, x.shape) for s in (self.shift, self.scale))
         return lax.stop_gradient(shift), lax.stop_gradient(scale)
 
 

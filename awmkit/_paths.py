@@ -80,6 +80,7 @@ def is_cut(gain: ScalarLike) -> bool:
 
 def scale_gradient(x: Float[Array, "*shape"], gain: ScalarLike) -> Float[Array, "*shape"]:
     """Return `x` unchanged; its derivative is `gain`, in forward and reverse mode, also for a traced gain."""
+    x = jnp.asarray(x)
     if isinstance(gain, int | float) and gain == 1:
         return x
     if is_cut(gain):

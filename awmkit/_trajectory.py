@@ -31,6 +31,8 @@ class Trajectory(eqx.Module):
         """
         if self.rewards is None:
             raise ValueError("This trajectory has no rewards; pass reward=task.reward to the unroll.")
+        fix = "pass one reward per step and one discount"
+        check_shapes("Trajectory.returns", fix, rewards=(self.rewards, ("*", "H")), discount=(discount, ()))
         if isinstance(discount, int | float) and discount == 1:
             return jnp.sum(self.rewards, axis=-1)
         return jnp.sum(discounts(discount, self.rewards.shape[-1], self.rewards.dtype) * self.rewards, axis=-1)

@@ -306,7 +306,7 @@ MISUSES = {
     "a model normalised by a Trajectory": (lambda: AWM_20.normalised(EPISODES), "pass episodes.states"),
     "a model normalised by a list of episodes": (
         lambda: AWM_20.normalised([EPISODES] * 50),
-        r"got \[Trajectory\(states=.*\.\.\.",
+        r"\(N, H\+1, 2\), got a list; pass episodes.states",
     ),
     "a reward model normalised by states": (
         lambda: RewardModel(2, 1, key=KEY).normalised(STATES),
@@ -364,17 +364,17 @@ MISUSES = {
     "a model normalised by states of the wrong size": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),
     "a normaliser fitted to rows of the wrong size": (
         lambda: Normaliser(3).fitted(jnp.ones((5, 2))),
-        r"\(N, 3\) with at least one row, got float64\[5, 2\]",
+        r"data of shape \(\.\.\., 3\), got float64\[5, 2\]",
     ),
     "a normaliser fitted to integers": (lambda: Normaliser(2).fitted(jnp.ones((5, 2), int)), r"int64\[5, 2\]; pass .*astype"),
     "a normaliser fitted to NaN": (lambda: Normaliser(2).fitted(jnp.full((5, 2), jnp.nan)), "data must be finite"),
     "a normaliser called with one entry of three": (
         lambda: Normaliser(3)(jnp.ones(1)),
-        r"statistics of shape \(3,\) and got float64\[1\]",
+        r"\(\.\.\., 3\), got float64\[1\]",
     ),
     "a normaliser of each step called with one state": (
         lambda: Normaliser(2, per_step=True).fitted(STATES)(STATE),
-        r"shape \(6, 2\) and got float64\[2\].*normaliser.at\(t\)",
+        r"\(\.\.\., 6, 2\), got float64\[2\].*normaliser.at\(t\)",
     ),
     "a normaliser fitted to no rows": (lambda: Normaliser(2).fitted(jnp.ones((0, 2))), "at least one row"),
     "matrices of inconsistent shapes": (

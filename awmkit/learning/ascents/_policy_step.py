@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PyTree, Scalar, ScalarLike
 
 from ..._normaliser import Normaliser, trainable
 from ..._norms import all_finite, clip_tree
-from ..._trajectory import Trajectory
+from ..._trajectory import check_episodes, Trajectory
 from .._optimise import descend
 from ._ascent import AbstractAscent, UpdateInfo
 from ._target_entropy import Entropy, schedule_value, TargetEntropy
@@ -43,6 +43,7 @@ def init_ascent_state(ascent: AbstractAscent, policy: PyTree, episodes: Trajecto
     **Arguments:** `ascent`: its settings. `policy`: the policy. `episodes`: the warm-up's episodes, with a leading axis; the
     standard deviation of their returns is the return scale, unless the ascent has its own.
     """
+    check_episodes("init_ascent_state", episodes)
     initial_weight = ascent.entropy.initial_weight if isinstance(ascent.entropy, TargetEntropy) else 1.0
     log_weight = jnp.asarray(math.log(initial_weight), jnp.result_type(float))
     if ascent.return_scale is None:

@@ -105,9 +105,10 @@ class ShortHorizon(AbstractAscent):
             )
 
     def init(self, policy, episodes, *, key):
+        ascent_state = init_ascent_state(self, policy, episodes)
         critic = normalise_inputs(self.critic, episodes.states)
         critic_state = self.critic_optimiser.init(eqx.filter(critic, trainable(critic)))
-        return ShortHorizonState(init_ascent_state(self, policy, episodes), critic, critic, critic_state)
+        return ShortHorizonState(ascent_state, critic, critic, critic_state)
 
     def update(self, state, policy, *, dynamics, reward, replay, steps, key):
         draw_key, step_key, unroll_key, entropy_key = jax.random.split(key, 4)
