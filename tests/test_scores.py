@@ -1,5 +1,6 @@
 """Scores at known returns, and aggregates compared with their definitions and with scipy."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -108,6 +109,12 @@ def test_an_interval_resamples_seeds_within_each_task_and_is_reproducible(xy, se
     one, again = run(seed), run(seed)
     assert 0 <= one.low <= one.high <= 1 and one.value == probability_of_improvement(x, y)
     assert (one.low, one.high) == (again.low, again.high)
+
+
+def test_an_interval_covers_95_percent_of_2000_resamples_by_default():
+    draws = itertools.count(-1)  # The first number is the statistic of the scores themselves.
+    found = interval(lambda x: float(next(draws)), np.zeros((2, 1)))
+    np.testing.assert_allclose([found.value, found.low, found.high], [-1, 0.025 * 1999, 0.975 * 1999])
 
 
 def test_an_80_percent_interval_contains_the_truth_in_80_percent_of_cases():

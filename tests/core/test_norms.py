@@ -56,15 +56,21 @@ def test_norms_at_0_and_at_the_limits_of_a_float(dtype):
     np.testing.assert_allclose(measure(largest)[2][0].astype(float), [1, 0, 0], rtol=1e-6)
 
 
-def test_norms_along_axes_agree_with_numpys_and_compose_with_vmap():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
-    for axis in (None, 0, -1, (1, 2), (0, 2)):
+def test_norms_along_axes_agree_with_numpys_and_compose_with_vmap_and_hessian():
+    x, axes = np.random.default_rng(0).normal(size=(2, 3, 4)), (None, 0, -1, (1, 2), (0, 2))
+    naive = lambda x: jnp.sqrt(jnp.sum(x**2))
+    both = lambda x: (
+        [(norm(x, a), rms(x, a)) for a in axes],
+        jax.vmap(norm)(x),
+        *(jax.hessian(f)(x[0, 0]) for f in (norm, naive)),
+    )
+    measured, each, hessian, expected_hessian = jax.jit(both)(x)
+    for axis, (found, mean) in zip(axes, measured, strict=True):
         expected = np.linalg.norm(x, axis=axis)
-        for found in (norm(x, axis), norm(np.array(x), axis), rms(x, axis) * np.sqrt(x.size / expected.size)):
-            np.testing.assert_allclose(found, expected, rtol=1e-14)
-    np.testing.assert_array_equal(jax.vmap(lambda x: norm(x, (0, 1)))(x), norm(x, (1, 2)))
-    hessian = jax.hessian(norm)(x[0, 0])
-    np.testing.assert_allclose(hessian, jax.hessian(lambda x: jnp.sqrt(jnp.sum(x**2)))(x[0, 0]), rtol=1e-12)
+        for value in (found, norm(x, axis), mean * np.sqrt(x.size / expected.size)):
+            np.testing.assert_allclose(value, expected, rtol=1e-14)
+    np.testing.assert_allclose(each, measured[3][0], rtol=1e-14)
+    np.testing.assert_allclose(hessian, expected_hessian, rtol=1e-12)
 
 
 def test_a_tree_is_clipped_even_if_its_norm_is_too_large_for_a_float():
