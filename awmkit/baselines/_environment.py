@@ -41,6 +41,11 @@ class FunctionalEnv(eqx.Module):
     limit: float = eqx.field(static=True)
     default_params: ClassVar[None] = None
 
+    def __check_init__(self):
+        shapes = {"reward_shift": (self.reward_shift, (self.task.horizon,)), "reward_scale": (self.reward_scale, ())}
+        shapes["input_norm.shift"] = self.input_norm.shift, (self.task.state_size,)
+        check_shapes("FunctionalEnv", "give one number for each step of an episode and entry of a state", **shapes)
+
     @classmethod
     def from_warmup(
         cls, task: AbstractTask, episodes: Trajectory, reward_scale: ScalarLike | None, *, squash: Callable, limit: float

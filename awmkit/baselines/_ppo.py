@@ -14,7 +14,7 @@ from ..learning import uniform_actions
 from ..learning._warmup import warmup_episodes
 from ._environment import FunctionalEnv
 from ._learn import Baseline, learn
-from ._schedule import check_task, make_schedule
+from ._schedule import check_numbers, check_task, make_schedule
 
 
 def ppo(
@@ -62,7 +62,9 @@ def ppo(
     the warm-up.
     """
     counts = {"steps": steps, "warmup": warmup, "evaluate_every": evaluate_every}
-    check_task("ppo", task, **counts, evaluations=evaluations, width=width, depth=depth, envs=envs, epochs=epochs)
+    check_task("ppo", task, key, **counts, evaluations=evaluations, width=width, depth=depth, envs=envs, epochs=epochs)
+    numbers = {"gamma": gamma, "learning_rate": learning_rate, "gae": gae, "clip": clip, "entropy": entropy}
+    check_numbers("ppo", **numbers, **({} if reward_scale is None else {"reward_scale": reward_scale}))
     schedule = make_schedule("ppo", task.horizon, **counts, steps_per_iteration=envs * task.horizon)
     config = {"learning_rate": learning_rate, "gamma": gamma, "gae_lambda": gae, "clip_eps": clip, "ent_coef": entropy}
     config |= {"num_envs": envs, "num_steps": task.horizon, "num_minibatches": envs, "num_epochs": epochs}

@@ -14,7 +14,7 @@ from ..learning import uniform_actions
 from ..learning._warmup import warmup_episodes
 from ._environment import FunctionalEnv
 from ._learn import Baseline, identity, learn
-from ._schedule import check_task, make_schedule
+from ._schedule import check_numbers, check_task, make_schedule
 
 
 def sac(
@@ -76,7 +76,9 @@ def sac(
     `batch` exceeds the number of transitions in the warm-up.
     """
     counts = {"steps": steps, "warmup": warmup, "evaluate_every": evaluate_every}
-    check_task("sac", task, **counts, evaluations=evaluations, width=width, depth=depth, batch=batch, updates=updates)
+    check_task("sac", task, key, **counts, evaluations=evaluations, width=width, depth=depth, batch=batch, updates=updates)
+    numbers = {"gamma": gamma, "learning_rate": learning_rate, "polyak": polyak, "temperature": temperature, "entropy": entropy}
+    check_numbers("sac", **numbers, **({} if reward_scale is None else {"reward_scale": reward_scale}))
     schedule = make_schedule("sac", task.horizon, **counts, steps_per_iteration=1)
     stored = schedule.warmup_episodes * task.horizon
     if batch > stored:

@@ -2,7 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from .._checks import check_counts, kind
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._checks import check_counts, check_key, describe, kind
 from .._dynamics import AbstractTask
 
 
@@ -40,8 +44,8 @@ def make_schedule(
     return Schedule(episodes, steps_per_iteration, iterations % interval, interval, iterations // interval)
 
 
-def check_task(name: str, task: Any, **counts: Any) -> None:
-    """Raise `ValueError` if JAX cannot trace `task` or if one of `counts` is below 1."""
+def check_task(name: str, task: Any, key: Any, **counts: Any) -> None:
+    """Raise `ValueError` if JAX cannot trace `task`, `key` is not one key, or one of `counts` is below 1."""
     if not isinstance(task, AbstractTask):
         raise ValueError(f"{name} needs a task, got {kind(task)}; pass an instance of awmkit.AbstractTask.")
     if task.on_host:
@@ -49,4 +53,16 @@ def check_task(name: str, task: Any, **counts: Any) -> None:
             f"{name} needs a task that JAX can trace, got {kind(task)}; write the task in JAX, or train on the Gymnasium "
             "environment with a library such as Stable-Baselines3."
         )
+    check_key(name, key)
     check_counts(name, **counts)
+
+
+def check_numbers(name: str, **numbers: Any) -> None:
+    """Raise `ValueError` unless each of `numbers` is one real number, which may be traced."""
+    for what, number in numbers.items():
+        if (
+            not isinstance(number, float | int | np.number | np.ndarray | Array)
+            or jnp.shape(number) != ()
+            or jnp.iscomplexobj(number)
+        ):
+            raise ValueError(f"{name} got {what}={describe(number)}; give one real number, or vmap over several.")

@@ -179,6 +179,17 @@ MISUSES = {
     ),
     "a batch of nothing": (lambda: sac(Aim(), key=KEYS[0], warmup=1), "batch must be at most 10.*got 128"),
     "no updates": (lambda: sac(Aim(), key=KEYS[0], updates=0), "updates=0; .*whole number"),
+    "two discounts": (lambda: sac(Aim(), key=KEYS[0], gamma=jnp.ones(2)), r"sac got gamma=float64\[2\]; give one real number"),
+    "no learning rate": (
+        lambda: ppo(Aim(), key=KEYS[0], learning_rate=None),
+        "ppo got learning_rate=None; give one real number",
+    ),
+    "a scale for each step": (lambda: ppo(Aim(), key=KEYS[0], reward_scale=np.ones(5)), r"ppo got reward_scale=float64\[5\]"),
+    "two keys": (lambda: sac(Aim(), key=KEYS), r"sac got the key key<fry>\[2\]; give one key"),
+    "a shift of fewer steps": (
+        lambda: FunctionalEnv(Aim(), INPUTS, SHIFT[:3], jnp.asarray(2.0), jnp.tanh, 1.0),
+        r"FunctionalEnv needs reward_shift of shape \(5,\), .* got float64\[3\].*; give one number for each step",
+    ),
     "half an environment": (lambda: ppo(Aim(), key=KEYS[0], envs=0.5), "envs=0.5"),
 }
 
