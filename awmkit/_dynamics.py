@@ -1,16 +1,78 @@
 """The interfaces of dynamics and tasks: everything that moves a state."""
 
 import abc
+import functools
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_counts
+from ._checks import check_counts, describe
+
+# The methods below are wrapped in every subclass, so that no wrong shape broadcasts, whoever wrote them and whoever calls them.
+
+
+def _checked_init(init: Callable) -> Callable:
+    @functools.wraps(init)
+    def checked(self, state, horizon):
+        return as_arrays(init(self, state, horizon), state)
+
+    return checked
+
+
+def _checked_step(step: Callable) -> Callable:
+    @functools.wraps(step)
+    def checked(self, carry, state, action, *args, **kwargs):
+        _check_shapes(self, "step", state, action, (self.action_size,))
+        carry, next_state = step(self, carry, state, action, *args, **kwargs)
+        return as_arrays(carry, state), next_state
+
+    return checked
+
+
+def _checked_open_loop(open_loop: Callable) -> Callable:
+    @functools.wraps(open_loop)
+    def checked(self, state, actions, **kwargs):
+        _check_shapes(self, "open_loop", state, actions, ("H", self.action_size))
+        return open_loop(self, state, actions, **kwargs)
+
+    return checked
+
+
+def _checked_segment(rollout_segment: Callable) -> Callable:
+    @functools.wraps(rollout_segment)
+    def checked(self, carry, state, actions, *args, **kwargs):
+        _check_shapes(self, "rollout_segment", state, actions, ("H", self.action_size))
+        return rollout_segment(self, as_arrays(carry, state), state, actions, *args, **kwargs)
+
+    return checked
+
+
+def _checked_reward(reward: Callable) -> Callable:
+    @functools.wraps(reward)
+    def checked(self, state, action, t, *args, **kwargs):
+        _check_shapes(self, "reward", state, action, (self.action_size,))
+        try:
+            return reward(self, state, action, t, *args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            if args or "next_state" in kwargs or "NoneType" not in str(error):
+                raise
+            raise ValueError(
+                f"The reward of {type(self).__name__} reads the next state, which was not given; call it as reward(state, action, "
+                "t, next_state)."
+            ) from error
+
+    return checked
+
+
+_CHECKED = {"init": _checked_init, "step": _checked_step, "open_loop": _checked_open_loop, "rollout_segment": _checked_segment}
 
 
 class AbstractDynamics(eqx.Module):
@@ -55,6 +117,12 @@ class AbstractDynamics(eqx.Module):
     state_size: eqx.AbstractVar[int]
     action_size: eqx.AbstractVar[int]
     reads_state: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name, checked in _CHECKED.items():
+            if name in cls.__dict__:
+                setattr(cls, name, checked(cls.__dict__[name]))
 
     def __check_init__(self):
         check_counts(type(self).__name__, state_size=self.state_size, action_size=self.action_size)
@@ -101,6 +169,7 @@ class AbstractDynamics(eqx.Module):
         - `key`: for a stochastic dynamics; `None` if the unroll was given no key.
         """
 
+    @_checked_open_loop
     def open_loop(
         self, state: Float[Array, " S"], actions: Float[Array, "H A"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "H S"]:
@@ -113,6 +182,7 @@ class AbstractDynamics(eqx.Module):
         horizon = actions.shape[0]
         return self.rollout_segment(self.init(state, horizon), state, actions, 0, keys=step_keys(key, horizon))[1]
 
+    @_checked_segment
     def rollout_segment(
         self,
         carry: PyTree,
@@ -182,6 +252,11 @@ class AbstractTask(AbstractDynamics):
     horizon: eqx.AbstractVar[int]
     on_host: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "reward" in cls.__dict__:
+            cls.reward = _checked_reward(cls.__dict__["reward"])
+
     def __check_init__(self):
         check_counts(type(self).__name__, horizon=self.horizon)
 
@@ -203,6 +278,30 @@ class AbstractTask(AbstractDynamics):
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> Float[Array, " S"]:
         """Draw s_0, shape (S,). A task that always starts in the same state ignores `key`."""
+
+
+def as_arrays(carry: PyTree, state: Float[Array, " S"]) -> PyTree:
+    """Return a carry with its numbers as arrays, because analyses differentiate arrays only. Python floats get the state's dtype."""
+
+    def convert(x):
+        if not isinstance(x, int | float | complex | np.generic | np.ndarray) and not getattr(x, "weak_type", False):
+            return x
+        x = jnp.array(x)
+        weak_float = x.weak_type and jnp.issubdtype(x.dtype, jnp.floating)
+        return lax.convert_element_type(x, state.dtype if weak_float else x.dtype)  # No longer a weak type.
+
+    return jtu.tree_map(convert, carry)
+
+
+def _check_shapes(dynamics, method: str, state, actions, shape: tuple[int | str, ...]) -> None:
+    """Raise unless the state and the actions of one episode have the right shapes; "H" stands for any number of steps."""
+    given = jnp.shape(actions)
+    if jnp.shape(state) != (dynamics.state_size,) or len(given) != len(shape) or given[-1] != shape[-1]:
+        needed = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(
+            f"{type(dynamics).__name__}.{method} needs a state of shape ({dynamics.state_size},) and actions of shape ({needed}), got "
+            f"{describe(state)} and {describe(actions)}; use jax.vmap for a batch."
+        )
 
 
 def step_keys(key: PRNGKeyArray | None, horizon: int) -> Key[Array, " H"] | None:

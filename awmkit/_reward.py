@@ -16,9 +16,9 @@ class _FourArguments(eqx.Module):
     reads_next_state: bool = eqx.field(static=True)
 
     def __call__(self, state, action, t, next_state):
-        if self.reads_next_state:
-            return self.reward(state, action, t, next_state=next_state)
-        return self.reward(state, action, t)
+        options = {"next_state": next_state} if self.reads_next_state else {}
+        value = self.reward(state, action, t, **options)
+        return jnp.asarray(value, state.dtype) if isinstance(value, float) else value
 
 
 def with_next_state(reward: Reward) -> Reward:

@@ -6,6 +6,8 @@ An analysis calls `check_arguments` once, at its public entry, and then `uncheck
 
 import math
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,7 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_call, check_counts, check_key, describe, kind
-from ._dynamics import AbstractDynamics
+from ._dynamics import AbstractDynamics, as_arrays
 from ._paths import Paths
 from ._reward import check_reward, with_next_state
 from .methods import AbstractMethod, Parallel, Policy
@@ -75,6 +77,7 @@ def check_start(dynamics, method, state, horizon, t, carry) -> tuple[int | Array
         )
     if carry is None:
         return t, None
+    carry = as_arrays(carry, state)
     initial = eqx.filter_eval_shape(lambda s: dynamics.init(s, horizon), state)
     if jtu.tree_structure(carry) != jtu.tree_structure(initial):
         raise ValueError(
@@ -98,13 +101,8 @@ def check_functions(dynamics, policy, state, horizon, *, reward, key, carry=None
     if isinstance(policy, Array):
         action = jax.ShapeDtypeStruct(policy.shape[1:], policy.dtype)
     else:
-        action = eqx.filter_eval_shape(lambda s, t, k: policy(s, t, key=k), state, jnp.asarray(0), key)
-        if getattr(action, "shape", None) != (dynamics.action_size,) or not jnp.issubdtype(action.dtype, jnp.floating):
-            raise ValueError(
-                f"The policy returned {describe(action)}; the dynamics needs a floating-point action of shape "
-                f"({dynamics.action_size},), so give the policy action_size={dynamics.action_size}."
-            )
-    _check_step(dynamics, action, state, horizon, key, carry)
+        action = _explained("policy", lambda policy, key: _check_policy(dynamics, policy, state, key), policy, key)
+    _explained("dynamics", lambda dynamics, key: _check_step(dynamics, action, state, horizon, key, carry), dynamics, key)
     if reward is None:
         return
     check_reward(reward)
@@ -114,6 +112,44 @@ def check_functions(dynamics, policy, state, horizon, *, reward, key, carry=None
             f"The reward returned {describe(value)}; it must be one floating-point number, so reduce it with "
             "jnp.sum, or make a JAX number of it with jnp.asarray(value, float)."
         )
+
+
+def _explained(what: str, check: Callable, module: PyTree, key) -> Any:
+    """Return `check(module, key)`. If it fails, say so in one sentence where a key, or one module of a stack, would pass."""
+
+    def passes(module, key) -> bool:
+        try:
+            check(module, key)
+        except Exception:
+            return False
+        return True
+
+    try:
+        return check(module, key)
+    except Exception as error:
+        if key is None and not isinstance(error, ValueError) and passes(module, jax.random.key(0)):
+            raise ValueError(
+                f"The {what}, {kind(module)}, draws random numbers, but no key was given; pass key=jax.random.key(seed)."
+            ) from None
+        lengths = {jnp.shape(x)[:1] for x in jtu.tree_leaves(eqx.filter(module, eqx.is_array))}
+        first = lambda: jtu.tree_map(lambda x: x[0] if eqx.is_array(x) else x, module)
+        if len(lengths) == 1 and lengths != {()} and passes(first(), key):
+            raise ValueError(
+                f"The {what} is a stack of {lengths.pop()[0]}, {kind(module)} with a leading axis on every array; pass one of "
+                "them, or run each by eqx.filter_vmap."
+            ) from None
+        raise
+
+
+def _check_policy(dynamics, policy, state, key) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of the policy's action. Raise if they do not fit the dynamics."""
+    action = eqx.filter_eval_shape(lambda s, t, k: policy(s, t, key=k), state, jnp.asarray(0), key)
+    if getattr(action, "shape", None) != (dynamics.action_size,) or not jnp.issubdtype(action.dtype, jnp.floating):
+        raise ValueError(
+            f"The policy returned {describe(action)}; the dynamics needs a floating-point action of shape "
+            f"({dynamics.action_size},), so give the policy action_size={dynamics.action_size}."
+        )
+    return action
 
 
 def check_discount(discount) -> None:
@@ -160,4 +196,4 @@ def _as_float(x, what: str, shape: tuple[int, ...], hint: str) -> Array:
     if not isinstance(x, Tracer) and not np.isfinite(x).all():
         where = np.argwhere(~np.isfinite(np.asarray(x)))[0].tolist()
         raise ValueError(f"{what} is not finite at index {where}; remove the NaN or infinity before the unroll.")
-    return jnp.asarray(x)
+    return jnp.asarray(x, x.dtype)  # A given dtype is not weak, so a step cannot change it.

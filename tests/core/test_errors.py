@@ -11,6 +11,7 @@ from systems import reward
 
 from awmkit import (
     AbstractDynamics,
+    AbstractTask,
     AbstractTrainable,
     AWM,
     CuDNNAttention,
@@ -106,6 +107,27 @@ class Mismatched(AbstractTrainable):
         return episode.actions
 
 
+class Noisy(AbstractTask):
+    """A task that draws noise from its key, with a reward of the next state."""
+
+    horizon: int = 5
+    state_size: int = 2
+    action_size: int = 1
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, state + jax.random.normal(key, (2,))
+
+    def reward(self, state, action, t, next_state=None):
+        return next_state[0] - state[0]
+
+    def reset(self, key):
+        return jnp.zeros(2)
+
+
+def _stack(make):
+    return eqx.filter_vmap(make)(jax.random.split(KEY, 3))
+
+
 def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
     return unroll(dynamics, policy, state, horizon, **options)
 
@@ -166,6 +188,44 @@ MISUSES = {
     "noise without a key": (
         lambda: _unroll(LinearQuadratic(jnp.eye(2), jnp.ones((2, 1)), noise=0.1)),
         "noise needs a key; pass key=jax.random.key",
+    ),
+    "a user's noise without a key": (
+        lambda: _unroll(Noisy()),
+        r"dynamics, a Noisy, draws random.*pass key=jax.random.key\(seed",
+    ),
+    "a random policy without a key": (
+        lambda: _unroll(policy=lambda s, t, *, key: jax.random.normal(key, (1,))),
+        "policy, a function, draws random numbers.*pass key=",
+    ),
+    "a stack of models": (
+        lambda: _unroll(_stack(lambda key: Markov(2, 1, width=4, depth=0, key=key))),
+        "dynamics is a stack of 3, a Markov with a leading axis.*eqx.filter_vmap",
+    ),
+    "a stack of systems whose shapes broadcast": (
+        lambda: _unroll(_stack(lambda key: LinearQuadratic(jax.random.normal(key, (2, 2)), jnp.ones((2, 1))))),
+        "dynamics is a stack of 3, a LinearQuadratic",
+    ),
+    "a stack of policies": (
+        lambda: _unroll(policy=_stack(lambda key: MLPPolicy(2, 1, width=4, key=key))),
+        "policy is a stack of 3, a MLPPolicy",
+    ),
+    "a reward of the next state without it": (
+        lambda: Noisy().reward(STATE, PLAN[0], 0),
+        r"Noisy reads the next state.*reward\(state, action, t, next_state\)",
+    ),
+    # Shapes in direct calls.
+    "a step from a batch of states": (
+        lambda: Henon().step(None, STATES[0], PLAN[0], 0),
+        r"Henon.step needs a state of shape \(2,\) and actions of shape \(1,\), got float64\[6, 2\] and.*jax.vmap",
+    ),
+    "a step by a scalar action": (lambda: Discretised(Bacteria()).step(None, STATE[:1], jnp.ones(()), 0), r"got.*float64\[\]"),
+    "a row of states": (lambda: Discretised(Bacteria()).step(None, STATE[None, :1], PLAN[0], 0), r"float64\[1, 1\]"),
+    "the reward of a batch": (lambda: Henon().reward(STATES[0], PLAN, 0), r"Henon.reward needs.*float64\[6, 2\]"),
+    "an open loop of scalar actions": (lambda: SYSTEM.open_loop(STATE, PLAN[:, 0]), r"shape \(H, 1\), got.*float64\[5\]"),
+    "an open loop in a model of a batch": (lambda: AWM_20.open_loop(STATES[:, 0], PLAN), r"AWM.open_loop needs.*\[4, 2\]"),
+    "a segment of actions of the wrong size": (
+        lambda: AWM_20.rollout_segment(AWM_20.init(STATE, 5), STATE, jnp.ones((5, 2)), 0),
+        r"AWM.rollout_segment needs.*\(H, 1\), got.*float64\[5, 2\]",
     ),
     "Parallel for a dynamics that reads its state": (
         lambda: _unroll(method=Parallel()),
@@ -333,7 +393,6 @@ MISUSES = {
     ),
     "a reward with five parameters": (lambda: _unroll(reward=lambda s, a, t, next_state, n: s[0]), "missing.*'n'"),
     "a reward that returns None": (lambda: _unroll(reward=lambda s, a, t: None), "reward returned None"),
-    "a reward that returns a Python float": (lambda: _unroll(reward=lambda s, a, t: 1.0), r"reward returned 1.0.*jnp.asarray"),
     # Values.
     "a ragged state": (lambda: _unroll(state=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
     "None as the state": (lambda: _unroll(state=None), "state holds no numbers, but object"),

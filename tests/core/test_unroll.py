@@ -13,6 +13,7 @@ from systems import DYNAMICS, HORIZON, POLICIES, reward, rows, start
 
 from awmkit import AbstractDynamics, BPO, MLPPolicy, Parallel, Paths, Sequential, Trajectory, unroll, unroll_grad
 from awmkit._reward import check_reward, with_next_state
+from awmkit.analysis import hop_spectrum
 from awmkit.tasks import LinearQuadratic, OneBounce, spiral
 
 
@@ -122,6 +123,36 @@ def test_a_reward_of_the_next_state_has_the_correct_value_and_gradient():
     broken = lambda state, action, t, next_state: jnp.where(jnp.allclose(next_state, fourth), jnp.nan, state[0])
     with pytest.raises(Exception, match="t=3, the reward"):
         jax.block_until_ready(unroll_grad(system, actions, jnp.ones(2), 6, reward=broken, check=True))
+
+
+NUMBERS = {"int": 0, "float": 0.0, "NumPy": np.float64(0)}
+
+
+class Summing(AbstractDynamics):
+    """s_{t+1} = s_t + a_t + c_t. The carry c_t starts as a number; it grows by 1 if this is an int, and else by s_t."""
+
+    first: str
+    state_size: int = 1
+    action_size: int = 1
+
+    def init(self, state, horizon):
+        return NUMBERS[self.first]
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry + (1 if self.first == "int" else state[0]), state + action + jnp.asarray(carry, state.dtype)
+
+
+@pytest.mark.parametrize("first", NUMBERS)
+def test_a_carry_may_start_as_a_number_as_in_a_plain_scan(first):
+    system, actions, squared = Summing(first), jnp.ones((3, 1)), lambda s, a, t: s[0] ** 2
+    value, grads = unroll_grad(system, actions, jnp.ones(1), 3, reward=squared, method=Sequential("step"))
+    assert value == 1 + 4 + 16 and (grads[:, 0] == jnp.array([4.0 + 8.0, 8.0, 0.0])).all()
+    last = 1 if first == "int" else 2  # ds_3/da_0, through the carry too
+    assert hop_spectrum(system, jnp.ones(1), actions).whole[3, 0] == last
+
+
+def test_a_reward_may_be_a_python_float():
+    assert (unroll(spiral(1.0, 0.3), jnp.zeros((3, 1)), jnp.ones(2), 3, reward=lambda s, a, t: 0.5).rewards == 0.5).all()
 
 
 def test_the_reward_method_of_a_task_is_traced_once():
