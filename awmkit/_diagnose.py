@@ -1,19 +1,22 @@
-"""`check=True` of `unroll_grad`: at which step and edge a gradient stops being finite.
+"""`check=True` of `unroll_grad`: at which step and edge a gradient stops being finite, and why it is exactly zero.
 
 A probe, an array of zeros, is added to each value that crosses an edge. The gradient with respect to the probe is the gradient
 that flows along the edge, so one more backward pass sees all edges at all steps.
 """
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ._dynamics import AbstractDynamics
 from ._paths import EDGES, is_cut
 from ._reward import with_next_state
 from ._trajectory import Trajectory
+from ._unroll_checks import ALLOWED_ACTION
 from .methods import Sequential
 
 
@@ -44,10 +47,43 @@ class _ProbedDynamics(AbstractDynamics):
         return self.dynamics.step(carry, state, action + self.probes.action_to_model[t - self.first], t, key=key)
 
 
+# Why a gradient is exactly zero, by the first edge on the way back from the return that passes nothing.
+ZERO = (
+    "the reward's derivative is zero at every step, on the edges state_to_reward and action_to_reward, so the reward is flat on "
+    "this trajectory (a step function, or clipped), or the policy is exactly optimal",
+    "the reward's derivative is not, but no step passes any of it on to an action, on the edge action_to_model; the dynamics "
+    "ignores the actions, clips the states that they change, or paths= cuts the edge",
+    "the derivative in the actions is not, but the policy passes none of it on to its parameters; it is saturated, as by states "
+    "of large size, so normalise its input: eqx.tree_at(lambda p: p.input_norm, policy, policy.input_norm.fitted(states))",
+)
+
+
+def diagnose(result, dynamics, policy, state, horizon, **given):
+    """Return `result`, the value and gradient of an unroll.
+
+    Raise an error that names where they stop being finite. Warn of a gradient that is exactly zero, and of actions outside
+    [-1, 1] if the dynamics is not meant for these.
+    """
+    result, cause, largest = _diagnose(result, dynamics, policy, state, horizon, **given)
+    jax.debug.callback(_warn, cause, largest if dynamics.bounded_actions else 0.0)
+    return result
+
+
+def _warn(cause, largest) -> None:
+    if cause < len(ZERO):
+        warnings.warn(f"The gradient is exactly zero: {ZERO[int(cause)]}.", stacklevel=2)
+    if largest > ALLOWED_ACTION:
+        warnings.warn(
+            f"The policy returned an action of {largest:.3g}, outside [-1, 1], which this dynamics clamps or was not made for; end "
+            "the policy with jnp.tanh.",
+            stacklevel=2,
+        )
+
+
 @eqx.filter_jit
-def raise_if_nonfinite(result, dynamics, policy, state, horizon, *, reward, key, paths, discount, t, carry):
-    """Return `result`, the value and gradient of an unroll, or raise an error that names where they stop being finite."""
-    forward, backward = _follow(dynamics, policy, state, horizon, reward, key, paths, discount, t, carry)
+def _diagnose(result, dynamics, policy, state, horizon, *, reward, key, paths, discount, t, carry):
+    """Return `result`, the index in `ZERO` of why its gradient is zero (or its length), and the largest action."""
+    forward, backward, cause, largest = _follow(dynamics, policy, state, horizon, reward, key, paths, discount, t, carry)
     flags = jnp.concatenate([forward.ravel(), backward[::-1].ravel(), jnp.ones(1, bool)])
     at = lambda i: f"t={t + i}" if isinstance(t, int) else f"{i} after t"
     messages = [
@@ -62,14 +98,19 @@ def raise_if_nonfinite(result, dynamics, policy, state, horizon, *, reward, key,
     ]
     messages += ["The gradient is finite on every edge but not in the policy's own parameters."]
     arrays, rest = eqx.partition(result, eqx.is_inexact_array)
+    moves = jnp.any(jnp.stack([jnp.any(x != 0) for x in jtu.tree_leaves(arrays[1])]))
+    cause = jnp.where(moves, len(ZERO), cause)
     broken = ~jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(arrays)]))
-    return eqx.combine(eqx.branched_error_if(arrays, broken, jnp.argmax(flags), messages), rest)
+    return eqx.combine(eqx.branched_error_if(arrays, broken, jnp.argmax(flags), messages), rest), cause, largest
 
 
 def _follow(
     dynamics, policy, state, horizon, reward, key, paths, discount, first, carry
-) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"]]:
-    """Return where values (action, reward, next state) and gradients (one per edge) are not finite, for each step."""
+) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"], Int[Array, ""], Scalar]:
+    """Return where values (action, reward, next state) and gradients (one per edge) are not finite, for each step.
+
+    Also the index in `ZERO` of the first edge on which all gradients are zero, and the largest action.
+    """
 
     def value(probes):
         probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t - first], t, key=key)
@@ -95,5 +136,9 @@ def _follow(
     for edge in EDGES:  # The gradient into a cut edge goes nowhere, so it may be anything.
         if is_cut(getattr(paths, edge)):
             flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, replace_fn=jnp.zeros_like)
+    passed = jnp.where(jnp.asarray(paths.action_to_model) == 0, 0, flows.action_to_model)
+    scored = jnp.any(flows.state_to_reward != 0) | jnp.any(flows.action_to_reward != 0)
+    acted = jnp.any(flows.action_to_reward != 0) | jnp.any(passed != 0)
+    cause = jnp.where(acted, 2, jnp.where(scored, 1, 0))
     broken = lambda arrays: jnp.stack([jnp.any(~jnp.isfinite(x), axis=1) for x in arrays], axis=1)
-    return broken(values), broken(jtu.tree_leaves(flows))
+    return broken(values), broken(jtu.tree_leaves(flows)), cause, jnp.max(jnp.abs(values[0]))

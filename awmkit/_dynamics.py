@@ -4,7 +4,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_counts, describe
+from ._checks import check_counts, check_shapes, Shape
 
 # The methods below are wrapped in every subclass, so that no wrong shape broadcasts, whoever wrote them and whoever calls them.
 
@@ -22,6 +22,7 @@ from ._checks import check_counts, describe
 def _checked_init(init: Callable) -> Callable:
     @functools.wraps(init)
     def checked(self, state, horizon):
+        _check(self, "init", state)
         return as_arrays(init(self, state, horizon), state)
 
     return checked
@@ -30,7 +31,7 @@ def _checked_init(init: Callable) -> Callable:
 def _checked_step(step: Callable) -> Callable:
     @functools.wraps(step)
     def checked(self, carry, state, action, *args, **kwargs):
-        _check_shapes(self, "step", state, action, (self.action_size,))
+        _check(self, "step", state, action=(action, (self.action_size,)))
         carry, next_state = step(self, carry, state, action, *args, **kwargs)
         return as_arrays(carry, state), next_state
 
@@ -40,7 +41,7 @@ def _checked_step(step: Callable) -> Callable:
 def _checked_open_loop(open_loop: Callable) -> Callable:
     @functools.wraps(open_loop)
     def checked(self, state, actions, **kwargs):
-        _check_shapes(self, "open_loop", state, actions, ("H", self.action_size))
+        _check(self, "open_loop", state, actions=(actions, ("H", self.action_size)))
         return open_loop(self, state, actions, **kwargs)
 
     return checked
@@ -49,7 +50,7 @@ def _checked_open_loop(open_loop: Callable) -> Callable:
 def _checked_segment(rollout_segment: Callable) -> Callable:
     @functools.wraps(rollout_segment)
     def checked(self, carry, state, actions, *args, **kwargs):
-        _check_shapes(self, "rollout_segment", state, actions, ("H", self.action_size))
+        _check(self, "rollout_segment", state, actions=(actions, ("H", self.action_size)))
         return rollout_segment(self, as_arrays(carry, state), state, actions, *args, **kwargs)
 
     return checked
@@ -58,7 +59,7 @@ def _checked_segment(rollout_segment: Callable) -> Callable:
 def _checked_reward(reward: Callable) -> Callable:
     @functools.wraps(reward)
     def checked(self, state, action, t, *args, **kwargs):
-        _check_shapes(self, "reward", state, action, (self.action_size,))
+        _check(self, "reward", state, action=(action, (self.action_size,)))
         try:
             return reward(self, state, action, t, *args, **kwargs)
         except (TypeError, AttributeError) as error:
@@ -86,6 +87,8 @@ class AbstractDynamics(eqx.Module):
     **Fields** a subclass defines
 
     - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `bounded_actions`: class attribute, `False` by default. `True` if actions outside [-1, 1] are a mistake; an unroll then
+      warns of such an array of actions.
     - `reads_state`: class attribute, `True` by default. `False` if `step` ignores its `state` argument, as in an actions world
       model, which predicts from the carry and the action alone. The method `Parallel` needs `False`.
 
@@ -116,6 +119,7 @@ class AbstractDynamics(eqx.Module):
 
     state_size: eqx.AbstractVar[int]
     action_size: eqx.AbstractVar[int]
+    bounded_actions: ClassVar[bool] = False
     reads_state: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs):
@@ -293,15 +297,9 @@ def as_arrays(carry: PyTree, state: Float[Array, " S"]) -> PyTree:
     return jtu.tree_map(convert, carry)
 
 
-def _check_shapes(dynamics, method: str, state, actions, shape: tuple[int | str, ...]) -> None:
-    """Raise unless the state and the actions of one episode have the right shapes; "H" stands for any number of steps."""
-    given = jnp.shape(actions)
-    if jnp.shape(state) != (dynamics.state_size,) or len(given) != len(shape) or given[-1] != shape[-1]:
-        needed = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
-        raise ValueError(
-            f"{type(dynamics).__name__}.{method} needs a state of shape ({dynamics.state_size},) and actions of shape ({needed}), got "
-            f"{describe(state)} and {describe(actions)}; use jax.vmap for a batch."
-        )
+def _check(dynamics: AbstractDynamics, method: str, state, **actions: tuple[Any, Shape]) -> None:
+    """Raise unless a state and actions have the shapes of one episode."""
+    check_shapes(f"{type(dynamics).__name__}.{method}", state=(state, (dynamics.state_size,)), **actions)
 
 
 def step_keys(key: PRNGKeyArray | None, horizon: int) -> Key[Array, " H"] | None:

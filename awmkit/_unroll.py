@@ -5,12 +5,19 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Key, PyTree, Scalar
 
-from ._diagnose import raise_if_nonfinite
+from ._diagnose import diagnose
 from ._dynamics import AbstractDynamics
 from ._paths import Paths
 from ._reward import check_reward, Reward, score
 from ._trajectory import Trajectory
-from ._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions, check_start
+from ._unroll_checks import (
+    check_arguments,
+    check_differentiable,
+    check_discount,
+    check_functions,
+    check_start,
+    warn_of_constants,
+)
 from .methods import AbstractMethod, default_method, Parallel, Policy
 
 
@@ -121,13 +128,15 @@ def unroll_grad(
     - `method`: how to compute it; `methods.default_method(dynamics)` by default.
     - `t`, `carry`: index of the first step, and the dynamics' carry before it, for an unroll that begins in the middle of an
       episode; see `unroll`. The discount counts from this first step.
-    - `check`: whether to locate a gradient that is not finite. A second, sequential pass follows the gradient backwards along
-      each edge, and raises an error that names the edge and the step where it first stops being finite.
+    - `check`: whether to examine the gradient. A second, sequential pass follows it backwards along each edge, and raises an
+      error that names the edge and the step where it first stops being finite. It warns, with the reason, if the gradient is
+      exactly zero, and if `dynamics.bounded_actions` and the policy returns actions outside [-1, 1].
 
     **Returns:** J, a scalar, and dJ/dpolicy: a tree with the structure of the policy, and `None` in place of everything that
     is not a floating-point array; for an array of actions, dJ/da of shape (H, A).
 
-    **Raises:** `ValueError` as `unroll` does, and if the policy has no floating-point array; a runtime error from `check`.
+    **Raises:** `ValueError` as `unroll` does, and if the policy has no floating-point array; a runtime error from `check`. It
+    warns if the reward is a constant to the gradient, as a 0/1 reward is, or the policy's action is.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     check_differentiable(policy)
@@ -139,7 +148,7 @@ def unroll_grad(
     value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, first, carry)
     if check:
         given = {"reward": reward, "key": key, "paths": paths, "discount": discount, "t": t, "carry": carry}
-        value, grads = raise_if_nonfinite((value, grads), dynamics, policy, state, horizon, **given)
+        value, grads = diagnose((value, grads), dynamics, policy, state, horizon, **given)
     return value, grads
 
 
@@ -185,4 +194,6 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, car
 @eqx.filter_jit
 def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, t, carry) -> tuple[Scalar, PyTree]:
     value = lambda policy: _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
-    return eqx.filter_value_and_grad(value)(policy)
+    result = eqx.filter_value_and_grad(value)(policy)
+    warn_of_constants(dynamics, policy, state, reward=reward, key=key)
+    return result

@@ -6,6 +6,7 @@ An analysis calls `check_arguments` once, at its public entry, and then `uncheck
 
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
+from jax.extend.core import Var
 from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_call, check_counts, check_key, describe, kind
@@ -22,6 +24,8 @@ from ._dynamics import AbstractDynamics, as_arrays
 from ._paths import Paths
 from ._reward import check_reward, with_next_state
 from .methods import AbstractMethod, Parallel, Policy
+
+ALLOWED_ACTION = 1 + 1e-5  # [-1, 1], and what rounding adds to it.
 
 
 def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> tuple[Float[Array, " S"], Policy]:
@@ -34,6 +38,12 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
     if eqx.is_array_like(policy) or isinstance(policy, list | tuple):
         shape = (horizon, dynamics.action_size)
         policy = _as_float(policy, "The policy, an array of actions,", shape, "one row for each step")
+        if dynamics.bounded_actions and not isinstance(policy, Tracer) and np.max(np.abs(policy)) > ALLOWED_ACTION:
+            warnings.warn(
+                f"The largest action is {np.max(np.abs(policy)):.3g}, but {type(dynamics).__name__} maps actions in [-1, 1] to the "
+                "bounds of its controls; divide the actions by their largest value, or clip them.",
+                stacklevel=3,
+            )
     else:
         fix = "write it so, as lambda state, t, *, key=None: ..., or pass an array of actions (H, A)"
         check_call("policy", "policy(state, t, *, key)", fix, policy, state, 0, key=key)
@@ -94,6 +104,45 @@ def check_differentiable(policy) -> None:
             f"The policy, a {type(policy).__name__}, has no floating-point array to differentiate; make it an eqx.Module "
             "whose fields are its parameters, or pass an array of actions."
         )
+
+
+def warn_of_constants(dynamics, policy, state, *, reward, key) -> None:
+    """Warn if the reward, or the policy's action, is a constant to the gradient. Traces both once, abstractly."""
+    warn_of_constant_reward(reward, state, jax.ShapeDtypeStruct((dynamics.action_size,), state.dtype))
+    if isinstance(policy, Array):
+        return
+    weights, rest = eqx.partition(policy, eqx.is_inexact_array)
+    if _is_constant(lambda t, weights: eqx.combine(weights, rest)(state, t, key=key), weights):
+        warnings.warn(
+            "The policy's action is a constant to the gradient: it has no derivative in the policy's parameters, so the gradient "
+            "of the return is zero; it is a sign, an argmax, rounded or detached, so pass a smooth policy.",
+            stacklevel=2,
+        )
+
+
+def warn_of_constant_reward(reward, state, action) -> None:
+    """Warn if the reward is a constant to the gradient. It is traced once, abstractly."""
+    if _is_constant(lambda t, s, a, n: with_next_state(reward)(s, a, t, n), state, action, state):
+        warnings.warn(
+            "The reward is a constant to the gradient: it has no derivative in the state, the action or the next state, so the "
+            "gradient of the return is zero; it is 0 or 1, rounded, cast to int or detached, so pass a smooth reward.",
+            stacklevel=2,
+        )
+
+
+def _is_constant(function: Callable[..., Array], *inputs: PyTree) -> bool:
+    """Return whether `function(t, *inputs)` has a derivative of zero in all inputs, whatever their values."""
+    t = jax.ShapeDtypeStruct((), jnp.asarray(0).dtype)
+
+    def pull(cotangent, t, *inputs):
+        return jax.vjp(lambda *inputs: function(t, *inputs), *inputs)[1](cotangent)
+
+    jaxpr = jax.make_jaxpr(pull)(eqx.filter_eval_shape(function, t, *inputs), t, *inputs).jaxpr
+    reached = {jaxpr.invars[0]}  # The cotangent: a gradient that does not depend on it is zero.
+    for equation in jaxpr.eqns:
+        if any(x in reached for x in equation.invars if isinstance(x, Var)):
+            reached.update(equation.outvars)
+    return not any(x in reached for x in jaxpr.outvars if isinstance(x, Var))
 
 
 def check_functions(dynamics, policy, state, horizon, *, reward, key, carry=None) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._normaliser import trainable
 from .._trajectory import discounts
 from .._unroll import unchecked_unroll
-from .._unroll_checks import check_functions
+from .._unroll_checks import check_functions, warn_of_constants
 
 
 def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTree]]:
@@ -50,6 +50,7 @@ def return_gradients(
             dynamics, policy_of(flat), state, longest, horizons, reward=reward, discount=discount, key=key, **options
         )
         values, pull = jax.vjp(value, flat)
+        warn_of_constants(dynamics, policy if own is None else own, state, reward=reward, key=key)
         return jax.vmap(pull)(jnp.eye(values.size, dtype=values.dtype))[0]
 
     own = policy if eqx.is_array(policy) and policy.ndim == 3 else None

@@ -22,7 +22,7 @@ from .._paths import Paths
 from .._reward import check_reward, Reward, with_next_state
 from .._trajectory import discounts
 from .._unroll import unchecked_unroll
-from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions
+from .._unroll_checks import check_arguments, check_differentiable, check_discount, check_functions, warn_of_constants
 from ..methods._method import passes, Policy
 from ._arguments import check_plan
 from ._tangents import primal, step_map, steps_of
@@ -224,6 +224,7 @@ def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopS
         return (dcarry, _cross(dstate).at[0].add(by_state)), daction.at[0].add(by_action)
 
     parts = lax.scan(step, after_last, (before, steps_of(actions, key), weights), reverse=True)[1]
+    warn_of_constants(dynamics, actions, state, reward=reward, key=key)
     return HopSpectrum(parts.swapaxes(0, 1)[:, :, None])
 
 
@@ -246,4 +247,5 @@ def _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
     pull = jax.vjp(respond, flat, actions)[1]
     sweep = lambda adjoint, _: pull(adjoint)[::-1]
     adjoint, parts = lax.scan(sweep, jax.grad(given)(actions), length=hops + 1)
+    warn_of_constants(dynamics, policy, state, reward=reward, key=key)
     return HopSpectrum(jnp.concatenate([parts, pull_rest(adjoint)[0][None]])[:, None])

@@ -1,8 +1,7 @@
 """Checks of the arguments of `train`, made before anything is compiled or collected."""
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.core import Tracer
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import PyTree
 
 from .._checks import check_call, check_counts, describe, kind
 from .._dynamics import AbstractDynamics, AbstractTask
@@ -19,6 +18,7 @@ from .._files import check_folder
 from .._normaliser import is_stacked, normalisers, trainable
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
+from .._unroll_checks import warn_of_constant_reward
 from ..models._trainable import AbstractTrainable
 from ._collect import empty_episodes
 from ._model_checks import check_model
@@ -102,24 +102,9 @@ def check_values(
 def _check_reward(task: AbstractTask, reward) -> None:
     """Raise if the reward of imagined episodes cannot be computed, before the warm-up is collected."""
     check_reward(reward)
-    state, action, t = jnp.zeros(task.state_size), jnp.zeros(task.action_size), jnp.asarray(0)
-    eqx.filter_eval_shape(with_next_state(reward), state, action, t, state)
-    if not _has_gradient(lambda *args: with_next_state(reward)(*args[:2], t, args[2]), state, action, state):
-        warnings.warn(
-            "The reward is a constant to the gradient, as if it were 0 or 1 or rounded, so the policy cannot improve it; give a "
-            "reward that changes smoothly with the state or the action.",
-            stacklevel=4,
-        )
-
-
-def _has_gradient(fn: Callable[..., Scalar], *args: Array) -> bool:
-    """Return whether the gradient of `fn` depends on its cotangent. If not, it is 0 for all arguments."""
-    jaxpr = jax.make_jaxpr(lambda cotangent: jax.vjp(fn, *args)[1](cotangent))(jax.eval_shape(fn, *args)).jaxpr
-    reached = set(map(id, jaxpr.invars))
-    for equation in jaxpr.eqns:
-        if not reached.isdisjoint(map(id, equation.invars)):
-            reached.update(map(id, equation.outvars))
-    return not reached.isdisjoint(map(id, jaxpr.outvars))
+    state, action = jnp.zeros(task.state_size), jnp.zeros(task.action_size)
+    eqx.filter_eval_shape(with_next_state(reward), state, action, jnp.asarray(0), state)
+    warn_of_constant_reward(reward, state, action)
 
 
 def _check_dtypes(name: str, model: AbstractTrainable, dtype) -> None:

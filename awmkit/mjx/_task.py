@@ -5,6 +5,7 @@
 import os
 from collections.abc import Callable
 from importlib.resources import files
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -83,6 +84,7 @@ class MJXTask(AbstractTask):
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
     _values_only: bool = eqx.field(static=True)
+    bounded_actions: ClassVar[bool] = True
     _reward: Reward
     _reset: Callable[..., Array] | None
 

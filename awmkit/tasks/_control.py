@@ -4,6 +4,7 @@ import abc
 import functools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
@@ -133,7 +134,8 @@ class Discretised(AbstractTask):
     x_N is never scored, as in the experiments of Ma et al. (2024).
 
     - State: x in the problem's units, then the distractors.
-    - Action: the control, mapped linearly from [-1, 1] to its bounds. Actions outside [-1, 1] are not clipped.
+    - Action: the control, mapped linearly from [-1, 1] to its bounds. Actions outside [-1, 1] are not clipped; an unroll of an array of
+      them warns.
     - Start: `problem.x0`.
 
     Clipping a state sets its gradient to 0; `report` counts where this happens.
@@ -164,6 +166,7 @@ class Discretised(AbstractTask):
     horizon: int = eqx.field(static=True)
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
+    bounded_actions: ClassVar[bool] = True
 
     def __init__(
         self,

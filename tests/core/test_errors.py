@@ -197,7 +197,7 @@ MISUSES = {
         lambda: _unroll(policy=lambda s, t, *, key: jax.random.normal(key, (1,))),
         "policy, a function, draws random numbers.*pass key=",
     ),
-    "a stack of models": (
+    "an unroll of a stack of models": (
         lambda: _unroll(_stack(lambda key: Markov(2, 1, width=4, depth=0, key=key))),
         "dynamics is a stack of 3, a Markov with a leading axis.*eqx.filter_vmap",
     ),
@@ -216,7 +216,7 @@ MISUSES = {
     # Shapes in direct calls.
     "a step from a batch of states": (
         lambda: Henon().step(None, STATES[0], PLAN[0], 0),
-        r"Henon.step needs a state of shape \(2,\) and actions of shape \(1,\), got float64\[6, 2\] and.*jax.vmap",
+        r"Henon.step needs state of shape \(2,\) and action of shape \(1,\), got float64\[6, 2\] and.*jax.vmap",
     ),
     "a step by a scalar action": (lambda: Discretised(Bacteria()).step(None, STATE[:1], jnp.ones(()), 0), r"got.*float64\[\]"),
     "a row of states": (lambda: Discretised(Bacteria()).step(None, STATE[None, :1], PLAN[0], 0), r"float64\[1, 1\]"),

@@ -71,7 +71,7 @@ DYNAMICS = {
 }
 
 POLICIES = {
-    "actions": lambda s, a: 0.5 * jax.random.normal(jax.random.key(20), (HORIZON, a)),
+    "actions": lambda s, a: jnp.clip(0.5 * jax.random.normal(jax.random.key(20), (HORIZON, a)), -1, 1),
     "MLP": lambda s, a: MLPPolicy(s, a, width=8, key=jax.random.key(21)),
     "Gaussian, with time": lambda s, a: GaussianPolicy(s, a, width=8, horizon=HORIZON, key=jax.random.key(22)),
 }
