@@ -34,7 +34,9 @@ def returns(
     assert rewards is not None
     steps = jnp.arange(longest)
     # `where` and not a product with 0, because rewards after step H may be infinite.
-    return jnp.sum(jnp.where(steps < horizons[:, None], discounts(discount, longest, state.dtype) * rewards, 0), axis=1)
+    return jnp.sum(
+        jnp.where(steps[None] < horizons[:, None], (discounts(discount, longest, state.dtype) * rewards)[None], 0), axis=1
+    )
 
 
 @eqx.filter_jit

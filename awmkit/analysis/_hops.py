@@ -51,7 +51,7 @@ class HopSpectrum(eqx.Module):
     def weights(self) -> Float[Array, "N *pairs"]:
         """The norms divided by their sum: a distribution over hops (zero if the derivative is zero), shape (N+2, *pairs)."""
         norms = self.norms / scale_of(self.norms, 0)
-        total = jnp.sum(norms, axis=0)
+        total = jnp.sum(norms, axis=0, keepdims=True)
         return norms / jnp.where(total > 0, total, 1)
 
     @property

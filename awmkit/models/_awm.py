@@ -113,7 +113,8 @@ class AWM(AbstractWorldModel):
         memory, first = carry
         self._check("AWM.rollout_segment", first, state, (actions, ("B", self.action_size)), t)
         memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
-        return (memory, first), self.decode(jax.vmap(self.head)(features), first, t + jnp.arange(actions.shape[0]))
+        decode = lambda feature, t: self.decode(self.head(feature), first, t)
+        return (memory, first), jax.vmap(decode)(features, t + jnp.arange(actions.shape[0]))
 
     def resize_carry(self, carry, horizon):
         memory, first = carry

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array
 from systems import reward
 
-from awmkit import GaussianPolicy, MLPPolicy, NoProgress, Paths, train, unroll, unroll_grad
+from awmkit import MLPPolicy, Paths, unroll, unroll_grad
 from awmkit._unroll_checks import warn_of_constant_reward
 from awmkit.analysis import gradient_growth, hop_spectrum, policy_hop_spectrum
 from awmkit.tasks import CancerTreatment, Discretised, HIVTreatment, LinearQuadratic, spiral
@@ -76,17 +76,11 @@ class Switch(eqx.Module):
         return jnp.sign(self.weight @ state)[None]
 
 
-class HealthyTask(LinearQuadratic):
-    def reward(self, state, action, t):
-        return healthy(state, action, t)
-
-
 CONSTANTS = {
     "unroll_grad": lambda: unroll_grad(SYSTEM, POLICY, STATE, 4, reward=healthy),
     "hop_spectrum": lambda: hop_spectrum(SYSTEM, STATE, PLANS[0], reward=healthy),
     "policy_hop_spectrum": lambda: policy_hop_spectrum(SYSTEM, POLICY, STATE, 4, reward=healthy),
     "gradient_growth": lambda: gradient_growth(SYSTEM, STATES, PLANS, reward=healthy, horizons=[1, 2, 3, 4]),
-    "train": lambda: train(HealthyTask(), SYSTEM, GaussianPolicy(2, 1, key=KEY), key=KEY, progress=NoProgress()),
     "a policy": lambda: unroll_grad(SYSTEM, Switch(STATE), STATE, 4, reward=reward),
 }
 
