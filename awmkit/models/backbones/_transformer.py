@@ -90,7 +90,7 @@ class Transformer(AbstractBackbone):
     def step(self, memory, token, t, *, key=None):
         del key
         space = self._check_memory(memory, token=(token, (self.width,)), t=(t, ()))
-        if not isinstance(t, Tracer) and bool(jnp.asarray(t) >= space):
+        if not isinstance(t, Tracer) and int(t) >= space:
             raise ValueError(
                 f"The memory of this Transformer has space for {space} steps, got t={t}; resize it to {t + 1} first."
             )
