@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, Scalar
 
 from .._dynamics import AbstractTask
+from .._fingerprint import structure as description
 from ..tasks._episode import Episode, start_episode, step_episode
 
 
@@ -87,7 +88,10 @@ class compiled:
         self._made_of = function, module
         leaves, structure = jtu.tree_flatten(module)
         is_array = lambda x: eqx.is_array(x) or isinstance(x, np.ndarray)
-        self.program = _program(function, structure, tuple(None if is_array(x) else x for x in leaves))
+        settings = tuple(None if is_array(x) else x for x in leaves)
+        # 0.0 equals -0.0 and True equals 1, but a program of one is not that of the other.
+        described = repr(settings), *description(module)[0].items()
+        self.program = _program(function, structure, settings, described)
         self._arrays = [jnp.array(x) for x in leaves if is_array(x)]
 
     def __call__(self, *args, **kwargs):
@@ -98,7 +102,7 @@ class compiled:
 
 
 @functools.lru_cache(maxsize=256)
-def _program(function, structure, settings):
+def _program(function, structure, settings, described):
     def run(arrays, *args, **kwargs):
         arrays = iter(arrays)
         leaves = [next(arrays) if x is None else x for x in settings]

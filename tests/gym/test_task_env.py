@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import math
 import pickle
 
+import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -495,3 +497,32 @@ MISUSES = {
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_raises_one_clear_sentence(name):
     says(*MISUSES[name])
+
+
+class Signed(AbstractTask):
+    """s_{t+1} = s_t + the signs of two numbers."""
+
+    leaf: float
+    static: float = eqx.field(static=True)
+    horizon: int = eqx.field(static=True, default=1)
+    state_size: int = eqx.field(static=True, default=1)
+    action_size: int = eqx.field(static=True, default=1)
+
+    def init(self, state, horizon):
+        return None
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, state + math.copysign(1.0, self.leaf) + math.copysign(2.0, self.static)
+
+    def reward(self, state, action, t):
+        return jnp.sum(state)
+
+    def reset(self, key):
+        return jnp.zeros(1)
+
+
+def test_tasks_whose_numbers_are_equal_but_not_the_same_do_not_share_a_program():
+    for leaf, static, total in ((0.0, 0.0, 3.0), (-0.0, 0.0, 1.0), (0.0, -0.0, -1.0)):
+        env = TaskEnv(Signed(leaf, static))
+        env.reset(seed=0)
+        assert env.step(np.zeros(1))[0][0] == total
