@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-from mujoco import mjtBias, mjtDisableBit, mjtEnableBit, mjtEq, mjtGain, mjtGeom, mjtIntegrator, mjtJoint, mjtObj
+from mujoco import mjtBias, mjtDisableBit, mjtEnableBit, mjtEq, mjtGain, mjtGeom, mjtIntegrator, mjtJoint, mjtObj, mjtTrn
 
 
 class Difference(NamedTuple):
@@ -40,7 +40,7 @@ def check_differences(model: mujoco.MjModel) -> None:
 
 
 def warn_of_approximations(model: mujoco.MjModel) -> None:
-    """Warn of constraints that MJX has, but not with MuJoCo's algorithm or not to its order."""
+    """Warn of constraints that MJX has with another algorithm than MuJoCo, and of derivatives that it loses at single points."""
     shapes = {tuple(sorted(_shape(model, geom) for geom in pair)) for pair in _colliding(model)}
     own = [f"{first} and {second}" for first, second in sorted(shapes - ALIKE) if "plane" not in (first, second)]
     notes = [f"finds contacts in its own way between {', '.join(own)}"] if own else []
@@ -51,6 +51,17 @@ def warn_of_approximations(model: mujoco.MjModel) -> None:
         warnings.warn(
             f"MJX {' and '.join(notes)}, so the model moves differently from MuJoCo there; compare episodes with MuJoCo before you "
             "trust a result.",
+            stacklevel=3,
+        )
+
+    turning = np.isin(model.jnt_type, (mjtJoint.mjJNT_BALL, mjtJoint.mjJNT_FREE))
+    drives = np.isin(model.actuator_trntype, (mjtTrn.mjTRN_JOINT, mjtTrn.mjTRN_JOINTINPARENT))
+    servos = model.actuator_trnid[drives & (model.actuator_biastype == mjtBias.mjBIAS_AFFINE), 0]
+    pulled = np.flatnonzero(turning & ((model.jnt_stiffness > 0) | np.isin(np.arange(model.njnt), servos)))
+    if pulled.size:
+        warnings.warn(
+            f"The spring or servo of {_names(model, JOINT, pulled)} has a derivative of 0 in MJX where it is exactly at its "
+            "reference; let reset start episodes elsewhere.",
             stacklevel=3,
         )
 

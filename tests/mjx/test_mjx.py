@@ -362,6 +362,15 @@ def test_a_constraint_that_mjx_treats_in_its_own_way_is_warned_of(mjcf, notes):
         MJXTask(mjcf, zero, horizon=5, forward_only=True)
 
 
+@pytest.mark.parametrize(
+    "joint, kind, warned", [('stiffness="1"', "motor", True), ("", "position", True), ("", "motor", False)]
+)
+def test_a_spring_or_servo_of_a_ball_joint_is_warned_of(joint, kind, warned):
+    motor = MOTOR.format(kind=kind, options='gear="0 1 0 0 0 0" ctrlrange="-1 1"')
+    with pytest.warns(UserWarning, match="joint 0 has a derivative of 0") if warned else nullcontext():
+        ball(f'<joint name="0" type="ball" {joint}/>', motor)
+
+
 def test_options_change_a_copy_and_flags_that_do_not_move_the_state_are_cleared():
     flags = '<flag energy="enable" fwdinv="enable"/>'
     model = mujoco.MjModel.from_xml_string(FALLING.replace("<worldbody>", f'<option solver="PGS">{flags}</option><worldbody>'))
