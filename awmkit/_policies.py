@@ -161,7 +161,9 @@ class GaussianPolicy(AbstractPolicy):
         inside = jnp.abs(action) < 1
         u = jnp.arctanh(jnp.clip(action, -1, 1))
         correction = jnp.where(inside, _log_slope(jnp.where(inside, u, 0)), 0)
-        return jnp.sum(_log_normal((u - mean) * jnp.exp(-log_std), log_std) - correction)
+        info = jnp.finfo(mean.dtype)
+        precision = jnp.clip(jnp.exp(-log_std), info.tiny, info.max)  # Infinity times 0 would be NaN.
+        return jnp.sum(_log_normal((u - mean) * precision, log_std) - correction)
 
     def entropy(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:
         """Return an estimate of the entropy -E[log pi] from one sample. It is unbiased and differentiable."""

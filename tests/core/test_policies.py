@@ -70,6 +70,8 @@ def test_the_density_is_0_at_the_bounds_and_beyond_and_nan_only_for_nan():
     log_prob = jax.jit(lambda action: policy.log_prob(state, action, 0))
     for action in ([1.0, 0.3], [-1.0, 1.0], [0.3, 1.5], [-jnp.inf, 0.0]):
         assert log_prob(jnp.array(action)) == -jnp.inf
+    for log_std in (-800.0, 800.0):
+        assert gaussian(log_std, jnp.float64).log_prob(state, jnp.array([1.0, 0.3]), 0) == -jnp.inf
     assert jnp.isnan(log_prob(jnp.array([jnp.nan, 1.0]))) and log_prob(jnp.array([1 - 1e-12, 0.3])) > -400
     slope = jax.grad(lambda log_std: gaussian(log_std, jnp.float64).log_prob(state, jnp.array([1.0, 0.3]), 0))(-0.5)
     assert slope == jnp.inf
