@@ -30,9 +30,9 @@ def _checked_init(init: Callable) -> Callable:
 
 def _checked_step(step: Callable) -> Callable:
     @functools.wraps(step)
-    def checked(self, carry, state, action, *args, **kwargs):
-        _check(self, "step", state, action=(action, (self.action_size,)))
-        carry, next_state = step(self, carry, state, action, *args, **kwargs)
+    def checked(self, carry, state, action, t, **kwargs):
+        _check(self, "step", state, action=(action, (self.action_size,)), t=(t, ()))
+        carry, next_state = step(self, carry, state, action, t, **kwargs)
         return as_arrays(carry, state), next_state
 
     return checked
@@ -59,7 +59,7 @@ def _checked_segment(rollout_segment: Callable) -> Callable:
 def _checked_reward(reward: Callable) -> Callable:
     @functools.wraps(reward)
     def checked(self, state, action, t, *args, **kwargs):
-        _check(self, "reward", state, action=(action, (self.action_size,)))
+        _check(self, "reward", state, action=(action, (self.action_size,)), t=(t, ()))
         try:
             return reward(self, state, action, t, *args, **kwargs)
         except (TypeError, AttributeError) as error:

@@ -48,6 +48,9 @@ def fingerprint(tree: Any) -> Lines:
     An object that this does not suit may have a method `__fingerprint__()`. It returns what to describe instead, such as a
     string or numbers that change whenever the object's behaviour does.
 
+    A Gymnasium environment is described by its wrappers, its id and arguments, and its attributes after `env.reset(seed=0)`, which
+    this calls.
+
     **Arguments:** `tree`: any object.
 
     **Returns:** the lines by path, in the order of the tree.

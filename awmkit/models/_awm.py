@@ -100,18 +100,15 @@ class AWM(AbstractWorldModel):
         return self.backbone.resizable
 
     def init(self, state, horizon):
-        check_shapes("AWM.init", state=(state, (self.state_size,)))
         return self.backbone.init(self.embed_state(self.input_norm(state)), horizon), state
 
     def step(self, carry, state, action, t, *, key=None):
         memory, first = carry
-        self._check("AWM.step", first, state, (action, (self.action_size,)), t)
         memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
         return (memory, first), self.decode(self.head(feature), first, t)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
         memory, first = carry
-        self._check("AWM.rollout_segment", first, state, (actions, ("B", self.action_size)), t)
         memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
         decode = lambda feature, t: self.decode(self.head(feature), first, t)
         return (memory, first), jax.vmap(decode)(features, t + jnp.arange(actions.shape[0]))
@@ -127,10 +124,6 @@ class AWM(AbstractWorldModel):
     def residual_base(self, states):
         check_shapes("AWM.residual_base", states=(states, ("H+1", self.state_size)))
         return jnp.broadcast_to(states[0], states[1:].shape)
-
-    def _check(self, who: str, first, state, action, t) -> None:
-        size = (self.state_size,)
-        check_shapes(who, **{"s_0 in the carry": (first, size)}, state=(state, size), action=action, t=(t, ()))
 
     def normalised(self, states):
         # A dynamics used as a cell works in the units of its own states.

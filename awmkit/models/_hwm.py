@@ -65,11 +65,9 @@ class HWM(AbstractWorldModel):
         self.predict_changes = predict_changes
 
     def init(self, state, horizon):
-        check_shapes("HWM.init", state=(state, (self.state_size,)))
         return self.backbone.init(self.embed_first(self.input_norm.at(0)(state)), horizon)
 
     def step(self, carry, state, action, t, *, key=None):
-        check_shapes("HWM.step", state=(state, (self.state_size,)), action=(action, (self.action_size,)), t=(t, ()))
         token = self.embed(jnp.concatenate([self.input_norm.at(t)(state), action]))
         carry, feature = self.backbone.step(carry, token, t, key=key)
         return carry, self.decode(self.head(feature), state, t)

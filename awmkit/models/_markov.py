@@ -63,7 +63,6 @@ class Markov(AbstractWorldModel):
 
     def step(self, carry, state, action, t, *, key=None):
         del key
-        check_shapes("Markov.step", state=(state, (self.state_size,)), action=(action, (self.action_size,)), t=(t, ()))
         return carry, self.decode(self.network(self.input_norm.at(t)(state), action, t=t), state, t)
 
     def teacher_forced(self, states, actions):
