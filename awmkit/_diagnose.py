@@ -64,7 +64,8 @@ def diagnose(result, dynamics, policy, state, horizon, **given):
     Raise an error that names where they stop being finite. Warn of a gradient that is exactly zero, and of actions outside
     [-1, 1] if the dynamics is not meant for these.
     """
-    result, cause, largest = _diagnose(result, dynamics, policy, state, horizon, **given)
+    with jax.check_tracer_leaks(False):  # Equinox's runtime errors raise an IndexError under it.
+        result, cause, largest = _diagnose(result, dynamics, policy, state, horizon, **given)
     jax.debug.callback(_warn, cause, largest if dynamics.bounded_actions else 0.0)
     return result
 

@@ -107,6 +107,13 @@ MUTANTS = (
         LQ,
     ),
     Mutant(
+        "a gradient that a cut edge makes zero is blamed on the reward",
+        "_diagnose.py",
+        "jnp.where(acted, 2, jnp.where(scored, 1, 0))",
+        "jnp.where(acted, 2, 0)",
+        "core/test_zero_gradients.py::test_check_says_why_a_gradient_is_exactly_zero_and_names_actions_out_of_range[a cut edge]",
+    ),
+    Mutant(
         "a reward reads the next state",
         "_reward.py",
         "(states[:-1], actions,",

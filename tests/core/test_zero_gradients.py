@@ -154,3 +154,10 @@ def test_an_open_loop_of_actions_out_of_range_warns_where_they_are_controls():
     assert jnp.allclose(jax.jit(run)(jnp.full((4, 1), 2.0)), wide)  # A traced array has no values to warn of.
     run(jnp.ones((4, 1)))
     unroll(SYSTEM, jnp.full((4, 1), 2.0), STATE, 4)  # A linear system accepts any action.
+
+
+def test_check_runs_under_jaxs_check_for_leaked_tracers():
+    run = lambda: unroll_grad(SYSTEM, jnp.zeros((2, 1)), STATE, 2, reward=Capped(jnp.asarray(9.0)), check=True)
+    with jax.check_tracer_leaks():
+        value, _ = run()
+    assert value == 1 + unroll(SYSTEM, jnp.zeros((1, 1)), STATE, 1).states[1, 0]
