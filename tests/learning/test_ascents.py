@@ -35,7 +35,7 @@ from awmkit import (
     unroll,
 )
 from awmkit._reward import with_next_state
-from awmkit.learning.ascents import AscentState, policy_step
+from awmkit.learning.ascents import AscentState, init_ascent_state, policy_step
 from awmkit.tasks import LinearQuadratic
 
 KEY = jax.random.key(0)
@@ -218,6 +218,16 @@ def test_an_update_is_skipped_if_the_gradient_or_the_step_along_it_is_not_finite
         gradient = jnp.array([slope, 0, 2], jnp.float32)
         state_after, after, info = policy_step(ascent, state, policy, gradient, predicted_return=jnp.float32(0), steps=0)
         assert info.skipped == skipped and eqx.tree_equal((state_after, after), (state, policy)) == bool(skipped)
+
+
+def test_the_weight_of_a_target_entropy_starts_and_changes_as_documented():
+    entropy, policy = TargetEntropy(-1.0, rate=0.5, initial_weight=0.25), jnp.zeros(2)
+    ascent = FullHorizon(entropy=entropy, return_scale=1.0)
+    before = init_ascent_state(ascent, policy, jtu.tree_map(lambda x: x[None], STILL))
+    options = {"predicted_return": jnp.zeros(()), "entropy": jnp.asarray(-3.0), "action_size": 2, "steps": 0}
+    after, _, _ = policy_step(ascent, before, policy, jnp.ones(2), **options)
+    weights = [state.entropy_weight(entropy, 0) for state in (before, after)]
+    np.testing.assert_allclose(weights, [0.25, 0.25 * math.exp(0.5 * (-1.0 + 3.0 / 2))])
 
 
 def test_one_reward_that_is_not_finite_leaves_the_policy_and_the_critic_as_they_were():
