@@ -46,7 +46,7 @@ def test_a_sample_has_whole_episodes_from_the_newest_that_fit(data, capacity, re
         np.testing.assert_array_equal(entries, np.asarray(numbered)[numbers])
 
 
-@pytest.mark.parametrize("recency", [1.0, 1 - 2e-8, 0.8, 0.5, 1e-200])
+@pytest.mark.parametrize("recency", [1.0, 0.8, 0.5])
 @pytest.mark.parametrize("added", [3, 9])
 def test_an_episode_is_drawn_less_often_than_the_next_newer_one_by_the_factor_recency(recency, added):
     replay = _empty(6)

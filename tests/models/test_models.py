@@ -272,6 +272,9 @@ def test_fit_computes_episodes_in_the_widest_of_the_dtypes():
     mixed = eqx.tree_at(lambda e: e.actions, double, single.actions)
     losses = [_quick_fit(model, x).losses for x in (double, single, mixed)]
     assert (losses[0] == losses[1]).all() and (losses[0] == losses[2]).all() and losses[0].dtype == jnp.float64
+    narrow = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, model)
+    fitted = _quick_fit(narrow, single, optimiser=optax.sgd(np.float64(1e-3))).model  # NumPy's float64 widens every update.
+    assert fitted.network.enter.weight.dtype == jnp.float32
 
 
 @pytest.mark.usefixtures("optax_promotes")
