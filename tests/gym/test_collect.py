@@ -339,7 +339,7 @@ MISUSES = {
     ),
     "an unknown reward": (
         lambda: GymnasiumTask(Sandbox(), horizon=5).reward(jnp.zeros(1), jnp.zeros(1), 0),
-        r"GymnasiumTask\(env, reward=...\).*fit",
+        r"no reward function; pass reward=RewardModel.*to train.*GymnasiumTask\(env, reward=...\)",
     ),
     "an unroll of an environment": (
         lambda: unroll(GymnasiumTask(Sandbox(), horizon=5), jnp.zeros((5, 1)), jnp.zeros(1), 5),
