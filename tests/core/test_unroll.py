@@ -14,6 +14,7 @@ from systems import DYNAMICS, HORIZON, POLICIES, reward, rows, start
 from awmkit import AbstractDynamics, BPO, MLPPolicy, Parallel, Paths, Sequential, Trajectory, unroll, unroll_grad
 from awmkit._reward import check_reward, with_next_state
 from awmkit.analysis import hop_spectrum
+from awmkit.analysis._gradients import return_gradients
 from awmkit.tasks import LinearQuadratic, OneBounce, spiral
 
 
@@ -331,3 +332,22 @@ def test_float32_inputs_give_float32_values_and_gradients():
         value, grads = unroll_grad(single(model), single(policy), single(start(model)), 6, reward=reward, paths=BPO)
         assert value.dtype == jnp.float32 and all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
         assert jnp.allclose(value.astype(float), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["AWM transformer, learned time", "Markov"])
+def test_unrolls_and_analyses_promote_no_ranks(name):
+    dynamics, state, actions = DYNAMICS[name](), jnp.ones(3), jnp.ones((HORIZON, 2))
+
+    def run(state, actions):
+        value, grads = unroll_grad(dynamics, actions, state, HORIZON, reward=reward, discount=0.9)
+        spectrum = hop_spectrum(dynamics, state, actions, reward=reward, hops=2)
+        options = {"reward": reward, "discount": 0.9, "keys": None, "batch_size": 1}
+        return (
+            value,
+            grads,
+            spectrum.mean_hops,
+            return_gradients(dynamics, actions, state[None], HORIZON, jnp.arange(1, 4), **options),
+        )
+
+    with jax.numpy_rank_promotion("raise"):
+        jax.make_jaxpr(run)(state, actions)
