@@ -49,6 +49,13 @@ def check_shapes(who: str, fix: str = "use jax.vmap for a batch", /, **arrays: t
         raise ValueError(f"{who} needs {_listed(needed)}, got {_listed(given)}; {fix}.")
 
 
+def check_floats(who: str, **arrays: Any) -> None:
+    """Raise unless every array holds floating-point numbers."""
+    for name, x in arrays.items():
+        if not jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.floating):
+            raise ValueError(f"{who} needs {name} of floating-point numbers, got {kind(x)}; pass it .astype(float).")
+
+
 def _fits(x: Any, needed: Shape, sizes: dict[str, Any]) -> bool:
     """Return whether `x` is an array or a number of the shape `needed`. Named sizes are looked up in `sizes`, and added to it."""
     shape = () if isinstance(x, int | float | complex) else getattr(x, "shape", None)

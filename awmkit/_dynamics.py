@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_counts, check_shapes, Shape
+from ._checks import check_counts, check_floats, check_shapes, Shape
 
 # The methods below are wrapped in every subclass, so that no wrong shape broadcasts, whoever wrote them and whoever calls them.
 
@@ -32,6 +32,7 @@ def _checked_step(step: Callable) -> Callable:
     @functools.wraps(step)
     def checked(self, carry, state, action, t, **kwargs):
         _check(self, "step", state, action=(action, (self.action_size,)), t=(t, ()))
+        check_floats(f"{type(self).__name__}.step", state=state)
         carry, next_state = step(self, carry, state, action, t, **kwargs)
         return as_arrays(carry, state), next_state
 
@@ -51,6 +52,7 @@ def _checked_segment(rollout_segment: Callable) -> Callable:
     @functools.wraps(rollout_segment)
     def checked(self, carry, state, actions, *args, **kwargs):
         _check(self, "rollout_segment", state, actions=(actions, ("H", self.action_size)))
+        check_floats(f"{type(self).__name__}.rollout_segment", state=state)
         return rollout_segment(self, as_arrays(carry, state), state, actions, *args, **kwargs)
 
     return checked

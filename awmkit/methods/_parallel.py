@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
-from .._checks import check_counts, check_shapes, describe
+from .._checks import check_counts, check_floats, check_shapes
 from .._paths import is_cut, Paths
 from ._method import AbstractMethod, act_on, passes, Rollout, stepper
 from ._sequential import Sequential
@@ -43,8 +43,7 @@ class Picard(eqx.Module):
     ) -> tuple[Float[Array, "H D"], Int[Array, ""]]:
         """Return the fixed point of `sweep` and the number of sweeps. Start from `x`; values are of size `unit` or more."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"Picard.solve needs x of floating-point numbers, got {describe(x)}; pass it .astype(float).")
+        check_floats("Picard.solve", x=x)
         tolerance = 8 * jnp.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
         limit = min(x.shape[0], self.max_sweeps or x.shape[0])
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from .._checks import check_counts, check_shapes, describe
+from .._checks import check_counts, check_floats, check_shapes, describe
 
 Parameter = float | Float[Array, ""]  # A number in an equation, which may be traced and differentiated.
 
@@ -84,8 +84,7 @@ def ode_step(
     """
     check_counts("ode_step", substeps=substeps)
     check_shapes("ode_step", "pass an array and one number", state=(state, ("*",)), dt=(dt, ()))
-    if not jnp.issubdtype(jnp.result_type(state), jnp.floating):
-        raise ValueError(f"ode_step needs a state of floating-point numbers, got {describe(state)}; pass it .astype(float).")
+    check_floats("ode_step", state=state)
     if getattr(solver, "scan_kind", "bounded") is None:  # Can be differentiated in both modes.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
     term = diffrax.ODETerm(field)

@@ -216,7 +216,7 @@ MISUSES = {
     # Shapes in direct calls.
     "a step from a batch of states": (
         lambda: Henon().step(None, STATES[0], PLAN[0], 0),
-        r"Henon.step needs state of shape \(2,\) and action of shape \(1,\), got float64\[6, 2\] and.*jax.vmap",
+        r"Henon.step needs state of shape \(2,\), action of shape \(1,\).*, got float64\[6, 2\], .*jax.vmap",
     ),
     "a step by a scalar action": (lambda: Discretised(Bacteria()).step(None, STATE[:1], jnp.ones(()), 0), r"got.*float64\[\]"),
     "a row of states": (lambda: Discretised(Bacteria()).step(None, STATE[None, :1], PLAN[0], 0), r"float64\[1, 1\]"),
