@@ -212,6 +212,13 @@ MUTANTS = (
         "learning/test_replay.py::test_a_sample_has_whole_episodes_from_the_newest_that_fit",
     ),
     Mutant(
+        "an unroll from a carry without space overwrites its last step",
+        "_unroll_checks.py",
+        "dynamics.resize_carry(carry, t + horizon)",
+        "carry",
+        "core/test_unroll.py::test_an_unroll_continues_from_the_carry_of_a_segment",
+    ),
+    Mutant(
         "statistics that are set are replaced",
         "_normaliser.py",
         "jnp.where(old.is_set, jnp.broadcast_to(x, y.shape), y.astype(x.dtype))",

@@ -351,6 +351,8 @@ def backbone_rows():
         yield f"{name}.step", Row(step, {**of_memory, "token": "W"}, "W")
         yield f"{name}.append", Row(append, {**of_memory, "tokens": "B W"}, "B W")
     resize = lambda x, y: BACKBONES["Transformer"].resize([(x, y)], 9)[0][0]
+    kept = lambda x, y, tokens: BACKBONES["Transformer"].append([(x, y)], tokens, 0)[0][0][0]
+    yield "Transformer.append, memory", Row(kept, {"x": "T 3 4", "y": "T 3 4", "tokens": "B W"}, "T 3 4")
     yield "Transformer.resize", Row(resize, {"x": "T 3 4", "y": "T 3 4"})
     yield "AbstractBackbone.__call__", Row(BACKBONES["AbstractRecurrent"], {"first": "W", "tokens": "H W"}, "H W")
 
