@@ -81,8 +81,9 @@ def _angle(sin, cos):
     return jnp.arctan2(sin / scale, jnp.where(origin, 1, cos / scale))
 
 
-def _pair(parameters):
-    return tuple(map(as_parameter, parameters))
+def _pair(parameters) -> tuple[Parameter, Parameter]:
+    first, second = map(as_parameter, parameters)
+    return first, second
 
 
 class DoublePendulum(AbstractDynamics):

@@ -5,6 +5,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
@@ -90,7 +91,7 @@ class Transformer(AbstractBackbone):
     def step(self, memory, token, t, *, key=None):
         del key
         space = self._check_memory(memory, token=(token, (self.width,)), t=(t, ()))
-        if not isinstance(t, Tracer) and int(t) >= space:
+        if not isinstance(t, Tracer) and np.greater_equal(t, space):
             raise ValueError(
                 f"The memory of this Transformer has space for {space} steps, got t={t}; resize it to {t + 1} first."
             )
