@@ -17,12 +17,13 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import jaxtyping
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, Sharding
@@ -136,10 +137,8 @@ class _Walk:
             self.lines[path] = name
         elif isinstance(x, weakref.ref):
             self.visit(x(), path)
-        elif isinstance(x, types.FunctionType) and x.__code__.co_filename.startswith("<") and hasattr(x, "__wrapped__"):
-            self.visit(
-                x.__wrapped__, path
-            )  # Checks of types, which are generated, and which refer to objects by their addresses.
+        elif isinstance(x, types.FunctionType) and hasattr(x, "__wrapped__") and _only_checks(x):
+            self.visit(x.__wrapped__, path)
         elif isinstance(x, types.FunctionType):
             self._function(x, path)
         elif isinstance(x, types.MethodType | types.BuiltinMethodType):
@@ -155,7 +154,7 @@ class _Walk:
             for key in sorted(x, key=self._text):
                 self.visit(x[key], f"{path}[{self._text(key)}]", saved)
         elif isinstance(x, tuple) and hasattr(x, "_fields"):
-            self._children(x, path, {name: (getattr(x, name), saved) for name in getattr(x, "_fields")})  # noqa: B009
+            self._children(x, path, {name: (y, saved) for name, y in cast(Any, x)._asdict().items()})
         elif type(x) in (list, tuple) and len(x) > 100 and not saved and all(type(y) in _ATOMS for y in x):
             self.lines[path] = f"{type(x).__name__} of {len(x)} {hash_of(repr(x).encode())}"
         elif type(x) in (list, tuple):
@@ -390,6 +389,15 @@ def _installed(filename: str | None) -> bool:
     if filename is None or filename.startswith("<frozen"):
         return True
     return filename.startswith(_INSTALLED) or any(part in filename for part in ("site-packages", "dist-packages"))
+
+
+def _only_checks(fn: types.FunctionType) -> bool:
+    """Whether a function adds checks of shapes or types to another one: those of awmkit, jaxtyping and beartype.
+
+    The checks of types are generated code that refers to objects by their addresses, and they may be on in one process only.
+    """
+    file = Path(fn.__code__.co_filename)
+    return file.name.startswith("<") or file.parent in (Path(__file__).parent, Path(jaxtyping.__file__).parent)
 
 
 def _name_in_a_package(x) -> str | None:
