@@ -27,23 +27,24 @@ def descend(
 ) -> tuple[PyTree, W]:
     """One step of gradient descent. Returns the optimiser's new state and the new weights.
 
-    `loss(weights)` is for optimisers that search along a line; `value` is its value at `weights`, for those that only need
-    that, and computed if it is not given.
+    An optimiser that cannot make a step from the gradient alone is given the loss too: `loss(weights)`, to search along a line,
+    and `value`, its value at `weights`, which is computed if it is not given.
     """
     # The gradient of a real loss in complex weights is the conjugate of the direction of ascent in JAX.
     gradient = jtu.tree_map(jnp.conj, gradient)
-    extra: dict[str, Any] = {}
-    if loss is not None and isinstance(optimiser, optax.GradientTransformationExtraArgs):
-        extra = {"value": loss(weights) if value is None else value, "grad": gradient, "value_fn": loss}
     try:
-        updates, state = optimiser.update(gradient, state, weights, **extra)
+        updates, state = optimiser.update(gradient, state, weights)
     except TypeError as error:
-        if loss is not None:
+        if not isinstance(optimiser, optax.GradientTransformationExtraArgs):
             raise
-        raise ValueError(
-            f"The optimiser cannot make a step from the gradient alone ({error}); pass objective= to policy_step, or use an "
-            "optimiser such as optax.adam."
-        ) from error
+        if loss is None:
+            raise ValueError(
+                f"The optimiser cannot make a step from the gradient alone ({error}); pass objective= to policy_step, or use an "
+                "optimiser such as optax.adam."
+            ) from error
+        # Only here, because an unused value would still be traced and compiled in every update.
+        extra: dict[str, Any] = {"value": loss(weights) if value is None else value, "grad": gradient, "value_fn": loss}
+        updates, state = optimiser.update(gradient, state, weights, **extra)
     # An update in a wider dtype, as from a learning rate in float64, does not change the dtype of the weights.
     return state, jtu.tree_map(lambda w, u: w + u.astype(w.dtype), weights, updates)
 

@@ -320,8 +320,9 @@ def test_losses_and_predictions_broadcast_nothing_implicitly(name):
         plan = lambda episode: jax.grad(lambda a: jnp.sum(model.open_loop(episode.states[0], a)))(episode.actions)
         return jax.vmap(lambda episode: (model.loss(episode), model.prediction(episode), plan(episode)))(episodes)
 
+    episodes = _episodes()
     with jax.numpy_rank_promotion("raise"):
-        loss, prediction, gradient = jax.eval_shape(all_of, _episodes())
+        loss, prediction, gradient = jax.eval_shape(all_of, episodes)
     assert (loss.shape, prediction.shape, gradient.shape) == ((32,), (32, HORIZON, 3), (32, HORIZON, 2))
 
 
