@@ -36,7 +36,8 @@ class _RodRenderer:
 
     def __init__(self, task: AbstractTask):
         self._task: Any = task
-        figure = Figure(figsize=(SIZE / 72, SIZE / 72), dpi=72, facecolor=BACKGROUND)  # One point is one pixel.
+        # One point is one pixel.
+        figure = Figure(figsize=(SIZE / 72, SIZE / 72), dpi=72, facecolor=BACKGROUND, layout="none")  # pyright: ignore[reportArgumentType]
         self._canvas = FigureCanvasAgg(figure)
         self._axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
         (self._rods,) = self._axes.plot([], [], color=ROD, lw=0.025 * SIZE, solid_capstyle="round", snap=False)

@@ -9,6 +9,7 @@ import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -19,6 +20,7 @@ from misuse import says
 from awmkit import AbstractTask, unroll
 from awmkit.gym import GymnasiumTask, TaskEnv, TaskVectorEnv
 from awmkit.gym._register import register_all
+from awmkit.plot import STYLE
 from awmkit.tasks import (
     CancerTreatment,
     CreditAssignment,
@@ -84,6 +86,17 @@ def test_gymnasiums_checker_accepts_every_environment_and_it_can_be_drawn_copied
 
 def test_gymnasiums_checker_accepts_an_environment_without_time():
     check_env(gymnasium.make("awmkit/DrivenDoublePendulum-v0", time_aware=False).unwrapped)
+
+
+@pytest.mark.parametrize("id", ["awmkit/PassiveDoublePendulum-v0", "awmkit/Bioreactor-v0"])
+def test_a_picture_does_not_depend_on_the_style_of_the_users_own_figures(id):
+    pictures = []
+    for style in ({}, STYLE):
+        with matplotlib.rc_context(style):
+            env = gymnasium.make(id, render_mode="rgb_array")
+            env.reset(seed=0)
+            pictures.append(env.render())
+    assert (pictures[0] == pictures[1]).all()
 
 
 @pytest.mark.slow
