@@ -149,8 +149,8 @@ def train(
       `begin_run(epochs)`, it is called first, with the epochs that a resumed run has already done.
     - `checkpoint`: path of a file to which the whole run is written after each epoch. If the file exists, the run resumes
       from it: after an interrupt, make the same call again. All arguments that decide the result must be equal, compared by
-      `awmkit.learning.fingerprint`: arrays by their bytes, functions by their code and everything they close over. A resumed run ends with exactly the same numbers as one that
-      was never interrupted, on the same machine. With a given `capacity`, a call with more `steps` continues a finished run.
+      `awmkit.learning.fingerprint`: arrays by their bytes, functions by their code and everything they close over. A
+      resumed run ends with exactly the same numbers as one that was never interrupted, on the same machine. With a given `capacity`, a call with more `steps` continues a finished run.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. They share the
       collection too if `environments` can be split evenly over them. With several processes, each makes this call; the first
       one shows progress, writes the checkpoint and calls the callbacks.

@@ -269,7 +269,7 @@ def _learned(model, reward) -> dict[str, AbstractTrainable]:
 
 
 def _model_error(model, episodes: Trajectory) -> Float[Array, ""]:
-    """Mean square error of open-loop predictions, divided by the variance of the states over all steps, as the model's normaliser has it."""
+    """Mean square error of open-loop predictions, in units of the states' variance over all steps by the model's normaliser."""
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
     errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)

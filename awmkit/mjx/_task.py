@@ -46,7 +46,8 @@ class MJXTask(AbstractTask):
     `from_gymnasium` says how wrong.
 
     Elliptic friction cones need `forward_only=True`. With several iterations, forward mode gives NaN where a closed contact does
-    not slide; with one, any derivative raises an error. Pass `cone=mujoco.mjtCone.mjCONE_PYRAMIDAL` for derivatives; it changes the friction a little.
+    not slide; with one, any derivative raises an error. Pass `cone=mujoco.mjtCone.mjCONE_PYRAMIDAL` for derivatives; it changes
+    the friction a little.
 
     **What MJX leaves out.** MJX drops some features of a model without an error. The compiled model is checked field by field, and
     a feature that would move it differently is refused by name. Where MJX has a constraint but not MuJoCo's algorithm for it
