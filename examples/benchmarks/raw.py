@@ -13,8 +13,11 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from tabulate import tabulate
 
 from awmkit import versions
 
+BEGUN = time.monotonic()
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -49,12 +53,21 @@ class Raw:
                 raise ValueError(f"{self._path} has no row {name!r}; measure it without --from-raw")
             print(name, file=sys.stderr, flush=True)
             self.add({name: (config, measure())})
-        if self.rows[name]["config"] != loads(dumps(config)):
-            kept = self.rows[name]["config"]
+        found = self.find(name, config)
+        assert found is not None
+        return found
+
+    def find(self, name: str, config: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a row, or `None` if the file has none of that name.
+
+        **Raises:** `ValueError` if it has another config.
+        """
+        row = self.rows.get(name)
+        if row is not None and row["config"] != loads(dumps(config)):
             raise ValueError(
-                f"row {name!r} of {self._path} has the config {kept}, not {config}; choose another folder with --out"
+                f"row {name!r} of {self._path} has the config {row['config']}, not {config}; choose another folder with --out"
             )
-        return self.rows[name]
+        return row
 
     def add(self, rows: dict[str, tuple[dict[str, Any], dict[str, Any]]]) -> None:
         """Add rows, each a config and values, and save the file."""
@@ -93,10 +106,31 @@ def arguments(doc: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop after these minutes and keep what was measured; 0: no limit"
+    )
     parser.add_argument("--from-raw", action="store_true", help="write the published table again; nothing is measured")
     default = Path("examples/out") / name
     parser.add_argument("--out", type=Path, default=default, help=f"output folder, {default} by default; its rows are kept")
     return parser
+
+
+@contextmanager
+def until_stopped(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """Run a block of measurements. Ctrl-C, or the end of `--minutes` since the script began, leaves it when the program that is
+    being compiled or run has ended, and the script goes on with what was measured. Gives a function that returns the seconds left.
+    """
+    end = BEGUN + 60 * options.minutes
+    left = lambda: end - time.monotonic()
+    try:
+        if options.minutes < math.inf:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, max(left(), 1e-3))
+        yield left
+    except KeyboardInterrupt:
+        print("Stopped. The same command continues.", file=sys.stderr)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def markdown(head: list[str], rows: Iterable[list[str]]) -> str:

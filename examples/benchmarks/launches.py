@@ -1,0 +1,143 @@
+"""Count the kernels that a GPU launches for a JAX program. The program is compiled, not run, and the GPU need not exist.
+
+    from launches import plan                  # before anything asks JAX for its devices
+    plan(jax.grad(loss), weights, batch)       # Plan(launches=..., waits=..., compile_s=..., memory_MiB=...)
+
+Small kernels take a GPU about 1.6 us each, whatever they compute (measured on an H100), so 1.6 us times `launches` is the time of a
+program that is bound by them. On a machine with a GPU the program is compiled for it. Elsewhere it is compiled for an H100 by
+XLA's CUDA compiler, which needs a description of the chip only. Install it beside JAX in an environment of its own, with V the
+version of JAX:
+
+    pip install jax-cuda12-plugin==V jax-cuda12-pjrt==V nvidia-cuda-nvcc-cu12
+"""
+
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+# JAX reads both when it is first asked for its devices. Without the first, the plugin needs a GPU to be loaded.
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+# Sizes of an H100 SXM (NVIDIA's data sheet, and the CUDA guide's table of compute capability 9.0), as XLA's GpuTargetConfigProto.
+H100 = """
+device_description_str: "NVIDIA H100 80GB HBM3" platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 } runtime_version { major: 12 minor: 9 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 } clock_rate_ghz: 1.98 core_count: 132 fpus_per_core: 128
+  device_memory_size: 84978434048 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_core: 233472 shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+}
+"""
+# Autotuning runs kernels, so it needs the chip.
+WITHOUT_CHIP = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+# Instructions that launch no kernel. Loops, branches and calls launch what their computations launch.
+FREE = set("parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id copy-done async-done".split())
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z0-9\-]*)\(")
+
+
+class Plan(NamedTuple):
+    """What a GPU is given to do.
+
+    **Fields**
+
+    - `launches`: number of kernels.
+    - `waits`: how often the host waits for a value, in loops of unknown length and in branches.
+    - `compile_s`: seconds of compiling.
+    - `memory_MiB`: temporary memory.
+    """
+
+    launches: float
+    waits: float
+    compile_s: float
+    memory_MiB: float
+
+
+@cache
+def gpu() -> Any:
+    """Return this machine's GPU, else the description of an H100, or `None` without a compiler for it."""
+    if jax.default_backend() == "gpu":
+        return jax.devices()[0]
+    try:
+        described = topologies.get_topology_desc(platform="cuda", topology_name="", target_config=H100, topology="1x1x1")
+    except NotImplementedError:
+        return None
+    return described.devices[0]
+
+
+def plan(fn: Callable, *args: Any, turns: float = 5) -> Plan | None:
+    """Compile `fn(*args)` for a GPU and count its launches.
+
+    **Arguments**
+
+    - `args`: as for `equinox.filter_jit`. The shapes and dtypes of their arrays matter, not their values.
+    - `turns`: the number of turns that a loop of unknown length takes, such as the sweeps of `Picard`.
+
+    **Returns:** `None` if no compiler for a GPU is installed.
+    """
+    if (device := gpu()) is None:
+        return None
+    arrays, rest = eqx.partition(args, eqx.is_array)
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
+    run = jax.jit(lambda arrays: eqx.filter(fn(*eqx.combine(arrays, rest)), eqx.is_array))
+    lowered = run.lower(jax.tree.map(place, arrays))
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The cache of compiled programs cannot read programs for another machine.
+        compiled = lowered.compile(compiler_options=None if jax.default_backend() == "gpu" else WITHOUT_CHIP)
+    seconds = time.perf_counter() - start
+    return Plan(*launches(compiled.as_text(), turns), seconds, compiled.memory_analysis().temp_size_in_bytes / 2**20)
+
+
+def launches(program: str, turns: float) -> tuple[float, float]:
+    """Return the number of kernels that a compiled program launches, and the number of times that the host waits."""
+    bodies, entry = {}, ""
+    for line in program.splitlines():
+        if head := COMPUTATION.match(line):
+            lines = bodies[head[2]] = []
+            entry = head[2] if head[1] else entry
+        elif name := INSTRUCTION.match(line):
+            lines.append((name[1], line))
+
+    def called(line: str, *roles: str) -> list[tuple[float, float]]:
+        return [of(name) for role in roles for name in re.findall(rf"\b{role}=%?([\w.\-]+)", line)]
+
+    @cache
+    def of(computation: str) -> tuple[float, float]:
+        kernels = waits = 0.0
+        for name, line in bodies[computation]:
+            times, more, inner = 1.0, 0.0, []
+            if name == "while":
+                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                times, more = (float(known[1]), 0.0) if known else (turns, turns)
+                inner = called(line, "body", "condition")
+            elif name == "conditional":
+                listed = re.search(r"branch_computations=\{(.*?)\}", line)
+                branches = (
+                    [of(b.strip(" %")) for b in listed[1].split(",")]
+                    if listed
+                    else called(line, "true_computation", "false_computation")
+                )
+                more, inner = 1.0, [max(branches)]
+            elif name in ("call", "async-start"):
+                inner = called(line, "to_apply", "calls")
+            elif name not in FREE:
+                inner = [(1.0, 0.0)]
+            kernels += times * sum(k for k, _ in inner)
+            waits += more + times * sum(w for _, w in inner)
+        return kernels, waits
+
+    return of(entry)
