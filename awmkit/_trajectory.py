@@ -16,13 +16,15 @@ class Trajectory(eqx.Module):
     - `states`: s_0 ... s_H, shape (H+1, S).
     - `actions`: a_0 ... a_{H-1}, shape (H, A).
     - `rewards`: r_0 ... r_{H-1}, shape (H,); `None` if no reward was given.
-    - `sweeps`: number of Picard sweeps used for sampling; `None` if sampling was sequential.
+    - `sweeps`: number of sweeps of `Picard` or `Newton` over all steps; `None` if the steps were taken one by one.
+    - `residual`: the largest change of a value in the last sweep, divided by the largest value; `None` without sweeps.
     """
 
     states: Float[Array, "*batch T S"]
     actions: Float[Array, "*batch H A"]
     rewards: Float[Array, "*batch H"] | None = None
     sweeps: Int[Array, "*batch"] | None = None
+    residual: Float[Array, "*batch"] | None = None
 
     def returns(self, discount: ScalarLike = 1.0) -> Float[Array, "*batch"]:
         """Return J = sum_t discount^t r_t, one scalar per episode.
@@ -58,7 +60,8 @@ def check_episodes(
             "jax.tree.map(lambda *x: jnp.stack(x), *episodes) makes of a list."
         )
     states, actions = (size if size is not None else name for size, name in ((state_size, "S"), (action_size, "A")))
-    needed = {"states": (*batch, "H+1", states), "actions": (*batch, "H", actions), "rewards": (*batch, "H"), "sweeps": batch}
+    needed = {"states": (*batch, "H+1", states), "actions": (*batch, "H", actions), "rewards": (*batch, "H")}
+    needed |= {"sweeps": batch, "residual": batch}
     given = {name: (getattr(episodes, name), shape) for name, shape in needed.items()}
     fields = {name: pair for name, pair in given.items() if pair[0] is not None or name in ("states", "actions")}
     check_shapes(who, "give the fields of the Trajectory these shapes", **fields)

@@ -174,7 +174,7 @@ def unchecked_unroll(
     states, actions, sweeps = method.run(dynamics, policy, state, horizon, key=key, paths=paths, t=t, carry=carry)
     states = jnp.concatenate([state[None], states])
     rewards = None if reward is None else score(reward, states, actions, t)
-    return Trajectory(states, actions, rewards, sweeps)
+    return Trajectory(states, actions, rewards, *(sweeps or ()))
 
 
 def _as_argument(t: int | Array, method: AbstractMethod) -> int | Array:

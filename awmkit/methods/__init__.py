@@ -2,8 +2,8 @@
 
 from .._types import Policy
 from ._default import default_method
-from ._method import AbstractMethod
+from ._method import AbstractMethod, Sweeps
 from ._parallel import Parallel, Picard
 from ._sequential import Sequential
 
-__all__ = ["AbstractMethod", "default_method", "Parallel", "Picard", "Policy", "Sequential"]
+__all__ = ["AbstractMethod", "default_method", "Parallel", "Picard", "Policy", "Sequential", "Sweeps"]

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +13,20 @@ from .._dynamics import AbstractDynamics, step_keys
 from .._paths import Paths
 from .._types import Policy
 
-Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Int[Array, ""] | None]
+
+class Sweeps(NamedTuple):
+    """The sweeps of a method that takes all steps at once, repeatedly, until the values settle.
+
+    - `count`: number of sweeps.
+    - `residual`: the largest change of a value in the last sweep, divided by the largest value. It estimates the error that
+      is left; in the last of H sweeps of `Picard` there is none.
+    """
+
+    count: Int[Array, ""]
+    residual: Float[Array, ""]
+
+
+Rollout = tuple[Float[Array, "H S"], Float[Array, "H A"], Sweeps | None]
 
 
 class AbstractMethod(eqx.Module):
@@ -59,8 +73,8 @@ class AbstractMethod(eqx.Module):
         **Arguments:** as those of `awmkit.unroll`, checked. `carry`: the dynamics' carry before step `t`; `None` to begin with
         `dynamics.init(state, horizon)`.
 
-        **Returns:** the H states after the first, shape (H, S); the actions, shape (H, A); and the number of Picard sweeps, or
-        `None` if there were none.
+        **Returns:** the H states after the first, shape (H, S); the actions, shape (H, A); and the `Sweeps`, or `None` if the method
+        has none.
         """
 
 

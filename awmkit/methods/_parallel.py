@@ -6,11 +6,12 @@ import equinox as eqx
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree, ScalarLike
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from .._checks import check_counts, check_floats, check_shapes
 from .._paths import is_cut, Paths
-from ._method import AbstractMethod, act_on, passes, Rollout, stepper
+from ._fixed_point import fixed_point
+from ._method import AbstractMethod, act_on, passes, Rollout, stepper, Sweeps
 from ._sequential import Sequential
 
 
@@ -23,7 +24,9 @@ class Picard(eqx.Module):
     **Arguments**
 
     - `tolerance`: sweeps stop when no value changes by more than this fraction of the largest value, which for actions counts
-      as at least 1. By default 8 units in the last place.
+      as at least 1. By default 8 units in the last place, or a sixteenth of a unit in the last place of the factors of
+      matrix products if these are rounded further: to TF32 on a GPU, or to a `matmul_dtype`. Sweeps also stop when the
+      changes are as small as rounding and no longer become smaller; `Trajectory.residual` is the last one.
     - `max_sweeps`: the largest number of sweeps; a run that needs more raises an error. By default H, after which the result is
       exact.
 
@@ -40,31 +43,19 @@ class Picard(eqx.Module):
 
     def solve(
         self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
-    ) -> tuple[Float[Array, "H D"], Int[Array, ""]]:
-        """Return the fixed point of `sweep` and the number of sweeps. Start from `x`; values are of size `unit` or more."""
+    ) -> tuple[Float[Array, "H D"], Sweeps]:
+        """Return the fixed point of `sweep`, and the sweeps. Start from `x`; values are of size `unit` or more."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
         check_floats("Picard.solve", x=x)
-        tolerance = 8 * jnp.finfo(x.dtype).eps if self.tolerance is None else self.tolerance
         limit = min(x.shape[0], self.max_sweeps or x.shape[0])
-
-        def unfinished(loop):
-            _, moved, size, n = loop
-            return (moved > tolerance * jnp.maximum(size, unit)) & (n < limit)
-
-        def body(loop):
-            x, _, _, n = loop
-            y = sweep(x)
-            return y, jnp.max(jnp.abs(y - x)), jnp.max(jnp.abs(y)), n + 1
-
-        start = (x, jnp.asarray(jnp.inf, x.dtype), jnp.ones((), x.dtype), jnp.asarray(0))
-        x, moved, size, n = lax.while_loop(unfinished, body, start)
+        x, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=limit, tolerance=self.tolerance)
         if limit < x.shape[0]:  # After H sweeps the result is exact, whatever the last one changed.
             message = (
                 f"Picard sweeps had not settled after max_sweeps={limit}; raise max_sweeps or the tolerance, "
                 "or sample with Parallel(sampling=Sequential())."
             )
-            x = eqx.error_if(x, moved > tolerance * jnp.maximum(size, unit), message)
-        return x, n
+            x = eqx.error_if(x, ~settled, message)
+        return x, sweeps
 
 
 class Parallel(AbstractMethod):
@@ -127,7 +118,7 @@ class Parallel(AbstractMethod):
         resizes = dynamics.resizable and carry is None and block < horizon
         block = horizon if in_turn and not resizes else block
         carry = dynamics.init(state, block if resizes else horizon) if carry is None else carry
-        pieces, most = [], None if in_turn else jnp.asarray(0)
+        pieces, of_blocks = [], []
         for begin in range(0, horizon, block):
             end = min(begin + block, horizon)
             carry = dynamics.resize_carry(carry, end) if resizes and begin > 0 else carry
@@ -139,14 +130,15 @@ class Parallel(AbstractMethod):
                 carry, piece, sweeps = self._settle(
                     self.sampling, dynamics, policy, carry, state, first, of_block, start[begin:end]
                 )
-                state, most = piece[0][-1], jnp.maximum(most, sweeps)
+                state = piece[0][-1]
+                of_blocks.append(sweeps)
             pieces.append(piece)
         states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
-        return states, actions, most
+        return states, actions, jtu.tree_map(lambda *x: jnp.max(jnp.stack(x)), *of_blocks) if of_blocks else None
 
     @staticmethod
-    def _settle(sampling, dynamics, policy, carry, state, t, steps, start) -> tuple[PyTree, tuple[Array, Array], Array]:
-        """Return the carry after a block of steps from t on, their states and actions, and the number of sweeps."""
+    def _settle(sampling, dynamics, policy, carry, state, t, steps, start) -> tuple[PyTree, tuple[Array, Array], Sweeps]:
+        """Return the carry after a block of steps from t on, their states and actions, and the sweeps."""
         _, _, policy_keys, dynamics_keys = steps
         predict = lambda actions: dynamics.rollout_segment(carry, state, actions, t, keys=dynamics_keys)
         act = lambda states: act_on(policy, state, states, t, policy_keys)
