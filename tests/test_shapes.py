@@ -535,6 +535,7 @@ RESULTS = {
         "Metrics",
         "Replay",
         "Report",
+        "Sweeps",
         "TrainResult",
     ),
     *("TrainState", "Trajectory", "TrueGradient", "UpdateInfo"),
