@@ -1,0 +1,208 @@
+"""MJX's step, with the derivative of the constraint solver's solution in place of its iterations' derivative."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+from mujoco import mjtCone, mjtDisableBit, mjtIntegrator, mjtJoint, mjx
+
+_STAGES = mjx.fwd_position, mjx.sensor_pos, mjx.fwd_velocity, mjx.sensor_vel, mjx.fwd_actuation, mjx.fwd_acceleration
+
+
+def step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Step like `mujoco.mjx.step`. Any mode differentiates it exactly, with any number of solver iterations.
+
+    With RK4, only the state, the time, qacc and the warm start are set in the data returned.
+    """
+    integrator = model.opt.integrator
+    if integrator == mjtIntegrator.mjINT_RK4:
+        return _runge_kutta(model, data)
+    after = (mjx.euler if integrator == mjtIntegrator.mjINT_EULER else mjx.implicit)(model, forward(model, data))
+    return after.replace(qpos=_moved(model, data.qpos, after.qvel))
+
+
+def forward(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Compute accelerations and forces like `mujoco.mjx.forward`, with the derivative of `solve`."""
+    for stage in _STAGES:
+        data = stage(model, data)
+    if data._impl.efc_J.size == 0:
+        return data.replace(qacc=data.qacc_smooth)
+    return mjx.sensor_acc(model, solve(model, data))
+
+
+class _Problem(NamedTuple):
+    """What the constraint solver reads: MuJoCo's M, qfrc_smooth, efc_J, efc_aref, efc_D, efc_frictionloss, and cones."""
+
+    mass: Float[Array, "nv nv"]
+    smooth: Float[Array, " nv"]
+    jacobian: Float[Array, "rows nv"]
+    reference: Float[Array, " rows"]
+    stiffness: Float[Array, " rows"]
+    dry: Float[Array, " rows"]
+    cones: Float[Array, "contacts 6"]
+
+
+def solve(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Solve the constraints like `mujoco.mjx.solve`, and differentiate the solution by the implicit function theorem.
+
+    The solver minimises a convex function of the accelerations a, whose gradient is
+
+        g(a) = M a - q - J' f(J a - r)
+
+    with the mass matrix M, the forces q without constraints, and the constraints' Jacobian J, reference accelerations r and forces
+    f (MuJoCo's documentation, chapter Computation). At its minimum g = 0, so
+
+        da = -H^-1 dg,    H = M - J' f'(J a - r) J
+
+    where dg is the change of g at a fixed a. This is exact once the solver has converged: with Newton and CG, and with elliptic
+    cones, where the derivative of MJX's iterations is NaN if a contact does not slide. No derivative passes the solver's loop, so
+    reverse mode works. The warm start has no gradient. Values are those of MJX.
+    """
+    impl, fixed = data._impl, jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, (model, data))
+    force, cones = _force_law(model, data)
+    problem = _Problem(
+        mass=mjx.full_m(model, data),
+        smooth=data.qfrc_smooth,
+        jacobian=impl.efc_J,
+        reference=impl.efc_aref,
+        stiffness=impl.efc_D,
+        dry=impl.efc_frictionloss,
+        cones=cones,
+    )
+
+    def forces(qacc, problem):
+        """By joint, from Newton's law, and by constraint."""
+        by_row = force(problem.jacobian @ qacc - problem.reference, problem)
+        return problem.mass @ qacc - problem.smooth, by_row
+
+    def residual(qacc, problem):
+        by_joint, by_row = forces(qacc, problem)
+        return by_joint - problem.jacobian.T @ by_row
+
+    @jax.custom_jvp
+    def solution(problem, values):
+        del problem
+        return values
+
+    @solution.defjvp
+    def _(primals, tangents):
+        (problem, _), (change, _) = primals, tangents
+        values = solution(*primals)  # Second derivatives come here again.
+        qacc = values[0]
+        by_problem = jax.jvp(lambda problem: residual(qacc, problem), (problem,), (change,))[1]
+        hessian = jax.jacfwd(residual)(qacc, problem)
+        factor = jax.scipy.linalg.cho_factor((hessian + hessian.T) / 2)
+        moved = -jax.scipy.linalg.cho_solve(factor, by_problem)
+        return values, (moved, *jax.jvp(forces, (qacc, problem), (moved, change))[1])
+
+    solved = mjx.solve(*fixed)
+    values = solved.qacc, solved.qfrc_constraint, solved._impl.efc_force
+    qacc, qfrc_constraint, efc_force = solution(problem, values)
+    return data.tree_replace({"qacc": qacc, "qfrc_constraint": qfrc_constraint, "_impl.efc_force": efc_force})
+
+
+def _force_law(model: mjx.Model, data: mjx.Data):
+    """Return `force(J a - r, problem)`, the constraints' forces, and the scales of the elliptic cones, which it reads."""
+    impl = data._impl
+    equalities, dry = impl.ne, impl.ne + impl.nf
+    elliptic = impl.contact.dim > 1 if model.opt.cone == mjtCone.mjCONE_ELLIPTIC else np.zeros(0, bool)
+    dims, first = (
+        values[elliptic] if elliptic.any() else values[:0] for values in (impl.contact.dim, impl.contact.efc_address)
+    )
+    inside = np.arange(6) < dims[:, None]
+    rows = np.where(inside, first[:, None] + np.arange(6), impl.nefc)  # Out of bounds where a contact has fewer rows.
+    friction = impl.contact.friction[: len(elliptic)][elliptic] if elliptic.any() else jnp.zeros((0, 5))
+    across = friction[:, :1] / jnp.sqrt(model.opt.impratio)
+    cones = jnp.where(inside, jnp.concatenate([across, friction], axis=1), 0.0)
+
+    def force(x, problem):
+        linear = -problem.stiffness * x
+        bound = problem.dry[equalities:dry]
+        by_row = jnp.concatenate(
+            [
+                linear[:equalities],
+                jnp.clip(linear[equalities:dry], -bound, bound),
+                jnp.where(x[dry:] < 0, linear[dry:], 0.0),
+            ]
+        )
+        if not elliptic.any():
+            return by_row
+        take = lambda values: values.at[rows].get(mode="fill", fill_value=0.0)
+        by_contact = jax.vmap(_cone_force)(take(x), take(problem.stiffness), problem.cones)
+        return by_row.at[rows].set(by_contact, mode="drop")
+
+    return force, cones
+
+
+def _cone_force(x: Float[Array, " 6"], stiffness: Float[Array, " 6"], scale: Float[Array, " 6"]) -> Float[Array, " 6"]:
+    """The force of an elliptic contact, of which x is J a - r: sticking, sliding on the cone, or none."""
+    mu, u = scale[0], scale * x
+    normal, squared = u[0], jnp.sum(u[1:] ** 2)
+    slides = squared > 0
+    tangential = jnp.where(slides, jnp.sqrt(jnp.where(slides, squared, 1.0)), 0.0)
+    sticks = (mu * normal + tangential <= 0) & (slides | (normal < 0))
+    on_cone = slides & (normal < mu * tangential) & ~sticks
+    pressed = -stiffness[0] * (normal - mu * tangential) * mu / jnp.maximum(mu**2 * (1 + mu**2), mujoco.mjMINVAL)
+    sliding = (-pressed * scale / jnp.where(slides, tangential, 1.0) * u).at[0].set(pressed)
+    return jnp.where(sticks, -stiffness * x, jnp.where(on_cone, sliding, 0.0))
+
+
+def _moved(model: mjx.Model, qpos: Float[Array, " nq"], velocity: Float[Array, " nv"]) -> Float[Array, " nq"]:
+    """The positions after a time step at a velocity.
+
+    MJX's derivative of an orientation in its angular velocity is 0 where this is less than 1e-8; here it is exact.
+    """
+    dt = model.opt.timestep
+    places, speeds, quaternions, spins = _joints(model)
+    moved = qpos.at[places].add(dt * velocity[speeds])
+    if not len(quaternions):
+        return moved
+    half = dt / 2 * velocity[spins]
+    squared = jnp.sum(half**2, axis=1, keepdims=True)
+    small = squared < 1e-8
+    angle = jnp.sqrt(jnp.where(small, 1.0, squared))
+    cos = jnp.where(small, 1 - squared / 2 * (1 - squared / 12), jnp.cos(angle))
+    sinc = jnp.where(small, 1 - squared / 6 * (1 - squared / 20), jnp.sin(angle) / angle)
+    w, v = qpos[quaternions[:, :1]], qpos[quaternions[:, 1:]]
+    turn = sinc * half
+    real = w * cos - jnp.sum(v * turn, axis=1, keepdims=True)
+    imaginary = w * turn + cos * v + jnp.cross(v, turn)
+    turned = jnp.concatenate([real, imaginary], axis=1)
+    return moved.at[quaternions].set(turned / jnp.linalg.norm(turned, axis=1, keepdims=True))
+
+
+def _joints(model: mjx.Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Where qpos has lengths and angles, where qvel has their speeds, and quaternions (n, 4) and angular velocities (n, 3)."""
+    kind, place, speed = model.jnt_type, model.jnt_qposadr, model.jnt_dofadr
+    free, ball = kind == mjtJoint.mjJNT_FREE, kind == mjtJoint.mjJNT_BALL
+    three = np.arange(3)
+    places = np.concatenate([(place[free][:, None] + three).ravel(), place[~(free | ball)]])
+    speeds = np.concatenate([(speed[free][:, None] + three).ravel(), speed[~(free | ball)]])
+    quaternions = np.concatenate([place[free] + 3, place[ball]])[:, None] + np.arange(4)
+    spins = np.concatenate([speed[free] + 3, speed[ball]])[:, None] + three
+    return places, speeds, quaternions, spins
+
+
+def _runge_kutta(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Runge-Kutta of order 4 like `mujoco.mjx.rungekutta4`, with its four stages in a loop, which compiles faster."""
+    dt = model.opt.timestep
+
+    def stage(slopes, part):
+        qvel, qacc, act_dot, _ = (part * slope for slope in slopes)
+        at = data.replace(qpos=_moved(model, data.qpos, qvel), qvel=data.qvel + dt * qacc, act=data.act + dt * act_dot)
+        after = forward(model, at)
+        slopes = at.qvel, after.qacc, after.act_dot, after.actuator_length
+        return slopes, slopes
+
+    start = data.qvel, jnp.zeros_like(data.qvel), jnp.zeros_like(data.act), jnp.zeros_like(data.actuator_length)
+    (_, qacc, _, length), slopes = lax.scan(stage, start, jnp.array([0.0, 0.5, 0.5, 1.0], data.qpos.dtype))
+    weights = jnp.array([1.0, 2.0, 2.0, 1.0], data.qpos.dtype) / 6
+    qvel, qacc_mean, act_dot, _ = (jnp.tensordot(weights, slope, 1) for slope in slopes)
+    undamped = model.tree_replace({"opt.disableflags": model.opt.disableflags | mjtDisableBit.mjDSBL_EULERDAMP})
+    after = mjx.euler(undamped, data.replace(qacc=qacc_mean, act_dot=act_dot, actuator_length=length))
+    return after.replace(qpos=_moved(model, data.qpos, qvel), qacc=qacc, qacc_warmstart=qacc)
