@@ -366,6 +366,13 @@ MUTANTS = (
         "gym/test_collect.py::test_actions_keep_all_bounds_of_one_decimal",
     ),
     Mutant(
+        "a solver's own step is replaced by its tableau",
+        "tasks/_ode.py",
+        " or type(solver).step is not diffrax.AbstractERK.step",
+        "",
+        "tasks/test_ode.py::test_a_step_equals_that_of_diffrax_to_rounding",
+    ),
+    Mutant(
         "a control may leave its bounds by rounding",
         "_bounds.py",
         "return scaled + lax.stop_gradient(exact - scaled)",

@@ -46,14 +46,14 @@ class Lorenz(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
-
         sigma, rho, beta = in_dtype((self.sigma, self.rho, self.beta), state.dtype)
 
         def field(t, state, force):
             x, y, z = state
-            return jnp.stack([sigma * (y - x) + force, x * (rho - z) - y, x * y - beta * z])
+            return sigma * (y - x) + force, x * (rho - z) - y, x * y - beta * z
 
-        return carry, ode_step(field, state, action[0], solver=self.solver, dt=self.dt, substeps=self.substeps)
+        moved = ode_step(field, tuple(state), action[0], solver=self.solver, dt=self.dt, substeps=self.substeps)
+        return carry, jnp.stack(moved)
 
     def reward(self, state, action, t):
         del action, t

@@ -129,22 +129,16 @@ class DoublePendulum(AbstractDynamics):
 
     def flow(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
         """Return (th1, w1, th2, w2) after `dt` under constant torques, in N m."""
-        return ode_step(
-            lambda t, y, tau: self.field(y, tau), angles, torques, solver=self.solver, dt=self.dt, substeps=self.substeps
-        )
+        field = _scalar_field(*in_dtype((self.masses, self.lengths, self.gravity), angles.dtype))
+        # Nothing is stacked between the stages of a tuple of scalars, so XLA compiles a substep into a few kernels.
+        moved = ode_step(field, tuple(angles), tuple(torques), solver=self.solver, dt=self.dt, substeps=self.substeps)
+        return jnp.stack(moved)
 
     def field(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
         """Return the time derivatives (w1, w1', w2, w2') under torques in N m."""
         check_shapes("DoublePendulum.field", angles=(angles, (4,)), torques=(torques, (2,)))
-        (th1, w1, th2, w2), (tau1, tau2) = angles, torques
-        (m1, m2), (l1, l2), g = in_dtype((self.masses, self.lengths, self.gravity), th1.dtype)
-        sin, cos = jnp.sin(th1 - th2), jnp.cos(th1 - th2)
-        f1 = -m2 * l1 * l2 * w2**2 * sin - (m1 + m2) * g * l1 * jnp.sin(th1) + tau1 - tau2
-        f2 = m2 * l1 * l2 * w1**2 * sin - m2 * g * l2 * jnp.sin(th2) + tau2
-        a, b, d = (m1 + m2) * l1**2, m2 * l1 * l2 * cos, m2 * l2**2
-        # a d - b^2, written without cancellation.
-        determinant = m2 * l1**2 * l2**2 * (m1 + m2 * sin**2)
-        return jnp.stack([w1, (d * f1 - b * f2) / determinant, w2, (a * f2 - b * f1) / determinant])
+        field = _scalar_field(*in_dtype((self.masses, self.lengths, self.gravity), angles.dtype))
+        return jnp.stack(field(0.0, tuple(angles), tuple(torques)))
 
     def rods(self, state: Float[Array, " S"]) -> Float[Array, "3 2"]:
         """Return the positions (horizontal, vertical) of the pivot and both masses, in m, for drawings."""
@@ -159,6 +153,27 @@ class DoublePendulum(AbstractDynamics):
         kinetic = 0.5 * (m1 + m2) * (l1 * w1) ** 2 + 0.5 * m2 * (l2 * w2) ** 2
         kinetic += m2 * l1 * l2 * w1 * w2 * jnp.cos(th1 - th2)
         return kinetic - (m1 + m2) * g * l1 * jnp.cos(th1) - m2 * g * l2 * jnp.cos(th2)
+
+
+def _scalar_field(masses, lengths, gravity):
+    """Return the vector field on tuples of scalars, a function of t, (th1, w1, th2, w2) and (tau1, tau2), in N m."""
+    (m1, m2), (l1, l2), g = masses, lengths, gravity
+    coupling, weight1, weight2 = m2 * l1 * l2, (m1 + m2) * g * l1, m2 * g * l2
+    inertia1, inertia2, least = (m1 + m2) * l1**2, m2 * l2**2, m1 * m2 * (l1 * l2) ** 2
+
+    def field(t, angles, torques):
+        del t
+        (th1, w1, th2, w2), (tau1, tau2) = angles, torques
+        sin1, cos1, sin2, cos2 = jnp.sin(th1), jnp.cos(th1), jnp.sin(th2), jnp.cos(th2)
+        # The coupling times the sine and cosine of th1 - th2.
+        s, c = coupling * (sin1 * cos2 - cos1 * sin2), coupling * (cos1 * cos2 + sin1 * sin2)
+        f1 = tau1 - tau2 - s * w2**2 - weight1 * sin1
+        f2 = tau2 + s * w1**2 - weight2 * sin2
+        # The determinant is inertia1 * inertia2 - c^2, written without cancellation.
+        inverse = 1 / (least + s**2)
+        return w1, (inertia2 * f1 - c * f2) * inverse, w2, (inertia1 * f2 - c * f1) * inverse
+
+    return field
 
 
 class AbstractPendulumTask(AbstractTask):

@@ -1,9 +1,11 @@
 """Fixed steps of an ordinary differential equation by any diffrax solver, and the parameters in its equations."""
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -45,18 +47,20 @@ def in_dtype(tree: PyTree, dtype) -> PyTree:
 
 
 def ode_step(
-    field: Callable[[ScalarLike, Array, PyTree], Array],
-    state: Float[Array, " S"],
+    field: Callable[[ScalarLike, PyTree[Array], PyTree], PyTree[Array]],
+    state: PyTree[Float[Array, "..."]],
     args: PyTree,
     *,
     solver: diffrax.AbstractSolver,
     dt: ScalarLike,
     substeps: int = 1,
-) -> Float[Array, " S"]:
+) -> PyTree[Float[Array, "..."]]:
     """Integrate x' = field(t, x, args) over `dt` by `substeps` equal steps of `solver`.
 
     Use it in the `step` of your own dynamics. Its derivatives are those of the discrete steps, in forward and reverse mode, and not
-    those of a continuous adjoint, which are inexact for chaotic systems. It compiles several times faster than `diffeqsolve`.
+    those of a continuous adjoint, which are inexact for chaotic systems. It compiles and runs several times faster than
+    `diffeqsolve`, with the same values. With an explicit Runge-Kutta solver, reverse mode stores the state of each substep and
+    computes the stages again, except for matrix products.
     To save memory over a long unroll, use `method=Sequential(checkpoint="nested")`.
 
     ```python
@@ -65,43 +69,100 @@ def ode_step(
         action_size: int = 1
 
         def step(self, carry, state, action, t, *, key=None):
-            field = lambda t, x, force: jnp.stack([x[1], force - x[0]])
-            return carry, ode_step(field, state, action[0], solver=diffrax.Tsit5(), dt=0.05)
+            field = lambda t, x, force: (x[1], force - x[0])
+            return carry, jnp.stack(ode_step(field, tuple(state), action[0], solver=diffrax.Tsit5(), dt=0.05))
     ```
+
+    The state may be an array as well. Use a tuple of scalars where each entry of the field is a formula: nothing is stacked or
+    sliced between the stages then, and XLA compiles a substep of an explicit Runge-Kutta solver into a few kernels.
 
     **Arguments**
 
     - `field`: the vector field, called as `field(t, x, args)`, where t is the time since the start of the step.
-    - `state`: x at the start of the step, shape (S,).
+    - `state`: x at the start of the step, an array or a tree of arrays.
     - `args`: anything that is constant over the step, such as an action.
     - `solver`: any diffrax solver.
     - `dt`: duration of the whole step, in the unit of time of `field`.
     - `substeps`: number of solver steps.
 
-    **Returns:** x at the end of the step, shape (S,).
+    **Returns:** x at the end of the step, in the form of `state`.
 
-    **Raises:** `ValueError` if `substeps` is not a positive whole number.
+    **Raises:** `ValueError` if `substeps` is not a positive whole number, or the field returns arrays of other shapes than
+    `state`.
     """
     check_counts("ode_step", substeps=substeps)
-    check_shapes("ode_step", "pass an array and one number", state=(state, ("*",)), dt=(dt, ()))
-    check_floats("ode_step", state=state)
+    check_shapes("ode_step", "pass one number", dt=(dt, ()))
+    leaves = jtu.tree_leaves(state)
+    check_floats("ode_step", **{"state" if len(leaves) == 1 else f"state[{i}]": x for i, x in enumerate(leaves)})
+    h = jnp.asarray(dt, jnp.result_type(*leaves)) / substeps
+
+    def checked(t, y, args):
+        slope = field(t, y, args)
+        if _form(slope) != _form(state):
+            needed = (
+                f"an array of the state's shape {state.shape}" if hasattr(state, "shape") else f"a tree like {describe(state)}"
+            )
+            raise ValueError(f"field must return {needed}, got {describe(slope)}; fix its return value.")
+        return slope
+
+    weights = _weights(solver)
+    if weights is None:
+        substep, start = _diffrax_step(solver, checked, state, args, h)
+    else:
+        explicit = lambda y, t: _explicit_step(weights, checked, y, args, t, h)
+        substep, start = jax.checkpoint(explicit, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable), state
+    if substeps == 1:
+        end = substep(start, jnp.zeros_like(h))
+    else:
+        end = lax.scan(lambda y, i: (substep(y, i * h), None), start, jnp.arange(substeps, dtype=h.dtype))[0]
+    return end[0] if weights is None else end
+
+
+def _form(tree: PyTree) -> tuple:
+    return jtu.tree_structure(tree), [getattr(x, "shape", None) for x in jtu.tree_leaves(tree)]
+
+
+def _weights(solver: diffrax.AbstractSolver) -> tuple | None:
+    """Return c, a and b of the Butcher tableau of an explicit Runge-Kutta solver, and `None` for all others."""
+    if type(solver) is diffrax.Euler:
+        return (), (), (1.0,)
+    # A subclass may do more in its step than its tableau says.
+    if not isinstance(solver, diffrax.AbstractERK) or type(solver).step is not diffrax.AbstractERK.step:
+        return None
+    tableau: Any = solver.tableau
+    return tableau.c, tableau.a_lower, tableau.b_sol
+
+
+def _explicit_step(weights: tuple, field: Callable, y: PyTree, args: PyTree, t: Array, h: Array) -> PyTree:
+    """Return y after one explicit Runge-Kutta step of length h from time t. Its stages are unrolled."""
+    c, a, b = weights
+    slopes = []
+
+    def moved(row):
+        used = [(float(w), k) for w, k in zip(row, slopes, strict=True) if w != 0]
+        if not used:
+            return y
+        add = lambda y, *terms: y + h * sum(terms[1:], terms[0])
+        return jtu.tree_map(add, y, *[jtu.tree_map(lambda x, w=w: w * x, k) for w, k in used])
+
+    for i, (node, row) in enumerate(zip((0.0, *c), ((), *a), strict=True)):
+        # The last stage of some solvers only serves the next step, where it is the first, or an estimate of the error.
+        needed = any(later[i] != 0 for later in (*a[i:], b))
+        slopes.append(field(t + float(node) * h, moved(row), args) if needed else None)
+    return moved(b)
+
+
+def _diffrax_step(
+    solver: diffrax.AbstractSolver, field: Callable, y: PyTree, args: PyTree, h: Array
+) -> tuple[Callable, PyTree]:
+    """Return one step of any solver, as a function of the loop's variables and the time, and the loop's variables at the start."""
     if getattr(solver, "scan_kind", "bounded") is None:  # Can be differentiated in both modes.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "bounded", is_leaf=lambda x: x is None)
     term = diffrax.ODETerm(field)
-    h = jnp.asarray(dt, state.dtype) / substeps
-    slope = eqx.filter_eval_shape(field, jnp.zeros_like(h), state, args)
-    if getattr(slope, "shape", None) != state.shape:
-        raise ValueError(
-            f"field must return an array of the state's shape {state.shape}, got {describe(slope)}; fix its return value."
-        )
 
-    def substep(loop, i):
+    def substep(loop, t):
         y, solver_state = loop
-        t = i * h
         y, _, _, solver_state, _ = solver.step(term, t, t + h, y, args, solver_state, made_jump=False)
-        return (y, solver_state), None
+        return y, solver_state
 
-    start = (state, solver.init(term, jnp.zeros_like(h), h, state, args))
-    if substeps == 1:
-        return substep(start, jnp.zeros_like(h))[0][0]
-    return lax.scan(substep, start, jnp.arange(substeps, dtype=state.dtype))[0][0]
+    return substep, (y, solver.init(term, jnp.zeros_like(h), h, y, args))

@@ -1,7 +1,5 @@
 """The double pendulum: its physics, its integration, its derivatives, and the two tasks on it."""
 
-from functools import partial
-
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from awmkit import unroll, unroll_grad
-from awmkit.tasks import Angles, Circles, DoublePendulum, DrivenDoublePendulum, ode_step, PassiveDoublePendulum
+from awmkit.tasks import Angles, Circles, DoublePendulum, DrivenDoublePendulum, PassiveDoublePendulum
 
 ANGLES = st.tuples(*[st.floats(-3, 3)] * 4)
 
@@ -83,12 +81,6 @@ def test_a_step_has_the_value_and_derivatives_of_diffeqsolve():
     (value, reverse, forward), (expected, jacobian) = ours(y), theirs(y)
     assert jnp.allclose(value, expected, rtol=1e-12)
     assert jnp.allclose(reverse, jacobian, rtol=1e-10) and jnp.allclose(forward, jacobian, rtol=1e-10)
-
-
-@pytest.mark.parametrize("solver", [diffrax.Euler(), diffrax.Dopri5(), diffrax.Tsit5()], ids=lambda s: type(s).__name__)
-def test_ode_step_solves_a_linear_equation_with_any_solver(solver):
-    step = partial(ode_step, lambda t, y, rate: rate * y, solver=solver, dt=0.5, substeps=1000)
-    assert jnp.allclose(jax.jit(step)(jnp.ones(1), -1.0), jnp.exp(-0.5), atol=2e-4)
 
 
 @jax.jit
