@@ -1,5 +1,6 @@
 """Settings of all tests: float64, no implicit dtype promotion, and few hypothesis examples by default."""
 
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -8,10 +9,13 @@ import hypothesis
 import jax
 import pytest
 
+# On a GPU, workers share its memory, and equal programs give equal bits.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0"
 # Tests spend most of their time compiling. XLA's older emitters compile twice as fast as its fusion emitters, but JAX 0.11
 # removed them.
 if jax.__version_info__ < (0, 11):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -26,6 +30,9 @@ hypothesis.settings.register_profile(
     "deep", max_examples=1000, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("quick")  # `pytest --hypothesis-profile=deep` runs 1,000 examples
+
+# Tracing allocates millions of objects, few of them in cycles; Python's thresholds collect after every 700.
+gc.set_threshold(50_000, 10, 10)
 
 MAPS = Path("/proc/self/maps")
 TESTS = itertools.count()

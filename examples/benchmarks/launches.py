@@ -11,6 +11,9 @@ version of JAX:
     pip install jax-cuda12-plugin==V jax-cuda12-pjrt==V nvidia-cuda-nvcc-cu12
 """
 
+# A compiled program may lack a memory analysis.
+# pyright: reportOptionalMemberAccess=false
+
 import os
 import re
 import time
@@ -102,8 +105,9 @@ def plan(fn: Callable, *args: Any, turns: float = 5) -> Plan | None:
     return Plan(*launches(compiled.as_text(), turns), seconds, compiled.memory_analysis().temp_size_in_bytes / 2**20)
 
 
-def launches(program: str, turns: float) -> tuple[float, float]:
+def launches(program: str | None, turns: float) -> tuple[float, float]:
     """Return the number of kernels that a compiled program launches, and the number of times that the host waits."""
+    assert program is not None
     bodies, entry = {}, ""
     for line in program.splitlines():
         if head := COMPUTATION.match(line):

@@ -302,7 +302,20 @@ def table(cells: Cells, flops_per_s: float) -> str:
     for pair in dict.fromkeys((s, m) for (s, _), rows in cells.items() for m in rows):
         if text := exponents(cells, *pair):
             growth.append([*pair, text])
-    head = "system,H,method,median ms,quartiles,times faster,compile s,MiB,launches a step,% of rate,sweeps,error".split(",")
+    head = [
+        "system",
+        "H",
+        "method",
+        "median ms",
+        "quartiles",
+        "times faster",
+        "compile s",
+        "MiB",
+        "launches a step",
+        "% of rate",
+        "sweeps",
+        "error",
+    ]
     tables = (
         markdown(head, gradients),
         "Times faster than the fastest sequential method that fits.",

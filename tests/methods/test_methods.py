@@ -7,7 +7,21 @@ import pytest
 from hypothesis import given, strategies as st
 from systems import reward
 
-from awmkit import AWM, BPO, GaussianPolicy, MLPPolicy, Parallel, Paths, Picard, Sequential, Transformer, unroll, unroll_grad
+from awmkit import (
+    AWM,
+    BPO,
+    GaussianPolicy,
+    GRU,
+    HWM,
+    MLPPolicy,
+    Parallel,
+    Paths,
+    Picard,
+    Sequential,
+    Transformer,
+    unroll,
+    unroll_grad,
+)
 from awmkit.tasks import spiral
 
 
@@ -54,8 +68,12 @@ def test_sequential_and_parallel_agree_in_forward_mode_and_second_derivatives(pa
         moved = jax.tree.map(lambda w, d: w + h * d, weights, direction)
         return jnp.sum(unroll(model, eqx.combine(moved, rest), state, 9, reward=reward, paths=paths, method=method).rewards)
 
-    for derivative in (jax.jacfwd(value), jax.grad(jax.grad(value))):
-        one, other = (derivative(0.1, m) for m in (Sequential(), Parallel(sampling=Picard())))
+    @jax.jit
+    def derivatives(h):
+        return [[d(h, m) for m in methods] for d in (jax.jacfwd(value), jax.grad(jax.grad(value)))]
+
+    methods = Sequential(), Parallel(sampling=Picard())
+    for one, other in derivatives(0.1):
         assert jnp.allclose(one, other, rtol=1e-9) and abs(one) > 1e-3
 
 
@@ -70,7 +88,9 @@ def test_checkpointing_does_not_change_the_gradient(horizon):
 
 
 def test_checkpointing_saves_memory():
-    system, policy = spiral(1.0, 0.3), MLPPolicy(2, 1, width=64, depth=4, key=jax.random.key(0))
+    # Its carry is larger than the states and actions, which every method stores.
+    keys = jax.random.split(jax.random.key(0), 3)
+    system, policy = HWM(2, 1, GRU(64, key=keys[0]), key=keys[1]), MLPPolicy(2, 1, width=64, key=keys[2])
 
     def memory(checkpoint):
         run = lambda s: jax.tree.leaves(unroll_grad(system, policy, s, 4096, reward=reward, method=Sequential(checkpoint)))

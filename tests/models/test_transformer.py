@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from rounding import rounding
 
 from awmkit import AbstractAttention, AWM, CuDNNAttention, Transformer
 from awmkit.models.backbones import _attention
@@ -55,9 +56,11 @@ def test_heads_one_at_a_time_give_the_values_and_gradients_of_all_heads_at_once(
     assert all(error < 1e-12 for error in _errors(exact, _run()))
 
 
-@pytest.mark.parametrize("dtype, least, most", [(jnp.float64, 0, 1e-14), (jnp.float32, 1e-9, 1e-5), (jnp.bfloat16, 1e-4, 0.1)])
-def test_matmul_dtype_rounds_matrix_products_and_nothing_else(exact, dtype, least, most):
-    assert all(least <= error <= most for error in _errors(exact, _run(matmul_dtype=dtype)))
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+def test_matmul_dtype_rounds_matrix_products_and_nothing_else(exact, dtype):
+    unit = rounding(dtype)
+    least = 0 if dtype == jnp.float64 else unit / 30
+    assert all(least <= error <= 30 * unit for error in _errors(exact, _run(matmul_dtype=dtype)))
 
 
 def test_a_kernel_of_ones_own_is_used_for_the_parallel_pass(exact):
