@@ -6,7 +6,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | --- | --- |
 | run a policy and differentiate its return | `unroll`, `unroll_grad`, `Trajectory` |
 | which edges carry gradient | `Paths`, `BPO` |
-| how the gradient is computed | `Sequential`, `Parallel`, `Picard` |
+| how the gradient is computed | `Sequential`, `Parallel`, `Picard`, `Newton` |
 | policies | `MLPPolicy`, `GaussianPolicy` |
 | world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
@@ -57,7 +57,7 @@ from .learning import (
     versions,
     Warmup,
 )
-from .methods import AbstractMethod, Parallel, Picard, Sequential
+from .methods import AbstractMethod, Newton, Parallel, Picard, Sequential
 from .models import (
     AbstractAttention,
     AbstractBackbone,
@@ -106,6 +106,7 @@ __all__ = [
     "Metrics",
     "MLPPolicy",
     "ModelUpdates",
+    "Newton",
     "NoProgress",
     "Normaliser",
     "Parallel",

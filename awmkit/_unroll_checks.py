@@ -52,7 +52,7 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
     if not isinstance(paths, Paths):
         raise ValueError(f"The paths are a {type(paths).__name__}; pass awmkit.Paths(...), such as awmkit.BPO.")
     if method is not None and not isinstance(method, AbstractMethod):
-        raise ValueError(f"The method is {describe(method)}; pass Sequential(), Parallel() or None for the fastest.")
+        raise ValueError(f"The method is {describe(method)}; pass Sequential(), Parallel(), Newton() or None for the default.")
     if isinstance(method, Parallel) and dynamics.reads_state:
         raise ValueError(
             f"Parallel needs a dynamics that does not read its predicted states, got {type(dynamics).__name__}; use "

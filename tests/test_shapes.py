@@ -186,6 +186,8 @@ def core_rows():
     yield "unroll_grad", Row(grad, {**plan, "discount": ""}, "5 A")
     picard = lambda start: awmkit.unroll(awm, MLP, STATE, 5, method=awmkit.Parallel(awmkit.Picard(), start=start)).states
     yield "Parallel", Row(picard, {"start": "5 A"}, "6 S")
+    newton = lambda start: awmkit.unroll(SYSTEM, MLP, STATE, 5, method=awmkit.Newton(start=start)).states
+    yield "Newton", Row(newton, {"start": "6 S"}, "6 S")
     yield "Picard.solve", Row(lambda x, unit: awmkit.Picard().solve(jnp.cos, x, unit=unit)[0], {"x": "H D", "unit": ""}, "H D")
     yield (
         "Paths",
@@ -594,6 +596,7 @@ NO_ARRAYS = {
         "GRU.update",
         "LSTM.update",
         "RNN.update",
+        "Newton.run",
         "Parallel.run",
         "Sequential.run",
         "FullHorizon.update",

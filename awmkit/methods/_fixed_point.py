@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
-from jaxtyping import Array, Bool, Float, ScalarLike
+from jaxtyping import Array, Bool, Float, Scalar, ScalarLike
 
 from ._method import Sweeps
 
@@ -30,11 +30,8 @@ def fixed_point(
     """
     program = jax.make_jaxpr(sweep)(x)
     sweep_once = jaxpr_as_fun(program)
-    eps = jnp.finfo(x.dtype).eps
-    of_platform = lambda name: lambda: jnp.asarray(precision(program.jaxpr, name), x.dtype)
-    products = lax.platform_dependent(cuda=of_platform("cuda"), tpu=of_platform("tpu"), default=of_platform("cpu"))
-    tolerance = jnp.maximum(8 * eps, products / 16) if tolerance is None else tolerance
-    small = jnp.maximum(64 * eps, 8 * products)
+    usual, small = rounding(program.jaxpr, x.dtype)
+    tolerance = usual if tolerance is None else tolerance
 
     def settled(residuals):
         now, before, earlier = residuals
@@ -50,6 +47,14 @@ def fixed_point(
     start = x, (jnp.asarray(jnp.inf, x.dtype),) * 3, jnp.asarray(0)
     x, residuals, n = lax.while_loop(lambda loop: ~settled(loop[1]) & (loop[2] < limit), body, start)
     return x, Sweeps(n, residuals[0]), settled(residuals)
+
+
+def rounding(jaxpr, dtype) -> tuple[Scalar, Scalar]:
+    """Return the default tolerance for a program that returns values of this dtype, and the largest change that rounding explains."""
+    eps = jnp.finfo(dtype).eps
+    of_platform = lambda name: lambda: jnp.asarray(precision(jaxpr, name), dtype)
+    products = lax.platform_dependent(cuda=of_platform("cuda"), tpu=of_platform("tpu"), default=of_platform("cpu"))
+    return jnp.maximum(8 * eps, products / 16), jnp.maximum(64 * eps, 8 * products)
 
 
 def precision(jaxpr, platform: str) -> float:

@@ -24,6 +24,7 @@ from awmkit import (
     LSTM,
     Markov,
     MLPPolicy,
+    Newton,
     NoProgress,
     Normaliser,
     Parallel,
@@ -244,6 +245,12 @@ MISUSES = {
     "a negative tolerance": (lambda: Picard(tolerance=-1.0), "tolerance=-1.0"),
     "Picard with max_sweeps=0": (lambda: Picard(max_sweeps=0), "at least 1"),
     "blocks of 0 steps": (lambda: Parallel(block=0), "block=0; give a whole number of at least 1"),
+    "a negative tolerance of Newton": (lambda: Newton(tolerance=-1.0), "tolerance=-1.0"),
+    "Newton in blocks of 0 steps": (lambda: Newton(block=0), "block=0; give a whole number of at least 1"),
+    "start of Newton without the first state": (
+        lambda: _unroll(method=Newton(start=jnp.ones((5, 2)))),
+        r"Newton needs start of shape \(6, 2\), got float64\[5, 2\]",
+    ),
     "start without Picard": (lambda: Parallel(start=jnp.ones((5, 1))), "add sampling=Picard"),
     "a start of the wrong length": (
         lambda: unroll(AWM_20, POLICY, STATE, 5, method=Parallel(sampling=Picard(), start=jnp.ones((4, 1)))),

@@ -14,6 +14,7 @@ from awmkit import (
     GRU,
     HWM,
     MLPPolicy,
+    Newton,
     Parallel,
     Paths,
     Picard,
@@ -58,7 +59,7 @@ def test_sequential_and_parallel_agree_in_values_and_gradients(cut):
 
 
 @pytest.mark.parametrize("paths", [BPO, Paths()], ids=["BPO", "closed loop"])
-def test_sequential_and_parallel_agree_in_forward_mode_and_second_derivatives(paths):
+def test_all_methods_agree_in_forward_mode_and_second_derivatives(paths):
     model = AWM(3, 2, Transformer(4, 1, 1, key=jax.random.key(0)), key=jax.random.key(1))
     state, policy = jnp.array([0.5, -0.3, 0.2]), MLPPolicy(3, 2, width=4, depth=1, key=jax.random.key(1))
     weights, rest = eqx.partition(policy, eqx.is_inexact_array)
@@ -72,9 +73,9 @@ def test_sequential_and_parallel_agree_in_forward_mode_and_second_derivatives(pa
     def derivatives(h):
         return [[d(h, m) for m in methods] for d in (jax.jacfwd(value), jax.grad(jax.grad(value)))]
 
-    methods = Sequential(), Parallel(sampling=Picard())
-    for one, other in derivatives(0.1):
-        assert jnp.allclose(one, other, rtol=1e-9) and abs(one) > 1e-3
+    methods = Sequential(), Parallel(sampling=Picard()), Newton()
+    for one, *others in derivatives(0.1):
+        assert jnp.allclose(one, jnp.stack(others), rtol=1e-9) and abs(one) > 1e-3
 
 
 @given(horizon=st.sampled_from([1, 2, 9, 30]))
