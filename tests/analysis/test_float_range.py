@@ -47,10 +47,11 @@ def test_the_norm_by_lag_has_a_gradient_where_blocks_are_zero():
 
 
 def test_growth_is_measured_from_the_smallest_to_the_largest_float():
-    task = LinearQuadratic(1e6 * jnp.eye(2, dtype=jnp.float32), jnp.full((2, 1), 1e-36, jnp.float32))
+    # Powers of two, which are exact in every precision of matrix products.
+    task = LinearQuadratic(2.0**20 * jnp.eye(2, dtype=jnp.float32), jnp.full((2, 1), 2.0**-120, jnp.float32))
     growth = gradient_growth(task, jnp.zeros((2, 2), jnp.float32), jnp.zeros((2, 13, 1), jnp.float32), horizons=range(1, 14))
-    np.testing.assert_allclose(growth.norms[:, 0], 2**0.5 * 1e-36 * 1e6 ** np.arange(13.0), rtol=1e-5)
-    assert growth.law is not None and growth.law.law == "exponential" and abs(growth.law.rate - np.log(1e6)) < 1e-5
+    np.testing.assert_allclose(growth.norms[:, 0], 2**0.5 * 2.0 ** (20 * np.arange(13.0) - 120), rtol=1e-5)
+    assert growth.law is not None and growth.law.law == "exponential" and abs(growth.law.rate - np.log(2.0**20)) < 1e-5
 
 
 class Scaled(eqx.Module):

@@ -291,7 +291,7 @@ def test_a_process_that_is_killed_and_then_interrupted_resumes_and_ends_bit_for_
     assert re.fullmatch(
         rf"KeyboardInterrupt: train was interrupted after \d+ steps; {re.escape(how)}", message.splitlines()[-1]
     )
-    subprocess.run(**program, check=True)
+    run(KEY, callbacks=[JSONLines(log)], checkpoint=tmp_path / "run")
     assert json.loads((tmp_path / "parts").read_text()) == fingerprint(parts())
     # The checkpoint has every leaf of the run's state, and each epoch's metrics.
     assert {"run": (tmp_path / "run").read_bytes(), "log": log.read_bytes()} == files
