@@ -1,4 +1,6 @@
 """MJX's step, with the derivative of the constraint solver's solution in place of its iterations' derivative."""
+# MuJoCo's compiled classes come without stubs.
+# pyright: reportAttributeAccessIssue=false
 
 from typing import NamedTuple
 
@@ -9,9 +11,9 @@ import mujoco
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
-from mujoco import mjtCone, mjtDisableBit, mjtIntegrator, mjtJoint, mjx
+from mujoco import mjtCone, mjtDisableBit, mjtEq, mjtIntegrator, mjtJoint, mjx
 
-_STAGES = mjx.fwd_position, mjx.sensor_pos, mjx.fwd_velocity, mjx.sensor_vel, mjx.fwd_actuation, mjx.fwd_acceleration
+_STAGES = mjx.sensor_pos, mjx.fwd_velocity, mjx.sensor_vel, mjx.fwd_actuation, mjx.fwd_acceleration
 
 
 def step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
@@ -23,16 +25,35 @@ def step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     if integrator == mjtIntegrator.mjINT_RK4:
         return _runge_kutta(model, data)
     after = (mjx.euler if integrator == mjtIntegrator.mjINT_EULER else mjx.implicit)(model, forward(model, data))
-    return after.replace(qpos=_moved(model, data.qpos, after.qvel))
+    return after.replace(qpos=_moved(model, data.qpos, model.opt.timestep * after.qvel))
 
 
 def forward(model: mjx.Model, data: mjx.Data) -> mjx.Data:
-    """Compute accelerations and forces like `mujoco.mjx.forward`, with the derivative of `solve`."""
+    """Compute accelerations and forces like MuJoCo, with the derivative of `solve`."""
+    data = _with_curvature(model, mjx.fwd_position(model, data))
     for stage in _STAGES:
         data = stage(model, data)
     if data._impl.efc_J.size == 0:
         return data.replace(qacc=data.qacc_smooth)
     return mjx.sensor_acc(model, solve(model, data))
+
+
+def _with_curvature(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Subtract dJ/dt qvel from the reference accelerations of connect and weld equalities, as MuJoCo does and MJX does not."""
+    connect, weld = (int(np.sum(model.eq_type == kind)) for kind in (mjtEq.mjEQ_CONNECT, mjtEq.mjEQ_WELD))
+    rows = min(3 * connect + 6 * weld, data._impl.ne)  # MJX's first rows; there are none if equalities are disabled.
+    if not rows:
+        return data
+
+    def speeds(time):
+        at = data.replace(qpos=_moved(model, data.qpos, time * data.qvel))
+        for stage in (mjx.kinematics, mjx.com_pos, mjx.make_constraint):
+            at = stage(model, at)
+        return at._impl.efc_J[:rows] @ data.qvel
+
+    now = jnp.zeros((), data.qpos.dtype)
+    change = jax.jvp(speeds, (now,), (jnp.ones_like(now),))[1]
+    return data.replace(_impl=data._impl.replace(efc_aref=data._impl.efc_aref.at[:rows].add(-change)))
 
 
 class _Problem(NamedTuple):
@@ -103,7 +124,7 @@ def solve(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     solved = mjx.solve(*fixed)
     values = solved.qacc, solved.qfrc_constraint, solved._impl.efc_force
     qacc, qfrc_constraint, efc_force = solution(problem, values)
-    return data.tree_replace({"qacc": qacc, "qfrc_constraint": qfrc_constraint, "_impl.efc_force": efc_force})
+    return data.replace(qacc=qacc, qfrc_constraint=qfrc_constraint, _impl=impl.replace(efc_force=efc_force))
 
 
 def _force_law(model: mjx.Model, data: mjx.Data):
@@ -152,17 +173,16 @@ def _cone_force(x: Float[Array, " 6"], stiffness: Float[Array, " 6"], scale: Flo
     return jnp.where(sticks, -stiffness * x, jnp.where(on_cone, sliding, 0.0))
 
 
-def _moved(model: mjx.Model, qpos: Float[Array, " nq"], velocity: Float[Array, " nv"]) -> Float[Array, " nq"]:
-    """The positions after a time step at a velocity.
+def _moved(model: mjx.Model, qpos: Float[Array, " nq"], move: Float[Array, " nv"]) -> Float[Array, " nq"]:
+    """The positions after a move in the coordinates of velocities.
 
-    MJX's derivative of an orientation in its angular velocity is 0 where this is less than 1e-8; here it is exact.
+    MJX's derivative of an orientation in an angular velocity of less than 1e-8 is 0; here it is exact.
     """
-    dt = model.opt.timestep
     places, speeds, quaternions, spins = _joints(model)
-    moved = qpos.at[places].add(dt * velocity[speeds])
+    moved = qpos.at[places].add(move[speeds])
     if not len(quaternions):
         return moved
-    half = dt / 2 * velocity[spins]
+    half = move[spins] / 2
     squared = jnp.sum(half**2, axis=1, keepdims=True)
     small = squared < 1e-8
     angle = jnp.sqrt(jnp.where(small, 1.0, squared))
@@ -194,7 +214,7 @@ def _runge_kutta(model: mjx.Model, data: mjx.Data) -> mjx.Data:
 
     def stage(slopes, part):
         qvel, qacc, act_dot, _ = (part * slope for slope in slopes)
-        at = data.replace(qpos=_moved(model, data.qpos, qvel), qvel=data.qvel + dt * qacc, act=data.act + dt * act_dot)
+        at = data.replace(qpos=_moved(model, data.qpos, dt * qvel), qvel=data.qvel + dt * qacc, act=data.act + dt * act_dot)
         after = forward(model, at)
         slopes = at.qvel, after.qacc, after.act_dot, after.actuator_length
         return slopes, slopes
@@ -203,6 +223,6 @@ def _runge_kutta(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     (_, qacc, _, length), slopes = lax.scan(stage, start, jnp.array([0.0, 0.5, 0.5, 1.0], data.qpos.dtype))
     weights = jnp.array([1.0, 2.0, 2.0, 1.0], data.qpos.dtype) / 6
     qvel, qacc_mean, act_dot, _ = (jnp.tensordot(weights, slope, 1) for slope in slopes)
-    undamped = model.tree_replace({"opt.disableflags": model.opt.disableflags | mjtDisableBit.mjDSBL_EULERDAMP})
+    undamped = model.replace(opt=model.opt.replace(disableflags=model.opt.disableflags | mjtDisableBit.mjDSBL_EULERDAMP))
     after = mjx.euler(undamped, data.replace(qacc=qacc_mean, act_dot=act_dot, actuator_length=length))
-    return after.replace(qpos=_moved(model, data.qpos, qvel), qacc=qacc, qacc_warmstart=qacc)
+    return after.replace(qpos=_moved(model, data.qpos, dt * qvel), qacc=qacc, qacc_warmstart=qacc)

@@ -1,4 +1,6 @@
 """Steps of MJX and their Jacobians against C MuJoCo, where the solver starts at its solution, and contacts stick, slide and open."""
+# MuJoCo's compiled classes come without stubs.
+# pyright: reportAttributeAccessIssue=false
 
 import equinox as eqx
 import jax
@@ -10,13 +12,14 @@ from mujoco import mjtCone, mjtIntegrator, mjtSolver, mjtState, mjx
 
 from awmkit.mjx._step import step
 
-# A ball that slides and rolls on a floor, with a stop, dry friction and an actuator with a state, and a free ball for slow tests.
-MODEL = """<mujoco><option timestep="0.01" tolerance="1e-14" ls_tolerance="1e-10"/><worldbody>
+# A ball that slides and rolls on a floor, with a stop, dry friction and an actuator with a state, and for slow tests a free ball.
+MODEL = """<mujoco><option timestep="0.01" tolerance="1e-20" ls_tolerance="1e-10"/><worldbody>
     <geom type="plane" size="9 9 1" conaffinity="3"/>
-    <body pos="0 0 0.1"><joint name="x" type="slide" axis="1 0 0" limited="true" range="-9 1"/><joint type="slide" axis="0 0 1"/>
+    <body name="ball" pos="0 0 0.1"><joint name="x" type="slide" axis="1 0 0" limited="true" range="-9 1"/><joint type="slide" axis="0 0 1"/>
       <joint axis="0 1 0" frictionloss="0.01"/><geom size="0.1" condim="4"/></body>{free}</worldbody>
-  <actuator><general joint="x" gainprm="3" dyntype="filter" dynprm="0.1" ctrlrange="-1 1"/></actuator></mujoco>"""
-FREE = '<body pos="0 3 0.1"><freejoint/><geom size="0.1" contype="2" conaffinity="0"/></body>'
+  <actuator><general joint="x" gainprm="3" dyntype="filter" dynprm="0.1" ctrlrange="-1 1"/></actuator>{equality}</mujoco>"""
+FREE = '<body name="free" pos="0 3 0.1"><freejoint/><geom size="0.1" contype="2" conaffinity="0"/></body>'
+EQUALITIES = '<equality><connect body1="ball" body2="free" anchor="0 1.5 0"/><weld body1="free"/></equality>'
 FAST, ELLIPTIC = mjtIntegrator.mjINT_IMPLICITFAST, mjtCone.mjCONE_ELLIPTIC
 
 
@@ -52,8 +55,8 @@ def states(model):
     return inputs, np.stack([c_step(model, x, np.zeros(model.nv))[1] for x in inputs])
 
 
-def compare(differentiate, free="", *, integrator, cone, solver=mjtSolver.mjSOL_NEWTON):
-    model = mujoco.MjModel.from_xml_string(MODEL.format(free=free))
+def compare(differentiate, free="", *, integrator, cone, solver=mjtSolver.mjSOL_NEWTON, equality=""):
+    model = mujoco.MjModel.from_xml_string(MODEL.format(free=free, equality=equality))
     model.opt.integrator, model.opt.cone, model.opt.solver = integrator, cone, solver
     placed = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, mjx.put_model(model))
     data, ends = mjx.make_data(placed), np.cumsum([model.nq, model.nv, model.na])
@@ -85,6 +88,7 @@ def test_jacobians_of_elliptic_contacts_equal_mujocos_differences_where_they_sti
     [
         {"integrator": mjtIntegrator.mjINT_RK4, "cone": ELLIPTIC},
         {"integrator": mjtIntegrator.mjINT_EULER, "cone": mjtCone.mjCONE_PYRAMIDAL, "solver": mjtSolver.mjSOL_CG},
+        {"integrator": mjtIntegrator.mjINT_EULER, "cone": ELLIPTIC, "equality": EQUALITIES},
     ],
 )
 @pytest.mark.parametrize("differentiate", [jax.jacfwd, jax.jacrev])
