@@ -2,19 +2,20 @@
 
 import abc
 import functools
-import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..._checks import check_shapes
+from ._blocked import attention_by_tiles
+from ._products import matmul
+from ._rows import attention_by_rows, masked_attention, MIN_ROWS
 
 Cache = tuple[Float[Array, "_ N D"], Float[Array, "_ N D"]]  # Keys and values of N heads.
-MAX_WEIGHTS = 2**17  # If a head has more attention weights than this, the heads run one at a time.
 
 
 class AbstractAttention(eqx.Module):
@@ -125,37 +126,28 @@ class CausalAttention(eqx.Module):
 
     def __call__(self, q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"]) -> Float[Array, "T W"]:
         """Attend causally, where the T queries belong to the last T of U tokens."""
+        options = {"matmul_dtype": self.output.matmul_dtype}
         if self.kernel is not None:
-            return self.output(self.kernel(q, k, v).reshape(q.shape[0], -1))
-        # Groups of rows, each against only the keys it may see: half the work, in pieces that fit in a CPU cache.
-        total, known = k.shape[0], k.shape[0] - q.shape[0]
-        positions, rows = jnp.arange(total), max(64, -(-total // 8))
-        mixed = []
-        for start in range(known, total, rows):
-            end = min(start + rows, total)
-            mask = positions[start:end, None] >= positions[None, :end]
-            mixed.append(self.masked(q[start - known : end - known], k[:end], v[:end], mask))
-        return jnp.concatenate(mixed)
+            mixed = self.kernel(q, k, v)
+        elif k.shape[0] <= MIN_ROWS:  # One group of rows, or one tile.
+            mixed = attention_by_rows(q, k, v, **options)
+        else:  # The platform for which the program is compiled, whatever runs JAX by default.
+            of_platform = {"cpu": attention_by_rows, "default": attention_by_tiles}
+            mixed = lax.platform_dependent(
+                q, k, v, **{name: functools.partial(f, **options) for name, f in of_platform.items()}
+            )
+        return self.merge(mixed)
 
-    def masked(
-        self, q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], mask: Bool[Array, "T U"]
-    ) -> Float[Array, "T W"]:
-        """Attend to the keys where `mask` is True, then project the concatenated heads."""
-        product = functools.partial(matmul, dtype=self.output.matmul_dtype)
+    def step(
+        self, q: Float[Array, "1 N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], position: Int[Array, ""]
+    ) -> Float[Array, "1 W"]:
+        """Attend to the keys of a cache up to `position`."""
+        mask = (jnp.arange(k.shape[0]) <= position)[None]
+        return self.merge(masked_attention(q, k, v, mask, self.output.matmul_dtype))
 
-        def head(q, k, v):
-            scores = jnp.where(mask, product(q / math.sqrt(q.shape[-1]), k.T), -jnp.inf)
-            weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-            # Normalising after the product takes D divisions per row instead of U.
-            return product(weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
-
-        heads = tuple(x.swapaxes(0, 1) for x in (q, k, v))
-        if mask.size <= MAX_WEIGHTS:
-            mixed = jax.vmap(head)(*heads)
-        else:  # One head at a time, recomputed in reverse mode, so that only one head's weights are in memory.
-            checkpointed = jax.checkpoint(head, prevent_cse=False)
-            mixed = lax.map(lambda x: checkpointed(*x), heads)
-        return self.output(mixed.swapaxes(0, 1).reshape(q.shape[0], -1))
+    def merge(self, mixed: Float[Array, "T N D"]) -> Float[Array, "T W"]:
+        """Project the concatenated heads."""
+        return self.output(mixed.reshape(mixed.shape[0], -1))
 
 
 class Projection(eqx.Module):
@@ -173,13 +165,6 @@ class Projection(eqx.Module):
 
     def __call__(self, tokens: Float[Array, "T I"]) -> Float[Array, "T O"]:
         return matmul(tokens, self.weight.T, self.matmul_dtype) + self.bias[None]
-
-
-def matmul(x: Float[Array, "T I"], y: Float[Array, "I O"], dtype: DTypeLike | None) -> Float[Array, "T O"]:
-    """Return x y, with the factors rounded to `dtype` and the sums in the dtype of x."""
-    if dtype is None:
-        return x @ y
-    return jnp.matmul(x.astype(dtype), y.astype(dtype), preferred_element_type=x.dtype)
 
 
 def frequencies(count: int) -> Float[Array, " F"]:

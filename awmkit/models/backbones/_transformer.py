@@ -175,8 +175,7 @@ class Block(eqx.Module):
         q, k, v = self.attention.project(jax.vmap(self.before_attention)(tokens), position[None])
         keys = lax.dynamic_update_index_in_dim(cache[0], k[0], position, 0)
         values = lax.dynamic_update_index_in_dim(cache[1], v[0], position, 0)
-        mask = (jnp.arange(keys.shape[0]) <= position)[None]
-        return (keys, values), self._mlp(tokens + self.attention.masked(q, keys, values, mask))
+        return (keys, values), self._mlp(tokens + self.attention.step(q, keys, values, position))
 
     def _mlp(self, tokens: Float[Array, "T W"]) -> Float[Array, "T W"]:
         return tokens + self.down(jax.nn.gelu(self.up(jax.vmap(self.before_mlp)(tokens))))
