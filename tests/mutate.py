@@ -129,10 +129,24 @@ MUTANTS = (
     ),
     Mutant(
         "a token attends to the next token",
-        "models/backbones/_attention.py",
+        "models/backbones/_rows.py",
         "positions[start:end, None] >= positions[None, :end]",
         "positions[start:end, None] + 1 >= positions[None, :end]",
         "core/test_unroll.py::test_states_do_not_depend_on_later_actions_and_parallel_states_agree[AWM transformer, rotary time]",
+    ),
+    Mutant(
+        "in blocks of rows a token attends to the next token",
+        "models/backbones/_blocked.py",
+        "first + lax.iota",
+        "first + 1 + lax.iota",
+        "models/test_transformer.py::test_attention_by_blocks_of_rows_has_the_values_and_all_derivatives_of_attention_by_rows",
+    ),
+    Mutant(
+        "sweeps do not stop at rounding errors",
+        "methods/_fixed_point.py",
+        "stalled & (now <= small)",
+        "stalled & (now <= 0)",
+        "methods/test_methods.py::test_picard_stops_where_rounding_hides_what_more_sweeps_would_change",
     ),
     Mutant(
         "attention keys are cached one position too early",
@@ -157,14 +171,14 @@ MUTANTS = (
     ),
     Mutant(
         "heads that run one at a time are in reverse order",
-        "models/backbones/_attention.py",
+        "models/backbones/_rows.py",
         "mixed = lax.map(lambda x: checkpointed(*x), heads)",
         "mixed = lax.map(lambda x: checkpointed(*x), heads)[::-1]",
         "models/test_transformer.py::test_heads_one_at_a_time_give_the_values_and_gradients_of_all_heads_at_once",
     ),
     Mutant(
         "matrix products are not rounded",
-        "models/backbones/_attention.py",
+        "models/backbones/_products.py",
         "jnp.matmul(x.astype(dtype), y.astype(dtype),",
         "jnp.matmul(x, y,",
         "models/test_transformer.py::test_matmul_dtype_rounds_matrix_products_and_nothing_else",

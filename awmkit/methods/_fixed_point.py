@@ -4,49 +4,58 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax import lax
 from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
-from jaxtyping import Array, Bool, Float, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, PyTree, Scalar, ScalarLike
 
 from ._method import Sweeps
 
 
 def fixed_point(
-    sweep: Callable[[Array], Array],
+    sweep: Callable[[Array], tuple[Array, PyTree]],
     x: Float[Array, "..."],
     *,
     unit: ScalarLike,
     limit: int,
     tolerance: ScalarLike | None = None,
-) -> tuple[Float[Array, "..."], Sweeps, Bool[Array, ""]]:
-    """Return x = sweep(x), the sweeps, and whether they settled within `limit` sweeps. Start from `x`; values have size `unit`.
+) -> tuple[Float[Array, "..."], PyTree, Sweeps, Bool[Array, ""]]:
+    """Find x = f(x), where `sweep(x)` returns f(x) and arrays found on the way. Start from `x`; values have size `unit`.
 
     The residual is the largest change in a sweep, divided by the largest value, or by `unit` if that is larger. Sweeps end
 
-    - if the residual is at most `tolerance`; by default 8 units in the last place, or a sixteenth of a unit in the last
-      place of the factors of matrix products, where these are rounded further (TF32, bfloat16);
+    - if the residual is at most `tolerance`, by default 8 units in the last place;
+    - where the factors of matrix products are rounded further (to TF32, bfloat16), by default also if the residual is at most a
+      sixteenth of a unit in the last place of a factor, or will be after one more sweep if it falls as in this one;
     - if the residual is as small as rounding can explain, and no longer falls: a sweep did not reduce it, or did not halve it
       although the sweep before did. Without this rule rounding errors, which differ from sweep to sweep, can go on for ever.
+
+    **Returns:** x; what the last sweep returned beside it; the sweeps; and whether they ended for one of these reasons within
+    `limit` sweeps.
     """
-    program = jax.make_jaxpr(sweep)(x)
-    sweep_once = jaxpr_as_fun(program)
+    program, shapes = jax.make_jaxpr(sweep, return_shape=True)(x)
+    sweep_once = lambda x: jtu.tree_unflatten(jtu.tree_structure(shapes), jaxpr_as_fun(program)(x))
     usual, small = rounding(program.jaxpr, x.dtype)
+    coarse = jnp.where(usual > 8 * jnp.finfo(x.dtype).eps, usual, 0) if tolerance is None else 0
     tolerance = usual if tolerance is None else tolerance
 
     def settled(residuals):
         now, before, earlier = residuals
         stalled = (now >= before) | ((now > before / 2) & (before <= earlier / 2))
-        return ~(now > tolerance) | (stalled & (now <= small))  # True for NaN, with which no sweep helps.
+        expected = jnp.where(before < jnp.inf, now * jnp.minimum(now / before, 1), now)
+        # True for NaN, with which no sweep helps.
+        return ~(now > tolerance) | (expected <= coarse) | (stalled & (now <= small))
 
     def body(loop):
-        x, residuals, n = loop
-        (y,) = sweep_once(x)
+        x, _, residuals, n = loop
+        y, beside = sweep_once(x)
         size = jnp.maximum(jnp.maximum(jnp.max(jnp.abs(y)), unit), jnp.finfo(x.dtype).tiny)
-        return y, (jnp.max(jnp.abs(y - x)) / size, *residuals[:2]), n + 1
+        return y, beside, (jnp.max(jnp.abs(y - x)) / size, *residuals[:2]), n + 1
 
-    start = x, (jnp.asarray(jnp.inf, x.dtype),) * 3, jnp.asarray(0)
-    x, residuals, n = lax.while_loop(lambda loop: ~settled(loop[1]) & (loop[2] < limit), body, start)
-    return x, Sweeps(n, residuals[0]), settled(residuals)
+    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[1])
+    start = x, zeros, (jnp.asarray(jnp.inf, x.dtype),) * 3, jnp.asarray(0)
+    x, beside, residuals, n = lax.while_loop(lambda loop: ~settled(loop[2]) & (loop[3] < limit), body, start)
+    return x, beside, Sweeps(n, residuals[0]), settled(residuals)
 
 
 def rounding(jaxpr, dtype) -> tuple[Scalar, Scalar]:

@@ -45,17 +45,24 @@ class Picard(eqx.Module):
         self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
     ) -> tuple[Float[Array, "H D"], Sweeps]:
         """Return the fixed point of `sweep`, and the sweeps. Start from `x`; values are of size `unit` or more."""
+        x, _, sweeps = self._solve(lambda x: (sweep(x), None), x, unit=unit)
+        return x, sweeps
+
+    def _solve(
+        self, sweep: Callable[[Array], tuple[Array, PyTree]], x: Float[Array, "H D"], *, unit: ScalarLike
+    ) -> tuple[Float[Array, "H D"], PyTree, Sweeps]:
+        """Do what `solve` does for a sweep that also returns other arrays. Return those of the last sweep beside the result."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
         check_floats("Picard.solve", x=x)
         limit = min(x.shape[0], self.max_sweeps or x.shape[0])
-        x, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=limit, tolerance=self.tolerance)
+        x, beside, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=limit, tolerance=self.tolerance)
         if limit < x.shape[0]:  # After H sweeps the result is exact, whatever the last one changed.
             message = (
                 f"Picard sweeps had not settled after max_sweeps={limit}; raise max_sweeps or the tolerance, "
                 "or sample with Parallel(sampling=Sequential())."
             )
-            x = eqx.error_if(x, ~settled, message)
-        return x, sweeps
+            x, beside = eqx.error_if((x, beside), ~settled, message)
+        return x, beside, sweeps
 
 
 class Parallel(AbstractMethod):
@@ -126,25 +133,28 @@ class Parallel(AbstractMethod):
             if isinstance(self.sampling, Sequential):
                 (carry, state), piece = lax.scan(step, (carry, state), of_block)
             else:
-                first = t + begin
-                carry, piece, sweeps = self._settle(
-                    self.sampling, dynamics, policy, carry, state, first, of_block, start[begin:end]
-                )
-                state = piece[0][-1]
+                predict, piece, sweeps = self._settle(dynamics, policy, carry, state, t + begin, of_block, start[begin:end])
+                if end < horizon:  # The states of the last sweep are those of the actions before it.
+                    carry, states = predict(piece[1])
+                    state = states[-1]
+                    piece = states, piece[1]
                 of_blocks.append(sweeps)
             pieces.append(piece)
         states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
         return states, actions, jtu.tree_map(lambda *x: jnp.max(jnp.stack(x)), *of_blocks) if of_blocks else None
 
-    @staticmethod
-    def _settle(sampling, dynamics, policy, carry, state, t, steps, start) -> tuple[PyTree, tuple[Array, Array], Sweeps]:
-        """Return the carry after a block of steps from t on, their states and actions, and the sweeps."""
+    def _settle(self, dynamics, policy, carry, state, t, steps, start) -> tuple[Callable, tuple[Array, Array], Sweeps]:
+        """Return the parallel pass over a block of steps from t on, the block's states and actions, and the sweeps."""
+        assert isinstance(self.sampling, Picard)
         _, _, policy_keys, dynamics_keys = steps
         predict = lambda actions: dynamics.rollout_segment(carry, state, actions, t, keys=dynamics_keys)
-        act = lambda states: act_on(policy, state, states, t, policy_keys)
-        actions, sweeps = sampling.solve(lambda actions: act(predict(actions)[1]), start, unit=1.0)
-        carry, states = predict(actions)
-        return carry, (states, actions), sweeps
+
+        def sweep(actions):
+            states = predict(actions)[1]
+            return act_on(policy, state, states, t, policy_keys), states
+
+        actions, states, sweeps = self.sampling._solve(sweep, start, unit=1.0)
+        return predict, (states, actions), sweeps
 
     def _start(self, dynamics, horizon: int, state) -> Float[Array, "H A"]:
         shape = horizon, dynamics.action_size

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from hypothesis import given, strategies as st
+from jax import lax
 from systems import reward
 
 from awmkit import (
@@ -23,6 +24,8 @@ from awmkit import (
     unroll,
     unroll_grad,
 )
+from awmkit.methods import _fixed_point
+from awmkit.models.backbones import _attention, _blocked, _rows
 from awmkit.tasks import spiral
 
 
@@ -121,6 +124,42 @@ def test_picard_raises_beyond_max_sweeps_and_is_exact_after_h_sweeps():
         unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(max_sweeps=3)))
     exact = unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(tolerance=0.0)))
     assert jnp.allclose(exact.states, unroll(dynamics, policy, jnp.ones(2), 20).states, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rounded", ["TF32", "bfloat16"])
+def test_picard_stops_where_rounding_hides_what_more_sweeps_would_change(monkeypatch, rounded):
+    options = {"matmul_dtype": jnp.bfloat16}
+    if rounded == "TF32":  # As a GPU rounds float32. On a CPU only the emulation knows.
+        bits = lambda x: lax.reduce_precision(x, 8, 10)
+        for module in (_attention, _blocked, _rows):
+            monkeypatch.setattr(module, "matmul", lambda x, y, dtype: bits(x) @ bits(y))
+        monkeypatch.setattr(_fixed_point, "precision", lambda jaxpr, platform: 2.0**-10)
+        options = {}
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = AWM(3, 2, Transformer(12, 1, 3, key=keys[0], **options), key=keys[1])
+    model, policy = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, (model, MLPPolicy(3, 2, width=8, key=keys[2]))
+    )
+    states = jax.random.normal(jax.random.key(1), (16, 3), jnp.float32)
+    methods = Parallel(), Parallel(sampling=Picard())
+    scan, sweeps = jax.jit(jax.vmap(lambda s: [unroll(model, policy, s, 40, method=m) for m in methods]))(states)
+    noise = {"TF32": 2.0**-10, "bfloat16": 2.0**-7}[rounded]
+    assert jnp.max(sweeps.sweeps) <= 6 and jnp.max(sweeps.residual) < 8 * noise
+    assert 1e-3 * noise < jnp.max(jnp.abs(scan.actions - sweeps.actions)) < noise
+
+
+def test_the_precision_of_matrix_products_is_that_of_their_factors_on_the_platform():
+    x, y = jnp.ones((2, 2), jnp.float32), jnp.ones((2, 2), jnp.bfloat16)
+    of = lambda f, platform, *x: _fixed_point.precision(jax.make_jaxpr(f)(*x).jaxpr, platform)
+    looped = lambda x: lax.fori_loop(0, 3, lambda i, x: jax.nn.tanh(x @ x), x)
+    assert of(jnp.sin, "cuda", x) == 0.0
+    assert of(looped, "cpu", x) == 2.0**-23 and of(looped, "cuda", x) == 2.0**-10 and of(looped, "tpu", x) == 2.0**-7
+    assert of(looped, "cuda", x.astype(float)) == 2.0**-52
+    assert of(lambda x, y: x @ x + jnp.matmul(y, y, preferred_element_type=jnp.float32), "cpu", x, y) == 2.0**-7
+    with jax.default_matmul_precision("highest"):
+        assert of(looped, "cuda", x) == 2.0**-23
+    with jax.default_matmul_precision("TF32_TF32_F32"):
+        assert of(jnp.dot, "cpu", x, x) == 2.0**-10
 
 
 def test_adjoint_sweep_n_adds_the_paths_that_cross_the_policy_edge_n_times():

@@ -10,7 +10,7 @@ import pytest
 from rounding import rounding
 
 from awmkit import AbstractAttention, AWM, CuDNNAttention, Transformer
-from awmkit.models.backbones import _attention
+from awmkit.models.backbones import _blocked, _rows
 
 ACTIONS = jax.random.normal(jax.random.key(0), (12, 2))
 
@@ -52,8 +52,32 @@ def _errors(exact, approximate):
 
 
 def test_heads_one_at_a_time_give_the_values_and_gradients_of_all_heads_at_once(exact, monkeypatch):
-    monkeypatch.setattr(_attention, "MAX_WEIGHTS", 0)
+    monkeypatch.setattr(_rows, "MAX_WEIGHTS", 0)
     assert all(error < 1e-12 for error in _errors(exact, _run()))
+
+
+@pytest.mark.parametrize("new, tokens", [(20, 20), (5, 29)], ids=["a whole sequence", "after a cached prefix"])
+def test_attention_by_blocks_of_rows_has_the_values_and_all_derivatives_of_attention_by_rows(monkeypatch, new, tokens):
+    monkeypatch.setattr(_blocked, "ROWS", 4)
+    draw = lambda seed, length: 3 * jax.random.normal(jax.random.key(seed), (2, length, 3, 4))
+    q, k, v = draw(0, new), draw(1, tokens), draw(2, tokens)
+    direction = tuple(jnp.cos(9 * x) for x in (q, k, v))
+
+    def derivatives(attend):
+        loss = lambda x: jnp.sum(jnp.sin(jax.vmap(lambda *x: attend(*x, None))(*x)))
+        return *jax.jvp(jax.value_and_grad(loss), ((q, k, v),), (direction,)), jax.grad(loss)((q, k, v))
+
+    rows, blocks = (
+        jax.tree.leaves(jax.jit(partial(derivatives, f))()) for f in (_rows.attention_by_rows, _blocked.attention_by_blocks)
+    )
+    assert all(jnp.max(jnp.abs(x - y)) < 1e-12 * jnp.max(jnp.abs(x)) for x, y in zip(rows, blocks, strict=True))
+
+
+def test_a_long_sequence_is_attended_by_rows_on_a_cpu_and_by_blocks_on_a_gpu():
+    program = jax.jit(lambda x: _value(_model(), x)[0]).trace(jnp.ones((300, 2)))
+    cpu, gpu = (program.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda"))
+    last_block = "x104x304x"  # The last of 3 blocks, against all 301 keys and their padding.
+    assert last_block in gpu and last_block not in cpu
 
 
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])

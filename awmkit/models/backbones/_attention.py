@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..._checks import check_shapes
-from ._blocked import attention_by_tiles
+from ._blocked import attention_by_blocks
 from ._products import matmul
 from ._rows import attention_by_rows, masked_attention, MIN_ROWS
 
@@ -129,10 +129,10 @@ class CausalAttention(eqx.Module):
         options = {"matmul_dtype": self.output.matmul_dtype}
         if self.kernel is not None:
             mixed = self.kernel(q, k, v)
-        elif k.shape[0] <= MIN_ROWS:  # One group of rows, or one tile.
+        elif k.shape[0] <= MIN_ROWS:
             mixed = attention_by_rows(q, k, v, **options)
         else:  # The platform for which the program is compiled, whatever runs JAX by default.
-            of_platform = {"cpu": attention_by_rows, "default": attention_by_tiles}
+            of_platform = {"cpu": attention_by_rows, "default": attention_by_blocks}
             mixed = lax.platform_dependent(
                 q, k, v, **{name: functools.partial(f, **options) for name, f in of_platform.items()}
             )

@@ -1,59 +1,61 @@
-"""Causal attention for an accelerator: tiles of rows and keys, of which only one is in memory at a time."""
+"""Causal attention for an accelerator: blocks of rows in turn, so that the attention weights of one block are in memory."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._products import matmul
 
-TILE = 256  # rows and keys of a tile
+ROWS = 128  # Rows of a block, at most.
+PARTS = 2  # Blocks of the same part see the same number of keys, and compile to one loop.
 
 
-def attention_by_tiles(
+def attention_by_blocks(
     q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], matmul_dtype: DTypeLike | None
 ) -> Float[Array, "T N D"]:
     """Return causal attention of the last T of U tokens.
 
-    The softmax of a row is put together from those of its tiles (Milakov & Gimelshein, 2018; Dao et al., 2022). Tiles above the
-    diagonal are left out. Reverse mode computes the weights of a tile again, so that memory grows with the length of
-    the sequence and not with its square. All tiles have one shape, so they compile to one loop.
+    Reverse mode computes the weights of a block again, so memory grows with U and not with T U. On a GPU the time is that
+    of reading and writing weights. With n parts, (n + 1) / (2 n) of the T U weights are computed.
     """
+    count, known = q.shape[0], k.shape[0] - q.shape[0]
+    blocks = 1 if k.shape[0] <= 2 * ROWS else -(-count // ROWS)
     # A multiple of 8: rows of other lengths are not aligned for the tensor cores of a GPU.
-    size = min(TILE, 8 * -(-k.shape[0] // 8))
-    before = (k.shape[0] - q.shape[0]) % size  # Rows of padding, with which tiles of rows begin where tiles of keys do.
-    rows, keys, values = _tiles(q / q.shape[-1] ** 0.5, size, before), _tiles(k, size), _tiles(v, size)
-    first = len(keys) - len(rows)
-    of_rows, of_keys = np.array([(i, j) for i in range(len(rows)) for j in range(first + i + 1)]).T
+    rows = _round_up(-(-count // blocks))
+    heads_first = lambda x, size: jnp.pad(x, ((0, size - x.shape[0]), (0, 0), (0, 0))).swapaxes(0, 1)
+    q = heads_first(q / q.shape[-1] ** 0.5, rows * blocks).reshape(q.shape[1], blocks, rows, -1).swapaxes(0, 1)
+    k, v = (heads_first(x, _round_up(x.shape[0])) for x in (k, v))
 
-    def tile(q, k, v, diagonal):
-        visible = lax.iota(int, size)[:, None] >= lax.iota(int, size)[None]
-        scores = jnp.where(visible | ~diagonal, matmul(q, k.swapaxes(1, 2), matmul_dtype), -jnp.inf)
-        top = lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-        weights = jnp.exp(scores - top)
-        return matmul(weights, v, matmul_dtype), jnp.sum(weights, axis=-1, keepdims=True), top
+    def block(q, first, k, v):
+        visible = first + lax.iota(int, rows)[:, None] >= lax.iota(int, k.shape[1])[None]
+        weights = jax.nn.softmax(_mask(matmul(q, k.swapaxes(1, 2), matmul_dtype), visible), axis=-1)
+        return matmul(weights, v, matmul_dtype)
 
-    new = slice(before, before + q.shape[0])
-    if len(of_rows) == 1:
-        mixed, total, _ = tile(rows[0], keys[0], values[0], jnp.asarray(True))
-        return (mixed / total).swapaxes(0, 1)[new]
-    # Tiles are copied outside of the loop: inside, the gradient of each would be as large as all rows and keys.
-    row_of, key_of = (jnp.asarray(np.eye(len(x))[of], q.dtype) for x, of in ((rows, of_rows), (keys, of_keys)))
-    copies = _sum(row_of, rows), _sum(key_of, keys), _sum(key_of, values), jnp.asarray(of_keys == first + of_rows)
-    tile = jax.checkpoint(tile, prevent_cse=False)
-    mixed, total, top = lax.map(lambda x: tile(*x), copies)
-    highest = jnp.max(jnp.where(row_of[:, :, None, None, None] > 0, top[:, None], -jnp.inf), axis=0)
-    share = jnp.exp(top - highest[of_rows])
-    whole = _sum(row_of.T, share * mixed) / _sum(row_of.T, share * total)
-    return whole.swapaxes(1, 2).reshape(-1, *q.shape[1:])[new]
+    if blocks == 1:
+        mixed = block(q[0], known, k, v)[None]
+    else:
+        firsts, part, mixed = known + rows * jnp.arange(blocks), -(-blocks // PARTS), []
+        for begin in range(0, blocks, part):
+            seen = min(_round_up(known + (begin + part) * rows), k.shape[1])
+            in_turn = jax.checkpoint(lambda x, seen=seen: block(*x, k[:, :seen], v[:, :seen]), prevent_cse=False)
+            mixed.append(lax.map(in_turn, (q[begin : begin + part], firsts[begin : begin + part])))
+        mixed = jnp.concatenate(mixed)
+    return mixed.swapaxes(1, 2).reshape(rows * blocks, *mixed.shape[1::2])[:count]
 
 
-def _tiles(x: Float[Array, "T N D"], size: int, before: int = 0) -> Float[Array, "B N size D"]:
-    padded = jnp.pad(x, ((before, -(before + x.shape[0]) % size), (0, 0), (0, 0)))
-    return padded.reshape(-1, size, *x.shape[1:]).swapaxes(1, 2)
+@jax.custom_jvp
+def _mask(scores: Float[Array, "N T U"], visible: Bool[Array, "T U"]) -> Float[Array, "N T U"]:
+    # Not `where`, because JAX takes a constant out of a loop and would write an array of them to memory.
+    return jnp.minimum(scores, jnp.where(visible, jnp.inf, -jnp.inf).astype(scores.dtype))
 
 
-def _sum(weights: Float[Array, "I J"], x: Float[Array, "J N T D"]) -> Float[Array, "I N T D"]:
-    return jnp.tensordot(weights, x, 1, precision=lax.Precision.HIGHEST)
+@_mask.defjvp
+def _(primals, tangents):
+    # The derivative of the softmax is 0 for what is masked. Without this rule, reverse mode would write zeros to memory for it.
+    return _mask(*primals), tangents[0]
+
+
+def _round_up(length: int) -> int:
+    return 8 * -(-length // 8)
