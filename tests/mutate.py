@@ -407,6 +407,12 @@ MUTANTS = (
         "return model",
         "mjx/test_mjx.py::test_options_change_a_copy_and_flags_that_do_not_move_the_state_are_cleared",
     ),
+    Mutant(
+        "mjx/_forward_mode.py",
+        "axes=(*axes, tuple(in_axes))",
+        "axes=(tuple(in_axes), *axes)",
+        "mjx/test_forward_mode.py::test_the_gradient_of_a_batch_has_no_columns_across_the_batch",
+    ),
 )
 
 

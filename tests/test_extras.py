@@ -25,7 +25,7 @@ attempt("import awmkit.baselines")
 attempt("import awmkit.plot")
 attempt("import awmkit.learning.tensorboard")
 del sys.modules["mujoco"]
-attempt("from awmkit.mjx import MJXTask; MJXTask.from_gymnasium('Hopper-v5', iterations=1)")
+attempt("from awmkit.mjx import MJXTask; MJXTask.from_gymnasium('Hopper-v5')")
 del sys.modules["gymnasium"]
 attempt("global TaskEnv; from awmkit.gym import TaskEnv; TaskEnv(awmkit.tasks.DrivenDoublePendulum())")
 attempt("env = TaskEnv(awmkit.tasks.DrivenDoublePendulum(), render_mode='rgb_array'); env.reset(); env.render()")

@@ -250,6 +250,7 @@ def task_rows():
     yield "CreditAssignment.init", Row(lambda state: hidden.init(state, 5), {"state": "2"}, "")
     discretised, pendulum = tasks.Discretised(tasks.BearPopulations(), 5), tasks.DoublePendulum(tasks.Circles())
     yield "Discretised.control", Row(discretised.control, {"action": "2"}, "2")
+    yield "MJXTask.complete", Row(awmkit.mjx.pendulum(5).complete, {"state": "2"}, "2")
     episode = {"states": "H+1 3", "actions": "H 2"}
     yield "Discretised.clipped", Row(lambda **x: discretised.clipped(Trajectory(**x)), episode, "H 3")
     yield "Discretised.report", Row(lambda **x: discretised.report(Trajectory(**x)).value, {**episode, "rewards": "H"}, "")

@@ -1,4 +1,4 @@
-"""Read a MuJoCo model, change its solver options, and check that MJX can step and differentiate it."""
+"""Read a MuJoCo model, change its solver options, and check that MJX can step it."""
 # MuJoCo's compiled classes come without stubs.
 # pyright: reportAttributeAccessIssue=false
 
@@ -6,16 +6,14 @@ import copy
 import os
 from typing import Any
 
-import jax
 import mujoco
 import numpy as np
-from mujoco import mjtCone, mjtEnableBit, mjtIntegrator, mjtJoint, mjtSolver, mjx
+from mujoco import mjtCone, mjtEnableBit, mjtIntegrator, mjtSolver, mjx
 
 from .._checks import describe
 from ._differences import check_differences
 
 _ENUMS = {"integrator": mjtIntegrator, "solver": mjtSolver, "cone": mjtCone}
-_ELLIPTIC = "; pass cone=mujoco.mjtCone.mjCONE_PYRAMIDAL, which changes the friction"
 _INTEGRATORS = (mjtIntegrator.mjINT_EULER, mjtIntegrator.mjINT_RK4, mjtIntegrator.mjINT_IMPLICITFAST)
 
 
@@ -78,8 +76,8 @@ def check_model(model: mujoco.MjModel) -> None:
     check_differences(model)
 
 
-def put_model(model: mujoco.MjModel) -> tuple[mjx.Model, int]:
-    """Convert the model, whose cone may change, to MJX and count its constraint rows. Raise if MJX does not support it."""
+def put_model(model: mujoco.MjModel) -> mjx.Model:
+    """Convert the model, whose cone may change, to MJX. Raise if MJX does not support it."""
     try:
         placed = mjx.put_model(model)
         if model.opt.cone == mjtCone.mjCONE_ELLIPTIC:
@@ -89,45 +87,10 @@ def put_model(model: mujoco.MjModel) -> tuple[mjx.Model, int]:
                 model.opt.cone = mjtCone.mjCONE_ELLIPTIC
             else:
                 placed = mjx.put_model(model)
-        # MJX keeps the number of constraint rows, which is static, in a private field only.
-        return placed, int(mjx.make_data(placed)._impl.nefc)
+        mjx.make_data(placed)
+        return placed
     except NotImplementedError as error:
         raise ValueError(f"MJX does not support the model ({_one_line(error)}); remove this feature from its MJCF.") from error
-
-
-def check_reverse_mode(model: mujoco.MjModel, rows: int) -> None:
-    """Raise if reverse mode cannot differentiate the constraint solver."""
-    if rows and model.opt.iterations > 1:
-        raise ValueError(
-            f"The model has {rows} constraint rows (contacts, joint limits, equalities, dry friction) and "
-            f"{model.opt.iterations} solver iterations, and reverse mode cannot pass the lax.while_loop in which MJX runs them "
-            "(github.com/google-deepmind/mujoco/issues/2259); pass forward_only=True for values and forward mode (jax.jvp, "
-            "jax.jacfwd), because iterations=1, which reverse mode can pass, is wrong physics wherever a constraint acts."
-        )
-    if rows and model.opt.cone == mjtCone.mjCONE_ELLIPTIC:
-        raise ValueError(
-            f"The derivatives of MJX's elliptic friction cones are NaN in reverse mode where a contact is open{_ELLIPTIC}, or "
-            "forward_only=True for values."
-        )
-
-
-def angular_velocities(model: mjx.Model) -> np.ndarray:
-    """Indices into qvel of the angular velocities of the free and ball joints, shape (number of joints, 3)."""
-    first = [
-        model.jnt_dofadr[model.jnt_type == kind] + skip for kind, skip in ((mjtJoint.mjJNT_FREE, 3), (mjtJoint.mjJNT_BALL, 0))
-    ]
-    return np.concatenate(first)[:, None] + np.arange(3)
-
-
-@jax.custom_jvp
-def values_only(x):
-    """Return `x`, or raise if it is differentiated: one iteration through elliptic cones gives NaN in either mode."""
-    return x
-
-
-@values_only.defjvp
-def _refuse(primals, tangents):
-    raise ValueError(f"The derivatives of one solver iteration through MJX's elliptic friction cones are NaN{_ELLIPTIC}.")
 
 
 def _one_line(error: Exception) -> str:

@@ -16,46 +16,60 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from mujoco import mjtCone, mjtDisableBit, mjtIntegrator, mjtSolver, mjx
 
 from .._bounds import scale_to_bounds
-from .._checks import check_counts
+from .._checks import check_counts, check_shapes, describe
 from .._dynamics import AbstractTask
 from .._reward import check_reward, Reward, with_next_state
 from ._differences import warn_of_approximations
+from ._forward_mode import by_forward_mode
 from ._gymnasium_bodies import BODIES
-from ._model import angular_velocities, check_model, check_reverse_mode, put_model, read_model, set_options, values_only
+from ._model import check_model, put_model, read_model, set_options
+from ._step import forward, step
 
 
 class MJXTask(AbstractTask):
     """A MuJoCo model (MJCF) as a task, stepped and differentiated by MJX.
 
     The state is (qpos, qvel, act) as one vector; each step computes everything else from it again. The carry is the warm start of
-    the constraint solver. Actions in [-1, 1] are scaled to each actuator's `ctrlrange`; MuJoCo clamps what lies outside, without
-    gradient. MJX computes in JAX's default precision: set `jax_enable_x64` for float64.
+    the constraint solver, which has no gradient. Actions in [-1, 1] are scaled to each actuator's `ctrlrange`; MuJoCo clamps what
+    lies outside, without gradient. MJX computes in JAX's default precision: set `jax_enable_x64` for float64.
 
     ```python
     task = MJXTask("arm.xml", reward=lambda state, action, t: -state[0] ** 2, horizon=100, frame_skip=5)
     value, grads = unroll_grad(task, policy, task.reset(key), 100, reward=task.reward)
     ```
 
-    **Contacts and other constraints.** MJX solves constraints (contacts, joint limits, equalities, dry friction) in a
-    `lax.while_loop`, which reverse mode cannot pass (github.com/google-deepmind/mujoco/issues/2259). A model without constraint
-    rows never enters it and has exact gradients. Any other model needs `forward_only=True`: values and forward mode (`jax.jvp`,
-    `jax.jacfwd`) are those of MuJoCo's physics, and reverse mode raises JAX's own error.
+    **Derivatives** are those of the physics that the model asks for: contacts, joint limits, equalities and dry friction, any
+    number of solver iterations, pyramidal and elliptic cones, every integrator. Forward mode computes the Jacobian of a step, whose
+    constraint solver is differentiated by the implicit function theorem. Reverse mode multiplies by the Jacobian's transpose, and
+    stores nothing else. Every mode and order works (`jax.grad`, `jax.jvp`, `jax.hessian`). At a kink, such as the moment of first
+    contact, the derivative is that of one side.
 
-    Reverse mode can pass `iterations=1`, because MJX writes one solver iteration without a loop. **This is wrong physics wherever
-    a constraint acts**: the solver stops before it has converged, and the gradient is the exact derivative of a wrong step.
-    `from_gymnasium` says how wrong.
+    **MuJoCo's own quantities.** `measure` appends what it reads from the `mjx.Data` of a state to the state vector, so that
+    rewards, policies and world models can read it:
 
-    Elliptic friction cones need `forward_only=True`. With several iterations, forward mode gives NaN where a closed contact does
-    not slide; with one, any derivative raises an error. Pass `cone=mujoco.mjtCone.mjCONE_PYRAMIDAL` for derivatives; it changes
-    the friction a little.
+    ```python
+    tip = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_SITE, "tip")
+    task = MJXTask(
+        model,
+        reward=lambda state, action, t: -jnp.sum((state[-3:] - target) ** 2),
+        measure=lambda data: data.site_xpos[tip],
+        horizon=100,
+    )
+    ```
+
+    The data are those of MuJoCo's `mj_forward`. Positions, velocities and their sensors belong to the state alone. Accelerations,
+    forces, and sensors of them (touch, force, accelerometer) belong to the state and the controls of the step that led to it;
+    after `reset` the controls are 0. What `measure` does not read is not computed. `complete` appends the same quantities to a
+    vector (qpos, qvel, act). A step reads only (qpos, qvel, act) of its state.
 
     **What MJX leaves out.** MJX drops some features of a model without an error. The compiled model is checked field by field, and
     a feature that would move it differently is refused by name. Where MJX has a constraint but not MuJoCo's algorithm for it
     (contacts without a plane of boxes, meshes, cylinders or ellipsoids; connect and weld equalities), a warning says so.
 
     **Parameters of the physics.** Gradients with respect to them go through `task.model`, for example
-    `eqx.tree_at(lambda t: t.model.body_mass, task, masses)`. What MuJoCo's compiler has derived from a parameter, such as
-    `dof_invweight0` from the masses, does not change with it.
+    `eqx.tree_at(lambda t: t.model.body_mass, task, masses)`. The Jacobian has a column for each parameter that is differentiated,
+    so differentiate only those that you need. What MuJoCo's compiler has derived from a parameter, such as `dof_invweight0` from
+    the masses, does not change with it.
 
     **Arguments**
 
@@ -63,18 +77,18 @@ class MJXTask(AbstractTask):
     - `reward`: `reward(state, action, t) -> scalar`, or `reward(state, action, t, next_state) -> scalar`.
     - `horizon`: the number of steps of an episode, H. Episodes never end early.
     - `frame_skip`: the number of MuJoCo's time steps in one step, under a constant action.
-    - `reset`: `reset(key) -> state`, shape (nq + nv + na,). By default every episode starts at rest in MuJoCo's `qpos0`.
-    - `integrator`: a `mujoco.mjtIntegrator`: Euler, implicitfast or RK4, which takes three times as long to compile.
+    - `reset`: `reset(key) -> (qpos, qvel, act)`, shape (nq + nv + na,). By default every episode starts at rest in MuJoCo's `qpos0`.
+    - `measure`: `measure(data) -> quantities`, shape (M,), from the `mjx.Data` of a state. The state has nq + nv + na + M entries.
+    - `integrator`: a `mujoco.mjtIntegrator`: Euler, implicitfast or RK4.
     - `solver`: a `mujoco.mjtSolver`: Newton or CG. MJX has no PGS.
     - `iterations`: the largest number of iterations of the constraint solver.
     - `cone`: a `mujoco.mjtCone`: pyramidal or elliptic friction.
-    - `forward_only`: whether to accept a model that reverse mode cannot differentiate.
     - `rods`: `rods(state) -> joints (n+1, 2)`, the hinge and the ends of a planar chain of rods, in metres, for drawing.
 
     `integrator`, `solver`, `iterations` and `cone` change a copy of the model. By default they are the model's own.
 
     **Raises:** `ValueError` if the model cannot be read, if MJX does not support it or moves it differently from MuJoCo, if an
-    actuator has no control range, if reverse mode cannot differentiate its constraints, or if a count is below 1.
+    actuator has no control range, if `measure` or `reset` returns something of another shape, or if a count is below 1.
     """
 
     model: mjx.Model
@@ -84,10 +98,10 @@ class MJXTask(AbstractTask):
     horizon: int = eqx.field(static=True)
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
-    _values_only: bool = eqx.field(static=True)
     bounded_actions: ClassVar[bool] = True
     _reward: Reward
     _reset: Callable[..., Array] | None
+    _measure: Callable[[mjx.Data], Array] | None
 
     def __init__(
         self,
@@ -96,12 +110,12 @@ class MJXTask(AbstractTask):
         *,
         horizon: int,
         frame_skip: int = 1,
-        reset: Callable[[PRNGKeyArray], Float[Array, " S"]] | None = None,
+        reset: Callable[[PRNGKeyArray], Float[Array, " N"]] | None = None,
+        measure: Callable[[mjx.Data], Float[Array, " M"]] | None = None,
         integrator: mjtIntegrator | None = None,
         solver: mjtSolver | None = None,
         iterations: int | None = None,
         cone: mjtCone | None = None,
-        forward_only: bool = False,
         rods: Callable[[Float[Array, " S"]], Float[Array, "n 2"]] | None = None,
     ):
         check_counts("MJXTask", horizon=horizon, frame_skip=frame_skip, iterations=iterations)
@@ -109,16 +123,13 @@ class MJXTask(AbstractTask):
         model = read_model(model)
         set_options(model, integrator=integrator, solver=solver, iterations=iterations, cone=cone)
         check_model(model)
-        self.model, rows = put_model(model)
-        if not forward_only:
-            check_reverse_mode(model, rows)
+        self.model = put_model(model)
         warn_of_approximations(model)
-        # More iterations run in a loop that stops reverse mode.
-        self._values_only = rows > 0 and model.opt.iterations == 1 and model.opt.cone == mjtCone.mjCONE_ELLIPTIC
         self.dt = model.opt.timestep * frame_skip
         self.frame_skip, self.horizon = frame_skip, horizon
-        self.state_size, self.action_size = model.nq + model.nv + model.na, model.nu
-        self._reward, self._reset, self.rods = reward, reset, rods
+        self._reward, self._reset, self._measure, self.rods = reward, reset, measure, rods
+        self.action_size = model.nu
+        self.state_size = model.nq + model.nv + model.na + self._measured_size()
 
     @classmethod
     def from_gymnasium(
@@ -130,7 +141,6 @@ class MJXTask(AbstractTask):
         solver: mjtSolver | None = None,
         iterations: int | None = None,
         cone: mjtCone | None = None,
-        forward_only: bool = False,
     ) -> "MJXTask":
         """Make one of Gymnasium's own MuJoCo environments: its MJCF, frame skip, initial states and reward.
 
@@ -139,21 +149,13 @@ class MJXTask(AbstractTask):
         RK4. An episode always lasts `horizon` steps. Where Gymnasium ends it, only the reward for being healthy stops here. This
         reward is a step function without gradient, and it is the whole reward of InvertedPendulum.
 
-        All six models have constraint rows and ask for 100 solver iterations, so they need `forward_only=True`. `iterations=1`,
-        which reverse mode can pass, is wrong physics wherever a foot, a joint limit or a stop pushes. In 500 steps of random actions
-        from Gymnasium's states, one step with one iteration was wrong by up to
-
-        - 0.8 (m, rad) and 14 (m/s, rad/s) in HalfCheetah, where 55% of the steps were wrong;
-        - 0.004 and 0.8 in Hopper (31%), 0.013 and 0.5 in InvertedPendulum (10%), 0.13 and 7.5 in InvertedDoublePendulum (8%);
-        - 0.024 and 2.2 in Reacher (3%), 0.005 and 0.13 in Swimmer (1%).
-
-        All models but HalfCheetah ask for RK4. Euler compiles several times faster, and moved positions by up to 0.07, and by 4 in
-        a fall of the double pendulum.
+        All models but HalfCheetah ask for RK4. Euler is several times faster, and moved positions by up to 0.07, and by 4 in a fall
+        of the double pendulum.
 
         **Arguments**
 
         - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5" or "HalfCheetah-v5".
-        - `horizon`, `integrator`, `solver`, `iterations`, `cone`, `forward_only`: as for `awmkit.mjx.MJXTask`.
+        - `horizon`, `integrator`, `solver`, `iterations`, `cone`: as for `awmkit.mjx.MJXTask`.
 
         **Raises:** `ValueError` if `id` is none of these, and wherever `MJXTask` raises it. `ImportError` if Gymnasium, which
         brings the MJCF files, is not installed.
@@ -176,7 +178,6 @@ class MJXTask(AbstractTask):
             solver=solver,
             iterations=iterations,
             cone=cone,
-            forward_only=forward_only,
         )
 
     def reward(self, state, action, t, next_state=None):
@@ -184,8 +185,21 @@ class MJXTask(AbstractTask):
 
     def reset(self, key):
         if self._reset is not None:
-            return self._reset(key)
-        return jnp.zeros(self.state_size).at[: self.model.nq].set(self.model.qpos0)
+            return self.complete(self._reset(key))
+        return self.complete(jnp.zeros(self._physical_size).at[: self.model.nq].set(self.model.qpos0))
+
+    def complete(self, state: Float[Array, " N"]) -> Float[Array, " S"]:
+        """Append what `measure` reads, under controls of 0, to (qpos, qvel, act). Without `measure` it returns its argument.
+
+        **Arguments:** `state`: (qpos, qvel, act), shape (nq + nv + na,).
+
+        **Raises:** `ValueError` if `state` has another shape.
+        """
+        check_shapes("MJXTask.complete", state=(state, (self._physical_size,)))
+        if self._measure is None:
+            return state
+        ctrl, warm = jnp.zeros(self.action_size), jnp.zeros(self.model.nv)
+        return by_forward_mode(_complete, *self._physics(), state.astype(float), ctrl, warm)[0].astype(state.dtype)
 
     def init(self, state, horizon):
         del state, horizon
@@ -193,33 +207,61 @@ class MJXTask(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         del t, key
-        if self._values_only:
-            state, action = values_only((state, action))
+        inputs = state[: self._physical_size].astype(float), action.astype(float), lax.stop_gradient(carry)
+        after, warm = by_forward_mode(_advance, *self._physics(), *inputs, self.frame_skip)
+        return lax.stop_gradient(warm), after.astype(state.dtype)
+
+    @property
+    def _physical_size(self) -> int:
+        """The number of entries of (qpos, qvel, act)."""
+        return self.model.nq + self.model.nv + self.model.na
+
+    def _physics(self) -> tuple[mjx.Model, Callable[[mjx.Data], Array] | None]:
+        """The model and `measure`, in JAX's default precision."""
+        return jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, (self.model, self._measure))
+
+    def _measured_size(self) -> int:
+        if self._measure is None:
+            return 0
+        if not callable(self._measure):
+            raise ValueError(f"measure must be a function of the mjx.Data of a state, got {describe(self._measure)}.")
         with jax.numpy_dtype_promotion("standard"):  # MJX promotes implicitly.
-            warm, after = self._advance(carry, state.astype(float), action.astype(float))
-        return warm, after.astype(state.dtype)
+            found = eqx.filter_eval_shape(lambda model: self._measure(mjx.make_data(model)), self.model)
+        if getattr(found, "ndim", None) != 1 or not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(
+                f"measure returned {describe(found)}; it must return one vector of floating-point numbers, so join what it reads "
+                "with jnp.concatenate or jnp.ravel."
+            )
+        return found.size
 
-    def _advance(self, warm: Array, state: Array, action: Array) -> tuple[Array, Array]:
-        """Make `frame_skip` of MuJoCo's steps. Each rebuilds its data, because a loop over `mjx.Data` changes dtypes in x64."""
-        model = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, self.model)
-        low, high = model.actuator_ctrlrange.T
-        ctrl = scale_to_bounds(action, low, high)
-        if not model.opt.disableflags & mjtDisableBit.mjDSBL_CLAMPCTRL:
-            # MJX clamps by itself, but not where implicitfast differentiates the force.
-            ctrl = jnp.where(ctrl > high, high, jnp.where(ctrl < low, low, ctrl))
-        data = mjx.make_data(model).replace(ctrl=ctrl)
-        ends = (model.nq, model.nq + model.nv)
-        spins = angular_velocities(model)
 
-        def substep(loop, _):
-            warm, state = loop
-            qpos, qvel, act = jnp.split(state, ends)
-            # In MJX the derivative of a quaternion in an angular velocity of less than 1e-8 is 0.
-            still = jnp.all(jnp.abs(qvel[spins]) < 1e-7, axis=1, keepdims=True)
-            spin = jnp.zeros_like(qvel).at[spins].set(jnp.where(still, 1e-7, 0.0)) if spins.size else 0.0
-            after = mjx.step(model, data.replace(qpos=qpos, qvel=qvel + spin, act=act, qacc_warmstart=warm))
-            return (after.qacc_warmstart, jnp.concatenate([after.qpos, after.qvel - spin, after.act])), None
+def _advance(model: mjx.Model, measure, state: Array, action: Array, warm: Array, frame_skip: int) -> tuple[Array, Array]:
+    """Make `frame_skip` of MuJoCo's steps. Return the new state with what `measure` reads, and the new warm start."""
+    low, high = model.actuator_ctrlrange.T
+    ctrl = scale_to_bounds(action, low, high)
+    if not model.opt.disableflags & mjtDisableBit.mjDSBL_CLAMPCTRL:
+        # MJX clamps by itself, but not where implicitfast differentiates the force.
+        ctrl = jnp.where(ctrl > high, high, jnp.where(ctrl < low, low, ctrl))
 
-        # With this, reverse mode stores the states only: a hundredth of the memory, and no slower.
-        substep = jax.checkpoint(substep, prevent_cse=False)
-        return lax.scan(substep, (warm, state), length=self.frame_skip)[0]
+    def substep(loop, _):
+        state, warm = loop
+        with jax.numpy_dtype_promotion("standard"):  # MJX promotes implicitly.
+            after = step(model, _data(model, state, ctrl, warm))
+        return (jnp.concatenate([after.qpos, after.qvel, after.act]), lax.stop_gradient(after.qacc_warmstart)), None
+
+    state, warm = lax.scan(substep, (state, warm), length=frame_skip)[0]
+    return _complete(model, measure, state, ctrl, warm)[0], warm
+
+
+def _complete(model: mjx.Model, measure, state: Array, ctrl: Array, warm: Array) -> tuple[Array, None]:
+    """Append what `measure` reads to (qpos, qvel, act)."""
+    if measure is None:
+        return state, None
+    with jax.numpy_dtype_promotion("standard"):  # MJX promotes implicitly.
+        return jnp.concatenate([state, measure(forward(model, _data(model, state, ctrl, warm)))]), None
+
+
+def _data(model: mjx.Model, state: Array, ctrl: Array, warm: Array) -> mjx.Data:
+    """New data for a state, because a loop over `mjx.Data` changes dtypes in x64."""
+    qpos, qvel, act = jnp.split(state, (model.nq, model.nq + model.nv))
+    return mjx.make_data(model).replace(qpos=qpos, qvel=qvel, act=act, ctrl=ctrl, qacc_warmstart=warm)

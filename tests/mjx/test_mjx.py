@@ -163,7 +163,7 @@ def test_without_a_reset_function_an_episode_starts_at_rest_in_qpos0():
 
 @pytest.mark.parametrize("id", IDS)
 def test_a_gymnasium_body_has_the_state_of_its_own_file_and_random_initial_states(id):
-    task = MJXTask.from_gymnasium(id, iterations=1)
+    task = MJXTask.from_gymnasium(id)
     start, rest = task.reset(KEY), task.model.qpos0
     assert start.shape == (task.state_size,)
     assert task.reward(start, jnp.zeros(task.action_size), 0, start).shape == ()
@@ -171,7 +171,7 @@ def test_a_gymnasium_body_has_the_state_of_its_own_file_and_random_initial_state
 
 
 def test_the_gradient_of_the_reachers_reward_is_finite_at_its_target():
-    reward = MJXTask.from_gymnasium("Reacher-v5", iterations=1).reward
+    reward = MJXTask.from_gymnasium("Reacher-v5").reward
     touching = jnp.zeros(8).at[2].set(0.1 + 0.11)
     value_and_grad = jax.value_and_grad(lambda s: reward(s, jnp.zeros(2), 0, s))
     value, grads = value_and_grad(touching)
@@ -211,13 +211,11 @@ SENTENCES = {
         "MJX has no integrator mjINT_IMPLICIT; pass.*mjINT_EULER",
     ),
     "what MJX lacks": (lambda: MJXTask.from_gymnasium("Swimmer-v5", integrator=FAST), "does not support.*fluid drag"),
-    "reverse mode through a loop": (
-        lambda: ball('<joint name="0" limited="true" range="-1 1"/>'),
-        "1 constraint rows.*100 solver iterations.*while_loop.*2259.*forward_only=True.*iterations=1.*is wrong physics",
-    ),
-    "reverse mode through elliptic cones": (
-        lambda: MJXTask(FALLING, zero, horizon=5, cone=mjtCone.mjCONE_ELLIPTIC, iterations=1),
-        "elliptic.*NaN.*mjCONE_PYRAMIDAL.*forward_only=True",
+    "a constant to measure": (lambda: ball(measure=3), "measure must be a function of the mjx.Data.*got 3"),
+    "a number measured": (lambda: ball(measure=lambda data: data.qpos[0]), "measure returned.*one vector.*jnp.concatenate"),
+    "a complete state to complete": (
+        lambda: ball(measure=lambda data: data.site_xpos[0]).complete(jnp.zeros(5)),
+        r"complete needs state of shape \(2,\), got.*\[5\]",
     ),
     "elliptic cones with and without friction": (
         lambda: MJXTask(FALLING.replace("<body ", SMOOTH), zero, horizon=5, cone=mjtCone.mjCONE_ELLIPTIC),
@@ -232,7 +230,6 @@ SENTENCES = {
         lambda: MJXTask.from_gymnasium("Ant-v5"),
         "id must be one of InvertedPendulum-v5.*HalfCheetah-v5, got 'Ant-v5'",
     ),
-    **{id: (lambda id=id: MJXTask.from_gymnasium(id), "constraint rows.*forward_only=True") for id in IDS},
 }
 
 
@@ -320,12 +317,12 @@ KEPT = [
 
 @pytest.mark.parametrize("mjcf, names", DROPPED)
 def test_a_feature_that_mjx_drops_is_refused_by_the_name_of_its_field_and_object(mjcf, names):
-    says(lambda: MJXTask(mjcf, zero, horizon=5, forward_only=True), f"differently from MuJoCo by .*{names}")
+    says(lambda: MJXTask(mjcf, zero, horizon=5), f"differently from MuJoCo by .*{names}")
 
 
 @pytest.mark.parametrize("mjcf", KEPT)
 def test_a_feature_that_does_not_change_the_motion_is_accepted(mjcf):
-    MJXTask(mjcf, zero, horizon=5, forward_only=True)
+    MJXTask(mjcf, zero, horizon=5)
 
 
 def test_every_row_of_the_table_of_differences_has_a_model():
@@ -360,7 +357,7 @@ LOOP = '<equality><connect body1="leg" body2="world" anchor="0 0 0" {}/></equali
 )
 def test_a_constraint_that_mjx_treats_in_its_own_way_is_warned_of(mjcf, notes):
     with nullcontext() if notes is None else pytest.warns(UserWarning, match=f"{notes}.*differently from MuJoCo"):
-        MJXTask(mjcf, zero, horizon=5, forward_only=True)
+        MJXTask(mjcf, zero, horizon=5)
 
 
 @pytest.mark.parametrize(
@@ -377,25 +374,79 @@ def test_options_change_a_copy_and_flags_that_do_not_move_the_state_are_cleared(
     model = mujoco.MjModel.from_xml_string(FALLING.replace("<worldbody>", f'<option solver="PGS">{flags}</option><worldbody>'))
     options = {"integrator": FAST, "solver": mjtSolver.mjSOL_CG, "iterations": 7, "cone": mjtCone.mjCONE_ELLIPTIC}
     before = {name: getattr(model.opt, name) for name in [*options, "enableflags"]}
-    placed = MJXTask(model, zero, horizon=5, forward_only=True, **options).model
+    placed = MJXTask(model, zero, horizon=5, **options).model
     assert {name: getattr(placed.opt, name) for name in options} == options and placed.opt.enableflags == 0
     assert {name: getattr(model.opt, name) for name in before} == before and before["enableflags"] and before["solver"] == 0
 
 
 def test_elliptic_cones_without_friction_are_stepped_as_pyramids():
     option = '<option cone="elliptic"/><worldbody>'
-    task = ball('<joint name="0" limited="true" range="-1 1"/>', forward_only=True)
-    elliptic = MJXTask(
-        FALLING.replace("<worldbody>", option).replace("<geom", '<geom condim="1"'), zero, horizon=5, iterations=1
-    )
+    task = ball('<joint name="0" limited="true" range="-1 1"/>')
+    elliptic = MJXTask(FALLING.replace("<worldbody>", option).replace("<geom", '<geom condim="1"'), zero, horizon=5)
     assert task.model.opt.cone == elliptic.model.opt.cone == mjtCone.mjCONE_PYRAMIDAL
 
 
-def test_derivatives_of_one_iteration_through_elliptic_cones_raise():
-    task = MJXTask(FALLING, zero, horizon=2, forward_only=True, cone=mjtCone.mjCONE_ELLIPTIC, iterations=1)
-    height = lambda state: task.step(jnp.zeros(1), state, jnp.zeros(1), 0)[1][0]
-    for differentiate in (jax.grad, jax.jacfwd):
-        says(lambda differentiate=differentiate: differentiate(height)(jnp.array([0.5, -0.1])), "NaN; pass.*PYRAMIDAL")
+WITH_STATE = f"""<mujoco><worldbody><body>{HINGE}<inertial pos="1 0 0" mass="1" diaginertia="1 1 1"/></body></worldbody>
+  <actuator><general joint="0" ctrlrange="-1 1" dyntype="filter" dynprm="0.1" gainprm="3"/></actuator></mujoco>"""
+# A ball on the floor in a sliding contact, pushed by an actuator with a state at a site on its top.
+ROLLING = """<mujoco><option timestep="0.01"/><worldbody><geom type="plane" size="9 9 1"/>
+  <body pos="0 0 .1"><freejoint/><geom size=".1" pos=".02 0 0"/><site name="top" pos="0 0 .1"/></body></worldbody>
+  <actuator><general site="top" gear="1 0 0 0 0 0" ctrlrange="-1 1" gainprm="9" dyntype="filter" dynprm=".05"/></actuator>
+  <sensor><accelerometer site="top"/><framelinvel objtype="site" objname="top"/></sensor></mujoco>"""
+ROLL = np.array([0, 0, 0.098, 1, 0, 0, 0, 0.3, 0.1, -0.2, 0.5, 0.2, 0.1, 0.3])
+
+
+def site_and_sensors(data):
+    return jnp.concatenate([data.site_xpos[0], data.sensordata])
+
+
+def measured_in_c(model, start, actions, frame_skip):
+    """The last state by C MuJoCo and, after mj_forward, the position of its site and its sensors."""
+    data, kind = mujoco.MjData(model), mujoco.mjtState.mjSTATE_PHYSICS
+    mujoco.mj_setState(model, data, np.array(start), kind)
+    for action in np.array(actions):
+        data.ctrl[:] = action
+        mujoco.mj_step(model, data, nstep=frame_skip)
+    mujoco.mj_forward(model, data)
+    state = np.empty(len(start))
+    mujoco.mj_getState(model, data, state, kind)
+    return np.concatenate([state, data.site_xpos[0], data.sensordata])
+
+
+SWINGING = WITH_STATE.replace("</body>", '<site name="top" pos="1 0 0"/></body>').replace(
+    "</mujoco>", '<sensor><accelerometer site="top"/></sensor></mujoco>'
+)
+
+
+@pytest.mark.parametrize(
+    "mjcf, start", [(SWINGING, np.array([0.4, 0.7, 0.2])), pytest.param(ROLLING, ROLL, marks=pytest.mark.slow)]
+)
+def test_measured_quantities_of_a_first_state_equal_mujocos(mjcf, start):
+    task = MJXTask(mjcf, zero, horizon=5, measure=site_and_sensors)
+    truth = measured_in_c(mujoco.MjModel.from_xml_string(mjcf), start, [], 1)
+    assert task.state_size == truth.size
+    assert np.allclose(jax.jit(lambda x: task.complete(x))(jnp.asarray(start)), truth, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cone, integrator", [(mjtCone.mjCONE_ELLIPTIC, EULER), (mjtCone.mjCONE_PYRAMIDAL, FAST), (mjtCone.mjCONE_ELLIPTIC, RK4)]
+)
+def test_derivatives_of_states_and_measured_quantities_in_contact_equal_mujocos_differences_in_both_modes(cone, integrator):
+    task = MJXTask(ROLLING, zero, horizon=3, frame_skip=2, cone=cone, integrator=integrator, measure=site_and_sensors)
+    model = mujoco.MjModel.from_xml_string(ROLLING)
+    model.opt.cone, model.opt.integrator = cone, integrator
+    weights = jnp.sin(jnp.arange(1.0, task.state_size + 1))
+    in_c = lambda start, actions: np.array(weights) @ measured_in_c(model, start, actions, 2)
+    value = lambda start, actions: weights @ unroll(task, actions, task.complete(start), 3).states[-1]
+    point = jnp.asarray(ROLL), jnp.array([[0.5], [-0.2], [0.3]])
+    direction = directions(point)
+    by_reverse = jax.jit(jax.value_and_grad(value, (0, 1)))(*point)
+    by_forward = jax.jit(lambda point: jax.jvp(value, point, direction)[1])(point)
+    by_difference = along(in_c, point, direction, 1e-6)
+    assert np.isclose(by_reverse[0], in_c(*point), rtol=1e-9)
+    along_direction = sum(jnp.sum(g * d) for g, d in zip(by_reverse[1], direction, strict=True))
+    assert np.isclose(along_direction, by_forward, rtol=1e-11) and np.isclose(by_forward, by_difference, rtol=1e-6)
 
 
 # Words in the names of fields that do not move the state (looks, names, sensors, memory), that repeat other fields, or that serve
@@ -419,10 +470,6 @@ def test_mjx_reads_refuses_or_may_ignore_every_field_of_a_model():
     known = "".join((Path(awmkit.mjx.__file__).parent / f"{name}.py").read_text() for name in ("_differences", "_model"))
     unread = {field for field in fields - read - counts if not any(word in field for word in UNREAD)}
     assert len(fields & read) > 150 and sorted(field for field in unread if not re.search(rf"\b{field}\b", known)) == []
-
-
-WITH_STATE = f"""<mujoco><worldbody><body>{HINGE}<inertial pos="1 0 0" mass="1" diaginertia="1 1 1"/></body></worldbody>
-  <actuator><general joint="0" ctrlrange="-1 1" dyntype="filter" dynprm="0.1" gainprm="3"/></actuator></mujoco>"""
 
 
 @pytest.mark.slow
@@ -453,7 +500,7 @@ def test_fifty_steps_equal_mujocos(make, integrator, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("mjcf", KEPT)
 def test_an_accepted_feature_moves_as_in_mujoco_also_beyond_the_range_of_controls(mjcf):
-    task = MJXTask(mjcf, zero, horizon=5, forward_only=True)
+    task = MJXTask(mjcf, zero, horizon=5)
     model = mujoco.MjModel.from_xml_string(mjcf)
     start = jax.random.normal(KEY, (task.state_size,))
     actions = jax.random.uniform(KEY, (5, 1), minval=-2, maxval=2)
@@ -506,7 +553,7 @@ LIFT = {"Hopper-v5": 1.0, "HalfCheetah-v5": 40.0}
 
 
 def episode(id, lift=0.0, **options):
-    task = MJXTask.from_gymnasium(id, horizon=50, **{"forward_only": True, **options})
+    task = MJXTask.from_gymnasium(id, horizon=50, **options)
     start = task.reset(KEY).at[1].add(lift)
     actions = jax.random.uniform(KEY, (50, task.action_size), minval=-STRENGTH[id], maxval=STRENGTH[id])
     return task, unroll(task, actions, start, 50, reward=task.reward)
@@ -549,7 +596,7 @@ def test_initial_states_have_gymnasiums_means_and_deviations(id):
     for seed in range(400):
         env.reset(seed=seed)
         theirs.append(np.concatenate([env.data.qpos, env.data.qvel]))
-    ours = jax.vmap(MJXTask.from_gymnasium(id, iterations=1).reset)(jax.random.split(KEY, 400))
+    ours = jax.vmap(MJXTask.from_gymnasium(id).reset)(jax.random.split(KEY, 400))
     spread = np.std(theirs, axis=0)
     assert (np.abs(np.mean(theirs, axis=0) - np.mean(ours, axis=0)) <= 0.3 * spread).all()
     assert (np.abs(np.std(ours, axis=0) - spread) <= 0.2 * spread).all()
@@ -566,46 +613,6 @@ def test_euler_moves_the_states_as_far_as_documented(id):
     moved = np.abs(episode(id, integrator=EULER)[1].states - own.states)[:, : task.model.nq].max()
     print(id, moved)
     assert MOVED[id] / 2 <= moved <= 2 * MOVED[id] + 1e-9
-
-
-# The error of one step with one solver iteration in 500 steps: of positions (m, rad), of speeds, and the share of wrong steps.
-WRONG = dict(
-    zip(
-        IDS,
-        [
-            (0.013, 0.51, 0.1),
-            (0.13, 7.5, 0.08),
-            (0.024, 2.2, 0.03),
-            (0.0047, 0.13, 0.01),
-            (0.0037, 0.8, 0.31),
-            (0.77, 14, 0.55),
-        ],
-        strict=True,
-    )
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("id", IDS)
-def test_one_solver_iteration_is_as_wrong_as_documented(id):
-    task, env = MJXTask.from_gymnasium(id, iterations=1), gymnasium.make(id).unwrapped
-    low, high = env.model.actuator_ctrlrange.T
-    data, steps = mujoco.MjData(env.model), []
-    for seed in range(10):
-        random = np.random.default_rng(seed)
-        mujoco.mj_resetData(env.model, data)
-        data.qpos[:], data.qvel[:] = np.split(np.array(task.reset(jax.random.key(seed))), [env.model.nq])
-        for action in random.uniform(-1, 1, (50, env.model.nu)):
-            data.ctrl[:] = low + (action + 1) / 2 * (high - low)
-            before = data.qacc_warmstart.copy(), np.concatenate([data.qpos, data.qvel])
-            mujoco.mj_step(env.model, data, nstep=env.frame_skip)
-            steps.append((*before, action, np.concatenate([data.qpos, data.qvel])))
-    *before, after = map(np.array, zip(*steps, strict=True))
-    ours = jax.jit(jax.vmap(lambda *inputs: task.step(*inputs, 0)[1]))(*before)
-    errors = np.abs(ours - after)
-    found = errors[:, : env.model.nq].max(), errors[:, env.model.nq :].max(), (errors > 1e-6).any(axis=1).mean()
-    print(id, found)
-    assert np.allclose(found, WRONG[id], rtol=0.2, atol=0.006)
 
 
 def last_state_and_return(task, horizon):
@@ -638,7 +645,7 @@ def test_gradients_of_the_swing_up_tasks_equal_finite_differences_at_rest_and_in
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
 def test_gradients_of_gymnasiums_bodies_equal_finite_differences_at_rest_in_motion_and_in_contact(id):
-    task = MJXTask.from_gymnasium(id, iterations=1, integrator=EULER)
+    task = MJXTask.from_gymnasium(id, integrator=EULER)
     rest = jnp.zeros(task.state_size).at[: task.model.nq].set(task.model.qpos0)
     if id == "Hopper-v5":  # Its knees rest at their limits, where the derivative jumps, so bend them a little.
         rest = rest.at[3:5].set(-0.01)
@@ -647,14 +654,3 @@ def test_gradients_of_gymnasiums_bodies_equal_finite_differences_at_rest_in_moti
     errors = gradient_errors(task, jnp.stack([rest, moving, touching]), strength=0.3, eps=1e-7)
     print(id, errors)
     assert (errors < 1e-5).all()
-
-
-@pytest.mark.slow
-def test_forward_mode_differentiates_a_hundred_iterations_and_reverse_mode_raises():
-    task = MJXTask.from_gymnasium("InvertedPendulum-v5", forward_only=True, integrator=EULER)
-    at_the_stop = jnp.array([[1.02, 0.1, 0.5, 0.2]]), jnp.full((1, 3, 1), 0.1)
-    f, direction = last_state_and_return(task, 3), directions(at_the_stop)
-    by_forward = jax.jit(jax.vmap(lambda x, d: jax.jvp(f, x, d)[1]))(at_the_stop, direction)
-    assert jnp.allclose(by_forward, along(jax.jit(jax.vmap(f)), at_the_stop, direction, 1e-6), rtol=1e-5)
-    with pytest.raises(ValueError, match="while_loop"):
-        jax.grad(f)(at_the_stop[0][0], at_the_stop[1][0])
