@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mujoco import mjtCone, mjtIntegrator, mjtSolver, mjtState, mjx
 
-from awmkit.mjx._step import step
+from awmkit.mjx._step import round_contacts, step
 
 # A ball that slides and rolls on a floor, with a stop, dry friction and an actuator with a state, and for slow tests a free ball.
 MODEL = """<mujoco><option timestep="0.01" tolerance="1e-20" ls_tolerance="1e-10"/><worldbody>
@@ -21,6 +21,10 @@ MODEL = """<mujoco><option timestep="0.01" tolerance="1e-20" ls_tolerance="1e-10
 FREE = '<body name="free" pos="0 3 0.1"><freejoint/><geom size="0.1" contype="2" conaffinity="0"/></body>'
 EQUALITIES = '<equality><connect body1="ball" body2="free" anchor="0 1.5 0"/><weld body1="free"/></equality>'
 FAST, ELLIPTIC = mjtIntegrator.mjINT_IMPLICITFAST, mjtCone.mjCONE_ELLIPTIC
+
+
+def put_model(model):
+    return jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, mjx.put_model(model))
 
 
 def c_step(model, inputs, warm):
@@ -58,7 +62,7 @@ def states(model):
 def compare(differentiate, free="", *, integrator, cone, solver=mjtSolver.mjSOL_NEWTON, equality=""):
     model = mujoco.MjModel.from_xml_string(MODEL.format(free=free, equality=equality))
     model.opt.integrator, model.opt.cone, model.opt.solver = integrator, cone, solver
-    placed = jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, mjx.put_model(model))
+    placed = put_model(model)
     data, ends = mjx.make_data(placed), np.cumsum([model.nq, model.nv, model.na])
 
     def f(inputs, warm):
@@ -94,3 +98,32 @@ def test_jacobians_of_elliptic_contacts_equal_mujocos_differences_where_they_sti
 @pytest.mark.parametrize("differentiate", [jax.jacfwd, jax.jacrev])
 def test_jacobians_of_either_mode_equal_mujocos_differences(differentiate, options):
     compare(differentiate, FREE, **options)
+
+
+CAPSULES = """<mujoco><worldbody><geom type="capsule" size="0.1 0.3"/>
+  <body><freejoint/><geom type="capsule" size="0.15 0.2"/></body><body><freejoint/><geom size="0.2"/></body></worldbody></mujoco>"""
+
+
+def test_capsules_and_spheres_touch_where_they_do_in_mujoco():
+    model = mujoco.MjModel.from_xml_string(CAPSULES)
+    placed, data = put_model(model), mujoco.MjData(model)
+    empty = mjx.make_data(placed)
+    positions = np.random.default_rng(0).normal(size=(40, 14)) * np.tile([0.15] * 3 + [1.0] * 4, 2)
+
+    def contacts(qpos):
+        found = empty.replace(qpos=qpos)
+        for stage in (mjx.kinematics, mjx.collision, round_contacts):
+            found = stage(placed, found)
+        contact = found._impl.contact
+        return contact.geom, jnp.concatenate([contact.dist[:, None], contact.pos, contact.frame.reshape(-1, 9)], axis=1)
+
+    with jax.numpy_dtype_promotion("standard"):
+        geoms, found = map(np.asarray, jax.jit(jax.vmap(contacts))(positions))
+    tested = 0
+    for i, data.qpos[:] in enumerate(positions):
+        mujoco.mj_forward(model, data)
+        for contact in data.contact:
+            (ours,) = found[i][np.all(np.sort(geoms[i]) == np.sort(contact.geom), axis=1)]
+            assert np.allclose(ours, [contact.dist, *contact.pos, *contact.frame], atol=1e-10)
+            tested += 1
+    assert tested > 60
