@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-from mujoco import mjtBias, mjtDisableBit, mjtEnableBit, mjtEq, mjtGain, mjtGeom, mjtIntegrator, mjtJoint, mjtObj, mjtTrn
+from mujoco import mjtBias, mjtDisableBit, mjtEnableBit, mjtGain, mjtGeom, mjtIntegrator, mjtJoint, mjtObj, mjtTrn
 
 
 class Difference(NamedTuple):
@@ -40,17 +40,13 @@ def check_differences(model: mujoco.MjModel) -> None:
 
 
 def warn_of_approximations(model: mujoco.MjModel) -> None:
-    """Warn of constraints that MJX has with another algorithm than MuJoCo, and of derivatives that it loses at single points."""
+    """Warn of contacts that MJX finds by another algorithm than MuJoCo, and of derivatives that it loses at single points."""
     shapes = {tuple(sorted(_shape(model, geom) for geom in pair)) for pair in _colliding(model)}
     own = [f"{first} and {second}" for first, second in sorted(shapes - ALIKE) if "plane" not in (first, second)]
-    notes = [f"finds contacts in its own way between {', '.join(own)}"] if own else []
-    no_equalities = any(_disabled(model, mjtDisableBit.mjDSBL_EQUALITY, mjtDisableBit.mjDSBL_CONSTRAINT))
-    if np.isin(model.eq_type, (mjtEq.mjEQ_CONNECT, mjtEq.mjEQ_WELD)).any() and not no_equalities:
-        notes.append("leaves the rotation of the Jacobian out of connect and weld equalities")
-    if notes:
+    if own:
         warnings.warn(
-            f"MJX {' and '.join(notes)}, so the model moves differently from MuJoCo there; compare episodes with MuJoCo before you "
-            "trust a result.",
+            f"MJX finds contacts in its own way between {', '.join(own)}, so the model moves differently from MuJoCo there; compare "
+            "episodes with MuJoCo before you trust a result.",
             stacklevel=3,
         )
 

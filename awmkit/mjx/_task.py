@@ -63,8 +63,8 @@ class MJXTask(AbstractTask):
     vector (qpos, qvel, act). A step reads only (qpos, qvel, act) of its state.
 
     **What MJX leaves out.** MJX drops some features of a model without an error. The compiled model is checked field by field, and
-    a feature that would move it differently is refused by name. Where MJX has a constraint but not MuJoCo's algorithm for it
-    (contacts without a plane of boxes, meshes, cylinders or ellipsoids; connect and weld equalities), a warning says so.
+    a feature that would move it differently is refused by name. Where MJX finds contacts by another algorithm than MuJoCo
+    (those of boxes, meshes, cylinders or ellipsoids with anything but a plane), a warning says so.
 
     **Parameters of the physics.** Gradients with respect to them go through `task.model`, for example
     `eqx.tree_at(lambda t: t.model.body_mass, task, masses)`. The Jacobian has a column for each parameter that is differentiated,

@@ -341,7 +341,7 @@ def test_a_callback_is_refused():
 CYLINDERS = """<worldbody><geom name="block" type="cylinder" size="1 1" {0}/><body name="rod" pos="0 0 3"><freejoint/>
   <geom type="cylinder" size="1 1" {0}/></body></worldbody>"""
 BARE = 'contype="0" conaffinity="0"'
-LOOP = '<equality><connect body1="leg" body2="world" anchor="0 0 0" {}/></equality>'
+LOOP = '<equality><connect body1="leg" body2="world" anchor="0 0 0"/></equality>'
 
 
 @pytest.mark.parametrize(
@@ -351,11 +351,10 @@ LOOP = '<equality><connect body1="leg" body2="world" anchor="0 0 0" {}/></equali
         (arm(geom=BARE, rest=CYLINDERS.format(BARE)), None),
         (arm(geom=BARE, rest=CYLINDERS.format("") + '<contact><exclude body1="world" body2="rod"/></contact>'), None),
         (arm(geom=BARE, rest=CYLINDERS.format(""), flag='contact="disable"'), None),
-        (arm(rest=LOOP.format("")), "connect and weld"),
-        (arm(rest=LOOP.format(""), flag='equality="disable"'), None),
+        (arm(rest=LOOP), None),
     ],
 )
-def test_a_constraint_that_mjx_treats_in_its_own_way_is_warned_of(mjcf, notes):
+def test_contacts_that_mjx_finds_in_its_own_way_are_warned_of(mjcf, notes):
     with nullcontext() if notes is None else pytest.warns(UserWarning, match=f"{notes}.*differently from MuJoCo"):
         MJXTask(mjcf, zero, horizon=5)
 
