@@ -40,9 +40,9 @@ class MJXTask(AbstractTask):
 
     **Derivatives** are those of the physics that the model asks for: contacts, joint limits, equalities and dry friction, any
     number of solver iterations, pyramidal and elliptic cones, every integrator. Forward mode computes the Jacobian of a step, whose
-    constraint solver is differentiated by the implicit function theorem. Reverse mode multiplies by the Jacobian's transpose, and
-    stores nothing else. Every mode and order works (`jax.grad`, `jax.jvp`, `jax.hessian`). At a kink, such as the moment of first
-    contact, the derivative is that of one side.
+    constraint solver is differentiated by the implicit function theorem. Reverse mode stores this Jacobian, of shape (S, S + A),
+    and multiplies by its transpose. Every mode and order works (`jax.grad`, `jax.jvp`, `jax.hessian`), and each computes the whole
+    Jacobian once. At a kink, such as the moment of first contact, the derivative is that of one side.
 
     **MuJoCo's own quantities.** `measure` appends what it reads from the `mjx.Data` of a state to the state vector, so that
     rewards, policies and world models can read it:
@@ -221,12 +221,13 @@ class MJXTask(AbstractTask):
         return jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, (self.model, self._measure))
 
     def _measured_size(self) -> int:
-        if self._measure is None:
+        measure = self._measure
+        if measure is None:
             return 0
-        if not callable(self._measure):
-            raise ValueError(f"measure must be a function of the mjx.Data of a state, got {describe(self._measure)}.")
+        if not callable(measure):
+            raise ValueError(f"measure must be a function of the mjx.Data of a state, got {describe(measure)}.")
         with jax.numpy_dtype_promotion("standard"):  # MJX promotes implicitly.
-            found = eqx.filter_eval_shape(lambda model: self._measure(mjx.make_data(model)), self.model)
+            found = eqx.filter_eval_shape(lambda model: measure(mjx.make_data(model)), self.model)
         if getattr(found, "ndim", None) != 1 or not jnp.issubdtype(found.dtype, jnp.floating):
             raise ValueError(
                 f"measure returned {describe(found)}; it must return one vector of floating-point numbers, so join what it reads "
