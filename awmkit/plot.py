@@ -1,6 +1,6 @@
 """Figures of the analyses, and the one style in which every figure of awmkit is drawn (`pip install "awmkit[plot]"`).
 
-`growth`, `jacobian`, `hops`, `exponents`, `landscape` and `fidelity` each draw one kind of result. They take one result,
+`growth`, `jacobian`, `hops`, `exponents`, `sweeps`, `landscape` and `fidelity` each draw one kind of result. They take one result,
 or a dict of several by name, and draw into `axes` if given, else into a new figure; they return the axes.
 `report` draws everything in an `awmkit.analysis.Report` and returns the figure.
 
@@ -41,7 +41,18 @@ except ImportError as error:
 
 from ._checks import check_shapes, kind, Shape
 from ._norms import norm
-from .analysis import ActionJacobian, Fidelity, GradientGrowth, HopSpectrum, Landscape, Lyapunov, Report, TrueGradient
+from .analysis import (
+    ActionJacobian,
+    Fidelity,
+    GradientGrowth,
+    HopSpectrum,
+    Landscape,
+    Lyapunov,
+    NewtonSweeps,
+    Report,
+    TrueGradient,
+)
+from .analysis._newton_sweeps import log_condition
 from .analysis._report import quartiles
 
 __all__ = [
@@ -56,6 +67,7 @@ __all__ = [
     "landscape",
     "report",
     "style",
+    "sweeps",
 ]
 
 COLOURS = {
@@ -195,6 +207,35 @@ def exponents(results: Lyapunov | Mapping[str, Lyapunov], *, axes: Axes | None =
     axes.axhline(0, color="grey", ls=":", lw=1)
     axes.set(xlabel="steps averaged", ylabel="Lyapunov exponent (per step)")
     return _legend(axes, results)
+
+
+@style()
+def sweeps(results: NewtonSweeps | Mapping[str, NewtonSweeps], *, axes: Axes | None = None) -> Axes:
+    """Sweeps of Newton's method against the largest Lyapunov exponent times H, one point for each start.
+
+    A cross is a start that does not settle before all steps are exact. Dashed, for each horizon: the line of the theory in
+    `awmkit.analysis.newton_sweeps`, n_0 + 2 log C and at most H, where n_0 is the smallest number of sweeps in the figure.
+    """
+    each = _each(results, NewtonSweeps)
+    for _, name, result in each:
+        fields = {"sweeps": result.sweeps, "exponents": result.exponents, "settled": result.settled}
+        _check("sweeps", name, **{field: (x, ("N",)) for field, x in fields.items()})
+    axes = _axes(axes)
+    found = [(r.horizon, np.asarray(r.exponents, float), np.asarray(r.sweeps), np.asarray(r.settled, bool)) for *_, r in each]
+    for (colour, name, _), (horizon, exponents, counts, settled) in zip(each, found, strict=True):
+        axes.plot(horizon * exponents[settled], counts[settled], "o", color=colour, label=name if settled.any() else "_")
+        axes.plot(horizon * exponents[~settled], counts[~settled], "x", color=colour, label="_" if settled.any() else name)
+    settled = [counts[settled] for *_, counts, settled in found if settled.any()]
+    for horizon in sorted({h for h, *_ in found}) if settled else ():
+        edges = np.concatenate([h * x[np.isfinite(x)] for h, x, *_ in found if h == horizon])
+        if edges.size:
+            x = np.linspace(edges.min(), edges.max(), 400)
+            fewest = min(counts.min() for counts in settled)
+            y = np.minimum(fewest + 2 * log_condition(x / horizon, horizon), horizon)
+            axes.plot(x, y, "--", color="grey", lw=1, label=f"{fewest} + 2 log C, H = {horizon}")
+    axes.axvline(0, color="grey", ls=":", lw=1)
+    axes.set(xlabel="largest Lyapunov exponent times H", ylabel="sweeps")
+    return _legend(_logarithmic(axes), results)
 
 
 @style()

@@ -385,6 +385,8 @@ def analysis_rows():
     hops = lambda state, discount: analysis.policy_hop_spectrum(SYSTEM, MLP, state, 5, reward=reward, hops=1, discount=discount)
     yield "analysis.policy_hop_spectrum", Row(hops, {"state": "S", "discount": ""})
     yield "analysis.lyapunov", Row(lambda **x: analysis.lyapunov(SYSTEM, **x).running, plan, "H 1")
+    sweeps = lambda **x: analysis.newton_sweeps(SYSTEM, **x, horizon=5).exponents
+    yield "analysis.newton_sweeps", Row(sweeps, {"states": "N S", "policy": "5 A"}, "N")
     cut = lambda state, actions, span, discount: analysis.landscape(
         SYSTEM, actions, state, 5, reward=reward, points=3, key=KEY, span=span, discount=discount
     )
@@ -438,6 +440,8 @@ def plot_rows():
     exponents = lambda running: analysis.Lyapunov(running, running)
     yield "plot.exponents", Row(draw(plot.exponents, exponents), {"running": "T D | N T D"}, numpy=True)
     cut = {"coordinates": "n", "values": "n | n n"}
+    sweeps = lambda **x: analysis.NewtonSweeps(**x, horizon=20)
+    yield "plot.sweeps", Row(draw(plot.sweeps, sweeps), dict.fromkeys(("sweeps", "exponents", "settled"), "n"), numpy=True)
     yield "plot.landscape", Row(draw(plot.landscape, analysis.Landscape), cut, numpy=True)
 
     def agreement(horizons, value, low, high):
@@ -536,6 +540,7 @@ RESULTS = {
         "Landscape",
         "Lyapunov",
         "Metrics",
+        "NewtonSweeps",
         "Replay",
         "Report",
         "Sweeps",

@@ -6,6 +6,7 @@ Every function takes a simulator or a world model. `report` runs all of them on 
 - `hop_spectrum`, `policy_hop_spectrum`: a derivative split by how often its paths are fed back through a state.
 - `action_jacobian`: the derivative of every state by every action.
 - `lyapunov`: the rates at which nearby trajectories separate.
+- `newton_sweeps`: how many sweeps `Newton` needs, and the exponent that predicts it.
 - `landscape`: the return along one or two directions in the space of policies.
 - `true_gradient`, `fidelity`: the gradient of the true return, and how well another gradient agrees with it.
 """
@@ -18,6 +19,7 @@ from ._interval import Interval
 from ._jacobian import action_jacobian, ActionJacobian
 from ._landscape import Landscape, landscape
 from ._lyapunov import Lyapunov, lyapunov
+from ._newton_sweeps import newton_sweeps, NewtonSweeps
 from ._report import Entry, Hops, Report, report
 from ._true_gradient import true_gradient, TrueGradient
 
@@ -40,6 +42,8 @@ __all__ = [
     "landscape",
     "Lyapunov",
     "lyapunov",
+    "newton_sweeps",
+    "NewtonSweeps",
     "policy_hop_spectrum",
     "Report",
     "report",

@@ -106,9 +106,7 @@ def arguments(doc: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
-    parser.add_argument(
-        "--minutes", type=float, default=0, help="stop after these minutes and keep what was measured; 0: no limit"
-    )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these minutes and keep what was measured")
     parser.add_argument("--from-raw", action="store_true", help="write the published table again; nothing is measured")
     default = Path("examples/out") / name
     parser.add_argument("--out", type=Path, default=default, help=f"output folder, {default} by default; its rows are kept")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from misuse import says
 
-from awmkit import MLPPolicy, NoProgress
+from awmkit import MLPPolicy, NoProgress, Sequential
 from awmkit.analysis import (
     action_jacobian,
     fidelity,
@@ -14,6 +14,7 @@ from awmkit.analysis import (
     hop_spectrum,
     landscape,
     lyapunov,
+    newton_sweeps,
     policy_hop_spectrum,
     report,
     true_gradient,
@@ -91,6 +92,11 @@ MISUSES = {
         lambda: lyapunov(SYSTEM, STATE, PLAN, discard=5),
         "less than the number of steps 5, got 5",
     ),
+    "sweeps of another method": (
+        lambda: newton_sweeps(SYSTEM, PLAN, STATES, 5, method=Sequential()),
+        "got a Sequential; pass method=Newton",
+    ),
+    "sweeps of one start": (lambda: newton_sweeps(SYSTEM, PLAN, STATE, 5), "pass one row per start"),
     # True gradients, fidelity and landscapes.
     "a true gradient of one start": (lambda: run_true_gradient(states=STATES[:1]), r"at least 2 starts, got float64\[1, 2\]"),
     "a policy without horizons": (

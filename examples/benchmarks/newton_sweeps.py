@@ -1,0 +1,166 @@
+"""Which systems can be unrolled in parallel over time? Sweeps of Newton's method against the largest Lyapunov exponent.
+
+    python examples/benchmarks/newton_sweeps.py               all systems, 100 and 1,000 steps: 30 minutes on two cores
+    python examples/benchmarks/newton_sweeps.py --quick       four systems, 100 steps: 1 minute
+    python examples/benchmarks/newton_sweeps.py --from-raw    the published table and figure
+
+Each system runs with an untrained policy, from a few starts. `awmkit.analysis.newton_sweeps` counts the sweeps and measures the
+exponent of the closed loop, and explains the dashed line. Where a compiler for a GPU is installed (see launches.py), the table
+also has the number of kernels that a GPU launches for the gradient of 256 starts, one step after another and by `Newton` with as
+many sweeps as the slowest start here needs.
+
+Expected: 4 to 10 sweeps where the exponent is below 0, for 1,000 steps as for 100, and as many sweeps as steps where it is far
+above 0.
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from launches import gpu, plan
+from raw import arguments, markdown, Raw, until_stopped
+
+from awmkit import BPO, Markov, MLPPolicy, Newton, plot, Sequential, unroll
+from awmkit.analysis import newton_sweeps, NewtonSweeps
+from awmkit.mjx import cartpole, MJXTask
+from awmkit.tasks import (
+    BearPopulations,
+    CancerTreatment,
+    Discretised,
+    DrivenDoublePendulum,
+    Henon,
+    HIVTreatment,
+    LinearQuadratic,
+    Lorenz,
+    OneBounce,
+    PassiveDoublePendulum,
+)
+
+SYSTEMS = {
+    "linear-quadratic": lambda n: LinearQuadratic(horizon=n),
+    "cancer": lambda n: Discretised(CancerTreatment(), n),
+    "bears": lambda n: Discretised(BearPopulations(), n),
+    "HIV": lambda n: Discretised(HIVTreatment(), n),
+    "Henon": lambda n: Henon(horizon=n),
+    "Lorenz": lambda n: Lorenz(horizon=n),
+    "one bounce": lambda n: OneBounce(n),
+    "passive double pendulum": lambda n: PassiveDoublePendulum(n),
+    "driven double pendulum": lambda n: DrivenDoublePendulum(n),
+    "Markov": lambda n: Markov(4, 2, key=jax.random.key(0)),
+    "MuJoCo cart-pole": lambda n: cartpole(n),
+    "MuJoCo Hopper": lambda n: MJXTask.from_gymnasium("Hopper-v5", horizon=n),
+}
+QUICK = ["linear-quadratic", "cancer", "Henon", "Lorenz"]
+SLOW = "MuJoCo cart-pole", "MuJoCo Hopper"
+LAUNCHED = "Markov", "cancer", "MuJoCo cart-pole", "MuJoCo Hopper"
+BATCH = 256
+METHODS = {"Sequential": Sequential(), "Newton": Newton()}
+
+
+def reward(state, action, t):
+    del t
+    return -jnp.sum(state**2) - jnp.sum(action**2)
+
+
+def policy_of(dynamics) -> MLPPolicy:
+    return MLPPolicy(dynamics.state_size, dynamics.action_size, key=jax.random.key(1))
+
+
+def starts_of(dynamics, count: int):
+    keys = jax.random.split(jax.random.key(2), count)
+    if hasattr(dynamics, "reset"):
+        return jax.vmap(dynamics.reset)(keys)
+    return jax.vmap(lambda key: 0.5 * jax.random.normal(key, (dynamics.state_size,)))(keys)
+
+
+def measure(system: str, horizon: int, starts: int) -> dict[str, Any]:
+    """Return the sweeps and the exponent of each start."""
+    dynamics = SYSTEMS[system](horizon)
+    found = newton_sweeps(dynamics, policy_of(dynamics), starts_of(dynamics, starts), horizon)
+    return {
+        "sweeps": np.asarray(found.sweeps).tolist(),
+        "exponents": np.asarray(found.exponents, float).tolist(),
+        "settled": np.asarray(found.settled).tolist(),
+    }
+
+
+def kernels(system: str, horizon: int, method: str, sweeps: float) -> dict[str, Any]:
+    """Return the number of kernels that a GPU launches for a gradient from 256 starts."""
+    dynamics = SYSTEMS[system](horizon)
+
+    def gradient(policy, states):
+        one = lambda policy, s: unroll(dynamics, policy, s, horizon, reward=reward, paths=BPO, method=METHODS[method]).returns()
+        return eqx.filter_grad(lambda policy: jnp.mean(jax.vmap(partial(one, policy))(states)))(policy)
+
+    planned = plan(gradient, policy_of(dynamics), jnp.zeros((BATCH, dynamics.state_size)), turns=sweeps)
+    assert planned is not None
+    return {"launches": planned.launches, "waits": planned.waits, "compile_s": planned.compile_s}
+
+
+def table(rows: dict[tuple[str, int], dict[str, Any]], launched: dict[tuple[str, str], dict[str, Any]], longest: int) -> str:
+    """Return the tables of sweeps and of launches."""
+    sweeps = []
+    for (system, horizon), row in rows.items():
+        settled = f"{sum(row['settled'])} of {len(row['settled'])}"
+        median = [f"{np.median(row['exponents']):.4f}", f"{np.median(row['sweeps']):g}", f"{max(row['sweeps'])}"]
+        sweeps.append([system, f"{horizon}", *median, settled])
+    head = ["system", "H", "exponent per step", "sweeps, median", "most", "starts that settle"]
+    found = [markdown(head, sweeps)]
+    kernels = []
+    for system in dict.fromkeys(system for system, _ in launched):
+        by = {m: launched[system, m]["launches"] for m in METHODS if (system, m) in launched}
+        ratio = f"{by['Sequential'] / by['Newton']:.0f}" if len(by) == 2 else ""
+        kernels.append([system, *(f"{by[m]:.0f}" if m in by else "" for m in METHODS), ratio])
+    if kernels:
+        head = [f"kernel launches, gradient of {BATCH} starts, H = {longest}", *METHODS, "ratio"]
+        found.append(markdown(head, kernels))
+    return "\n\n".join(found)
+
+
+def main() -> None:
+    parser = arguments(__doc__, "newton_sweeps")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--horizons", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--starts", type=int, default=8, help="number of starts (8); 2 for MuJoCo")
+    options = parser.parse_args()
+    if options.quick:
+        options.systems, options.horizons = QUICK, [100]
+    raw, longest = Raw(options, "newton_sweeps"), max(options.horizons)
+    rows, launched = {}, {}
+    with until_stopped(options):
+        for horizon in options.horizons:
+            for system in options.systems:
+                starts = min(2, options.starts) if system in SLOW else options.starts
+                config = {"system": system, "horizon": horizon, "starts": starts}
+                name = f"{system}, H = {horizon}"
+                if options.from_raw and raw.find(name, config) is None:
+                    continue
+                rows[system, horizon] = raw.run(name, config, partial(measure, system, horizon, starts))
+        for system in (s for s in LAUNCHED if (s, longest) in rows and not options.quick):
+            sweeps = max(rows[system, longest]["sweeps"])
+            for method in METHODS:
+                config = {"system": system, "horizon": longest, "method": method, "batch": BATCH, "sweeps": sweeps}
+                name = f"{system}, launches of {method}"
+                if raw.find(name, config) or gpu() is not None and not options.from_raw:
+                    launched[system, method] = raw.run(name, config, partial(kernels, system, longest, method, sweeps))
+    plt.rcParams.update(plot.STYLE)
+    figure, axes = plt.subplots(1, len(options.horizons), figsize=(7 * len(options.horizons), 4.5), squeeze=False)
+    for axis, horizon in zip(axes[0], options.horizons, strict=True):
+        results = {
+            system: NewtonSweeps(np.array(row["sweeps"]), np.array(row["exponents"]), np.array(row["settled"]), horizon)
+            for (system, h), row in rows.items()
+            if h == horizon
+        }
+        plot.sweeps(results, axes=axis).set_title(f"{horizon} steps")
+        if axis.get_legend():
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(options.out / "newton_sweeps.png", dpi=110)
+    raw.write(table(rows, launched, longest))
+
+
+if __name__ == "__main__":
+    main()
