@@ -85,8 +85,11 @@ def attention(ours) -> eqx.nn.MultiheadAttention:
     return eqx.tree_at(lambda x: (*projections(x), x.output_proj), theirs, (*layers, linear(ours.output)))
 
 
-def measure(name: str, options) -> dict[str, Any]:
-    """Measure a model's update with all episodes at once and with few, beside the straightforward one of the transformer."""
+def measure(name: str, raw: Raw, config: dict[str, Any], options) -> None:
+    """Measure a model's update with all episodes at once and with few, beside the straightforward one of the transformer.
+
+    Print a line for each, and add the rows to `raw`, also where --minutes or Ctrl-C interrupts.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
     models: dict[str, Any] = {name: SYSTEMS[name](LENGTH, keys[0])}
     if name == "AWM transformer":
@@ -94,43 +97,47 @@ def measure(name: str, options) -> dict[str, Any]:
     states = jax.random.normal(keys[1], (EPISODES, LENGTH + 1, STATES))
     actions = jax.random.uniform(keys[2], (EPISODES, LENGTH, ACTIONS), minval=-1.0)
     optimiser, calls, rows = optax.adam(1e-3), {}, {}
-    for (model_name, model), microbatch_size in product(models.items(), (EPISODES, FEW)):
-        weights, rest = eqx.partition(model, eqx.is_inexact_array)
+    try:
+        for (model_name, model), microbatch_size in product(models.items(), (EPISODES, FEW)):
+            weights, rest = eqx.partition(model, eqx.is_inexact_array)
 
-        def update(weights, memory, states, rest=rest, microbatch_size=microbatch_size):
-            loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-            _, grads = loss_and_gradient(loss, weights, Trajectory(states, actions), microbatch_size)
-            steps, memory = optimiser.update(grads, memory)
-            return eqx.apply_updates(weights, steps), memory
+            def update(weights, memory, states, rest=rest, microbatch_size=microbatch_size):
+                loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
+                _, grads = loss_and_gradient(loss, weights, Trajectory(states, actions), microbatch_size)
+                steps, memory = optimiser.update(grads, memory)
+                return eqx.apply_updates(weights, steps), memory
 
-        memory, label = optimiser.init(weights), f"{model_name}, {microbatch_size} at once"
-        start = time.perf_counter()
-        traced = jax.jit(update).trace(weights, memory, states)
-        compiled = traced.lower().compile()
-        rows[label] = {
-            "compile_s": time.perf_counter() - start,
-            "flops": multiplications(traced.jaxpr.jaxpr, 1),
-            "memory_MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        }
-        if ON_GPU:
-            rows[label]["launches"], _ = launches(compiled.as_text(), 1)
-        elif planned := plan(update, weights, memory, states):
-            rows[label]["launches"] = planned.launches
-        calls[label] = lambda i, run=compiled, w=weights, m=memory: run(w, m, states + 0.01 * i)
-        rows[label]["ms"] = [first_run(calls[label])]
-        print(f"{label:40} {rows[label]['ms'][0]:8.1f} ms  compiled in {rows[label]['compile_s']:5.1f} s", flush=True)
-    in_turns(calls, {label: row["ms"] for label, row in rows.items()}, options)
-    if "straightforward" not in models:
-        return {"models": rows}
-    of_embedding = lambda model: eqx.filter_grad(lambda m: m.loss(Trajectory(states[0], actions[0])))(model).embed_action.weight
-    ours, theirs = (of_embedding(model) for model in models.values())
-    return {"models": rows, "difference": float(jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs))}
+            memory, label = optimiser.init(weights), f"{model_name}, {microbatch_size} at once"
+            start = time.perf_counter()
+            traced = jax.jit(update).trace(weights, memory, states)
+            compiled = traced.lower().compile()
+            rows[label] = {
+                "compile_s": time.perf_counter() - start,
+                "flops": multiplications(traced.jaxpr.jaxpr, 1),
+                "memory_MiB": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+            }
+            if ON_GPU:
+                rows[label]["launches"], _ = launches(compiled.as_text(), 1)
+            elif planned := plan(update, weights, memory, states):
+                rows[label]["launches"] = planned.launches
+            calls[label] = lambda i, run=compiled, w=weights, m=memory: run(w, m, states + 0.01 * i)
+            rows[label]["ms"] = [first_run(calls[label])]
+            print(f"{label:40} {rows[label]['ms'][0]:8.1f} ms  compiled in {rows[label]['compile_s']:5.1f} s", flush=True)
+        in_turns(calls, {label: row["ms"] for label, row in rows.items()}, options)
+        if "straightforward" in models:
+            episode = Trajectory(states[0], actions[0])
+            of_embedding = lambda model: eqx.filter_grad(lambda m: m.loss(episode))(model).embed_action.weight
+            ours, theirs = (of_embedding(model) for model in models.values())
+            difference = jnp.linalg.norm(ours - theirs) / jnp.linalg.norm(theirs)
+            rows[f"straightforward, {EPISODES} at once"]["difference"] = float(difference)
+    finally:
+        raw.add({label: (config, row) for label, row in rows.items() if "ms" in row})
 
 
-def table(cells: dict[str, dict[str, Any]], flops_per_s: float) -> str:
+def table(rows: dict[str, dict[str, Any]], flops_per_s: float) -> str:
     """Return the table of updates."""
-    lines, difference = [], cells.get("AWM transformer", {}).get("difference")
-    for label, row in (item for cell in cells.values() for item in cell["models"].items()):
+    lines = []
+    for label, row in rows.items():
         low, middle, high = np.quantile(row["ms"], [0.25, 0.5, 0.75])
         share = f"{100 * row['flops'] / (1e-3 * middle) / flops_per_s:.1f}"
         kernels = f"{row['launches']:.0f}" if "launches" in row else ""
@@ -146,7 +153,7 @@ def table(cells: dict[str, dict[str, Any]], flops_per_s: float) -> str:
         "% of rate",
     ]
     tables = [f"matrix products: {flops_per_s / 1e9:.0f} GFLOP/s", markdown(head, lines)]
-    if difference is not None:
+    for difference in (row["difference"] for row in rows.values() if "difference" in row):
         tables.append(f"The straightforward transformer's gradient differs from ours by {difference:.0e} of its norm.")
     return "\n\n".join(tables)
 
@@ -156,12 +163,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="runs of each program")
     parser.add_argument("--patience", type=float, default=60, help="longest run, in seconds")
     options = parser.parse_args()
-    raw, config, cells = Raw(options, "update_speed"), {"repeats": options.repeats}, {}
+    raw, config = Raw(options, "update_speed"), {"repeats": options.repeats}
     flops_per_s = raw.run("rate", config, lambda: rate(options))["flops_per_s"]
     with until_stopped(options):
         for name in ["Markov", "AWM transformer"] if options.quick else LEARNED:
-            cells[name] = raw.run(name, config, lambda name=name: measure(name, options))
-    raw.write(table(cells, flops_per_s))
+            last = "straightforward" if name == "AWM transformer" else name
+            if not options.from_raw and raw.find(f"{last}, {FEW} at once", config) is None:
+                measure(name, raw, config, options)
+    raw.write(table({label: row for label, row in raw.rows.items() if label != "rate"}, flops_per_s))
 
 
 if __name__ == "__main__":
