@@ -39,7 +39,7 @@ def attention_by_blocks(
         firsts, part, mixed = known + rows * jnp.arange(blocks), -(-blocks // PARTS), []
         for begin in range(0, blocks, part):
             seen = min(_round_up(known + (begin + part) * rows), k.shape[1])
-            in_turn = jax.checkpoint(lambda x, seen=seen: block(*x, k[:, :seen], v[:, :seen]), prevent_cse=False)
+            in_turn = jax.checkpoint(lambda x, seen=seen: block(x[0], x[1], k[:, :seen], v[:, :seen]), prevent_cse=False)
             mixed.append(lax.map(in_turn, (q[begin : begin + part], firsts[begin : begin + part])))
         mixed = jnp.concatenate(mixed)
     return mixed.swapaxes(1, 2).reshape(rows * blocks, *mixed.shape[1::2])[:count]

@@ -32,11 +32,24 @@ class Transformer(AbstractBackbone):
     - `heads`: attention heads per layer.
     - `horizon`: `None`, the default, uses rotary embedding (Su et al., 2021), which works for any number of steps. A number builds a
       learned time embedding for at most that many steps, as in the paper.
-    - `matmul_dtype`: dtype to which the factors of matrix products are rounded, such as `jnp.bfloat16` on accelerators where
-      this is faster. Sums and gradients keep the dtype of the states. By default nothing is rounded.
+    - `matmul_dtype`: dtype to which the factors of matrix products are rounded, such as `jnp.bfloat16`. Sums and gradients keep
+      the dtype of the states. By default nothing is rounded here, but see below.
     - `attention`: kernel for attention over a whole sequence, such as `CuDNNAttention()` on an NVIDIA GPU. `None`, the default,
-      is awmkit's own exact attention.
+      is awmkit's own exact attention, whose memory grows with the number of steps and not with its square.
     - `key`: for the initial weights.
+
+    **Precision.** On a CPU, float32 products are exact to float32. An NVIDIA GPU rounds their factors to TF32, which has 10 bits of
+    mantissa; this holds for the policy and every other network too. There are three choices:
+
+    | choice | bits of mantissa | relative error of a gradient, H = 100 | large products on an H100 |
+    | --- | --- | --- | --- |
+    | `with jax.default_matmul_precision("highest"):` around the call | 23 | 2e-7 | 67 TFLOP/s by its data sheet |
+    | the default | 10 | 4e-4 | 387 TFLOP/s |
+    | `matmul_dtype=jnp.bfloat16` | 7 | 3e-3 | 746 TFLOP/s |
+
+    Over long horizons a transformer of the default size is bound by memory, not by products, so a gradient gains less than the
+    rates suggest. `Picard` stops at the precision of the choice. The errors are emulated on a CPU by
+    `examples/benchmarks/precision.py`.
 
     **Raises:** `ValueError` if `width` is not such a multiple, if a size is not a positive whole number, or if
     `attention` cannot run on this machine.
