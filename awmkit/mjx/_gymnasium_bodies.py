@@ -98,6 +98,17 @@ class Hopping(eqx.Module):
         return Forward(self.dt, 1e-3)(state, action, t, next_state) + jnp.where(healthy, 1.0, 0.0).astype(state.dtype)
 
 
+class Walking(eqx.Module):
+    """Walker2d: speed along x in m/s, minus 0.001 |a|^2, plus 1 while its torso is between 0.8 and 2 m and within 1 rad of upright."""
+
+    dt: float
+
+    def __call__(self, state, action, t, next_state):
+        z, angle = next_state[1:3]
+        healthy = (z > 0.8) & (z < 2) & (jnp.abs(angle) < 1)
+        return Forward(self.dt, 1e-3)(state, action, t, next_state) + jnp.where(healthy, 1.0, 0.0).astype(state.dtype)
+
+
 class Body(NamedTuple):
     """The MJCF file among Gymnasium's assets, the number of MuJoCo's steps per step, reward(dt), and reset(qpos0)."""
 
@@ -114,4 +125,5 @@ BODIES = {
     "Swimmer-v5": Body("swimmer.xml", 4, lambda dt: Forward(dt, 1e-4), lambda q: Uniform(q, 5, 0.1)),
     "Hopper-v5": Body("hopper.xml", 4, Hopping, lambda q: Uniform(q, 6, 0.005)),
     "HalfCheetah-v5": Body("half_cheetah.xml", 5, lambda dt: Forward(dt, 0.1), lambda q: NormalSpeeds(q, 0.1)),
+    "Walker2d-v5": Body("walker2d_v5.xml", 4, Walking, lambda q: Uniform(q, 9, 0.005)),
 }

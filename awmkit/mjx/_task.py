@@ -154,7 +154,8 @@ class MJXTask(AbstractTask):
 
         **Arguments**
 
-        - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5" or "HalfCheetah-v5".
+        - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5", "HalfCheetah-v5" or
+          "Walker2d-v5".
         - `horizon`, `integrator`, `solver`, `iterations`, `cone`: as for `awmkit.mjx.MJXTask`.
 
         **Raises:** `ValueError` if `id` is none of these, and wherever `MJXTask` raises it. `ImportError` if Gymnasium, which

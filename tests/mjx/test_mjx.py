@@ -25,7 +25,7 @@ from awmkit.tasks import DrivenDoublePendulum
 
 KEY = jax.random.key(0)
 EULER, RK4, FAST = mjtIntegrator.mjINT_EULER, mjtIntegrator.mjINT_RK4, mjtIntegrator.mjINT_IMPLICITFAST
-IDS = [f"{name}-v5" for name in "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper HalfCheetah".split()]
+IDS = [f"{name}-v5" for name in "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper HalfCheetah Walker2d".split()]
 READY = [pendulum, cartpole, double_pendulum]
 
 
@@ -228,7 +228,7 @@ SENTENCES = {
     "no iterations": (lambda: ball(iterations=0), "iterations=0"),
     "an unknown body": (
         lambda: MJXTask.from_gymnasium("Ant-v5"),
-        "id must be one of InvertedPendulum-v5.*HalfCheetah-v5, got 'Ant-v5'",
+        "id must be one of InvertedPendulum-v5.*Walker2d-v5, got 'Ant-v5'",
     ),
 }
 
@@ -547,8 +547,8 @@ def test_both_double_pendulums_agree_and_eulers_error_is_of_first_order():
 
 
 # The largest action: weak ones let the pendulums stand. The height (m) from which bodies with feet start without contact.
-STRENGTH = dict(zip(IDS, [0.005, 0.005, 0.3, 0.5, 0.5, 0.5], strict=True))
-LIFT = {"Hopper-v5": 1.0, "HalfCheetah-v5": 40.0}
+STRENGTH = dict(zip(IDS, [0.005, 0.005, 0.3, 0.5, 0.5, 0.5, 0.5], strict=True))
+LIFT = {"Hopper-v5": 1.0, "HalfCheetah-v5": 40.0, "Walker2d-v5": 1.0}
 
 
 def episode(id, lift=0.0, **options):
@@ -602,7 +602,7 @@ def test_initial_states_have_gymnasiums_means_and_deviations(id):
 
 
 # How far Euler in place of RK4 moves the positions (m, rad) in an episode of 50 steps. The difference is largest in a fall.
-MOVED = dict(zip(IDS, [0.067, 3.8, 0.021, 0.018, 0.007, 0], strict=True))
+MOVED = dict(zip(IDS, [0.067, 3.8, 0.021, 0.018, 0.007, 0, 0.042], strict=True))
 
 
 @pytest.mark.slow
@@ -641,13 +641,16 @@ def test_gradients_of_the_swing_up_tasks_equal_finite_differences_at_rest_and_in
     assert (errors < 1e-7).all()
 
 
+BENT = {"Hopper-v5": np.array([3, 4]), "Walker2d-v5": np.array([3, 4, 6, 7])}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
 def test_gradients_of_gymnasiums_bodies_equal_finite_differences_at_rest_in_motion_and_in_contact(id):
     task = MJXTask.from_gymnasium(id, integrator=EULER)
     rest = jnp.zeros(task.state_size).at[: task.model.nq].set(task.model.qpos0)
-    if id == "Hopper-v5":  # Its knees rest at their limits, where the derivative jumps, so bend them a little.
-        rest = rest.at[3:5].set(-0.01)
+    if id in BENT:  # Hips and knees rest at their limits, where the derivative jumps, so bend them a little.
+        rest = rest.at[BENT[id]].set(-0.01)
     moving = task.reset(KEY) + 0.1 * jax.random.normal(KEY, rest.shape)
     touching = rest.at[1].add(-0.1)  # Feet in the ground; a pendulum leans.
     errors = gradient_errors(task, jnp.stack([rest, moving, touching]), strength=0.3, eps=1e-7)
