@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
@@ -82,8 +83,8 @@ class Parallel(AbstractMethod):
     - `adjoint`: the `Picard` that solves the adjoint equation of the closed loop.
     - `block`: number of steps sampled before the cache is enlarged, by default H/8 and at least 64; with `Picard` sampling, the
       number of steps that converge before the next block starts, by default all.
-    - `start`: actions, shape (H, A), from which Picard sampling starts; zeros by default. The actions of the same policy before
-      its last update, from the same s_0, need fewer sweeps.
+    - `start`: actions, shape (H, A), from which Picard sampling starts; by default those of the policy if the state remained
+      s_0. The actions of the same policy before its last update, from the same s_0, need fewer sweeps.
 
     ```python
     value, grads = unroll_grad(awm, policy, s_0, 400, reward=task.reward, paths=BPO, method=Parallel(sampling=Picard()))
@@ -112,15 +113,16 @@ class Parallel(AbstractMethod):
             actions = act(states)
         else:
             actions = lax.custom_root(lambda a: a - act(predict(a)), actions, lambda _, root: root, self._solve_adjoint)
-        return predict(actions), actions, sweeps
+        # The states are known. Their derivative is that of the parallel pass, whose values are not computed once more.
+        return _with_derivative_of(predict(actions), states), actions, sweeps
 
     def _sample(self, dynamics, policy, state, horizon, key, t, carry) -> Rollout:
         """Run the closed loop without gradient, in blocks, so that no step attends to space that only later steps need."""
         detach = lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x
-        arguments = (dynamics, policy, state, carry, self._start(dynamics, horizon, state))
-        dynamics, policy, state, carry, start = jtu.tree_map(detach, arguments)
+        dynamics, policy, state, carry, start = jtu.tree_map(detach, (dynamics, policy, state, carry, self.start))
         step, steps = stepper(dynamics, policy, horizon, key=key, paths=Paths(), t=t)
         in_turn = isinstance(self.sampling, Sequential)
+        start = None if in_turn else _first_actions(start, policy, state, horizon, t, steps[2], dynamics.action_size)
         block = min(self.block or (max(64, -(-horizon // 8)) if in_turn else horizon), horizon)
         resizes = dynamics.resizable and carry is None and block < horizon
         block = horizon if in_turn and not resizes else block
@@ -156,13 +158,6 @@ class Parallel(AbstractMethod):
         actions, states, sweeps = self.sampling._solve(sweep, start, unit=1.0)
         return predict, (states, actions), sweeps
 
-    def _start(self, dynamics, horizon: int, state) -> Float[Array, "H A"]:
-        shape = horizon, dynamics.action_size
-        if self.start is None:
-            return jnp.zeros(shape, state.dtype)
-        check_shapes("Parallel", "give one row for each step", start=(self.start, shape))
-        return jnp.asarray(self.start, state.dtype)
-
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
         """Return x with residual(x) = x - A x = g. Transposed, this is the adjoint equation."""
 
@@ -170,3 +165,23 @@ class Parallel(AbstractMethod):
             return self.adjoint.solve(lambda x: g + (x - residual(x)), g, unit=jnp.max(jnp.abs(g)))[0]
 
         return lax.custom_linear_solve(residual, g, solve, transpose_solve=solve)
+
+
+def _first_actions(start, policy, state, horizon: int, t: int, keys, action_size: int) -> Float[Array, "H A"]:
+    """Return the actions from which Picard sampling starts."""
+    if start is None:
+        return act_on(policy, state, jnp.broadcast_to(state, (horizon, *state.shape)), t, keys)
+    check_shapes("Parallel", "give one row for each step", start=(start, (horizon, action_size)))
+    return jnp.asarray(start, state.dtype)
+
+
+@jax.custom_jvp
+def _with_derivative_of(x: Array, value: Array) -> Array:
+    """Return `value`, with the derivatives of `x`, which equals it to rounding."""
+    del x
+    return value
+
+
+@_with_derivative_of.defjvp
+def _(primals, tangents):
+    return _with_derivative_of(*primals), tangents[0]

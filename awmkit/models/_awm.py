@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._checks import check_shapes, kind
 from .._dynamics import AbstractDynamics
+from .._few_at_a_time import few_at_a_time
 from .._normaliser import Normaliser
 from ._sequence_parts import sequence_parts
 from ._trainable import check_sequence
@@ -108,6 +109,11 @@ class AWM(AbstractWorldModel):
         return (memory, first), self.decode(self.head(feature), first, t)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
+        size = self.backbone.sequences_at_a_time(t + actions.shape[0])
+        run = lambda self, carry, actions, keys: self._run_segment(carry, actions, t, keys)
+        return few_at_a_time(run, self, carry, actions, keys, size=size)
+
+    def _run_segment(self, carry, actions, t: int, keys):
         memory, first = carry
         memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
         decode = lambda feature, t: self.decode(self.head(feature), first, t)

@@ -94,6 +94,14 @@ class AbstractBackbone(eqx.Module):
         del horizon
         return memory
 
+    def sequences_at_a_time(self, tokens: int) -> int | None:
+        """Return how many sequences of this length run at a time on a CPU, or `None`, the default, for the whole batch.
+
+        Groups are faster where the intermediate values of a batch do not fit in the CPU cache.
+        """
+        del tokens
+        return None
+
     def __call__(
         self, first: Float[Array, " S"], tokens: Float[Array, "H W"], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "H F"]:

@@ -15,6 +15,8 @@ from ..._checks import check_counts, check_key, check_shapes, kind
 from ._attention import AbstractAttention, Cache, CausalAttention, frequencies, Projection
 from ._backbone import AbstractBackbone, check_tokens
 
+TOKENS = 800  # On a CPU, as many sequences run at a time as have this number of tokens.
+
 
 class Transformer(AbstractBackbone):
     """A causal, pre-norm transformer (Vaswani et al., 2017; Xiong et al., 2020).
@@ -131,6 +133,9 @@ class Transformer(AbstractBackbone):
         horizon = max(horizon, self._check_memory(memory))
         room = lambda x: jnp.zeros((horizon + 1 - x.shape[0], *x.shape[1:]), x.dtype)
         return [(jnp.concatenate([k, room(k)]), jnp.concatenate([v, room(v)])) for k, v in memory]
+
+    def sequences_at_a_time(self, tokens):
+        return max(1, TOKENS // tokens)
 
     def _append(self, memory, tokens, position: int):
         """Append tokens, the first at `position`, to a cache without free space. Returns the new cache and the features."""
