@@ -596,6 +596,7 @@ NO_ARRAYS = {
     *("methods.default_method", "GymnasiumTask.init", "GymnasiumTask.step", "GymnasiumTask.reward"),
     # Ignore their arguments.
     *("AbstractDynamics.init", "AbstractDynamics.resize_carry", "AbstractBackbone.resize", "MJXTask.init"),
+    *("AbstractBackbone.sequences_at_a_time", "Transformer.sequences_at_a_time"),
     # Called with arguments that a public function has checked.
     *(
         "AbstractBackbone.append",

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, Float, PyTree, ScalarLike
+from jaxtyping import Array, Bool, Float, PyTree, ScalarLike
 
 from .._checks import check_counts, check_floats, check_shapes
 from .._paths import is_cut, Paths
@@ -46,24 +46,31 @@ class Picard(eqx.Module):
         self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
     ) -> tuple[Float[Array, "H D"], Sweeps]:
         """Return the fixed point of `sweep`, and the sweeps. Start from `x`; values are of size `unit` or more."""
-        x, _, sweeps = self._solve(lambda x: (sweep(x), None), x, unit=unit)
+        x, _, sweeps, _ = self._solve(lambda x: (sweep(x), None), x, unit=unit)
         return x, sweeps
 
     def _solve(
-        self, sweep: Callable[[Array], tuple[Array, PyTree]], x: Float[Array, "H D"], *, unit: ScalarLike
-    ) -> tuple[Float[Array, "H D"], PyTree, Sweeps]:
-        """Do what `solve` does for a sweep that also returns other arrays. Return those of the last sweep beside the result."""
+        self,
+        sweep: Callable[[Array], tuple[Array, PyTree]],
+        x: Float[Array, "H D"],
+        *,
+        unit: ScalarLike,
+        patience: int | None = None,
+    ) -> tuple[Float[Array, "H D"], PyTree, Sweeps, Bool[Array, ""]]:
+        """Do what `solve` does for a sweep that also returns other arrays. Return those of the last sweep beside the result, and
+        whether the values settled within `patience` sweeps."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
         check_floats("Picard.solve", x=x)
         limit = min(x.shape[0], self.max_sweeps or x.shape[0])
-        x, beside, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=limit, tolerance=self.tolerance)
-        if limit < x.shape[0]:  # After H sweeps the result is exact, whatever the last one changed.
+        most = min(limit, patience or limit)
+        x, beside, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=most, tolerance=self.tolerance)
+        if most == limit < x.shape[0]:  # After H sweeps the result is exact, whatever the last one changed.
             message = (
                 f"Picard sweeps had not settled after max_sweeps={limit}; raise max_sweeps or the tolerance, "
                 "or sample with Parallel(sampling=Sequential())."
             )
             x, beside = eqx.error_if((x, beside), ~settled, message)
-        return x, beside, sweeps
+        return x, beside, sweeps, settled | (most == x.shape[0])
 
 
 class Parallel(AbstractMethod):
@@ -83,6 +90,8 @@ class Parallel(AbstractMethod):
     - `adjoint`: the `Picard` that solves the adjoint equation of the closed loop.
     - `block`: number of steps sampled before the cache is enlarged, by default H/8 and at least 64; with `Picard` sampling, the
       number of steps that converge before the next block starts, by default all.
+    - `patience`: number of Picard sweeps after which the steps are run one after the other instead, by default H. It bounds the
+      time where a policy that reacts strongly to states needs many sweeps.
     - `start`: actions, shape (H, A), from which Picard sampling starts; by default those of the policy if the state remained
       s_0. The actions of the same policy before its last update, from the same s_0, need fewer sweeps.
 
@@ -90,16 +99,18 @@ class Parallel(AbstractMethod):
     value, grads = unroll_grad(awm, policy, s_0, 400, reward=task.reward, paths=BPO, method=Parallel(sampling=Picard()))
     ```
 
-    **Raises:** `ValueError` if `block` is not a whole number of at least 1, or `start` is given with sequential sampling.
+    **Raises:** `ValueError` if `block` or `patience` is not a whole number of at least 1, or `start` is given with sequential
+    sampling.
     """
 
     sampling: Sequential | Picard = Sequential()
     adjoint: Picard = Picard()
     block: int | None = eqx.field(static=True, default=None)
     start: Float[Array, "H A"] | None = None
+    patience: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_counts("Parallel", block=self.block)
+        check_counts("Parallel", block=self.block, patience=self.patience)
         if self.start is not None and isinstance(self.sampling, Sequential):
             raise ValueError("Parallel uses `start` for Picard sampling only; add sampling=Picard().")
 
@@ -127,7 +138,8 @@ class Parallel(AbstractMethod):
         resizes = dynamics.resizable and carry is None and block < horizon
         block = horizon if in_turn and not resizes else block
         carry = dynamics.init(state, block if resizes else horizon) if carry is None else carry
-        pieces, of_blocks = [], []
+        first_state, first_carry = state, carry
+        pieces, of_blocks, settled = [], [], jnp.asarray(True)
         for begin in range(0, horizon, block):
             end = min(begin + block, horizon)
             carry = dynamics.resize_carry(carry, end) if resizes and begin > 0 else carry
@@ -135,18 +147,38 @@ class Parallel(AbstractMethod):
             if isinstance(self.sampling, Sequential):
                 (carry, state), piece = lax.scan(step, (carry, state), of_block)
             else:
-                predict, piece, sweeps = self._settle(dynamics, policy, carry, state, t + begin, of_block, start[begin:end])
+                predict, piece, sweeps, of_block_settled = self._settle(
+                    dynamics, policy, carry, state, t + begin, of_block, start[begin:end]
+                )
                 if end < horizon:  # The states of the last sweep are those of the actions before it.
                     carry, states = predict(piece[1])
                     state = states[-1]
                     piece = states, piece[1]
                 of_blocks.append(sweeps)
+                settled &= of_block_settled
             pieces.append(piece)
         states, actions = jtu.tree_map(lambda *x: jnp.concatenate(x), *pieces)
-        return states, actions, jtu.tree_map(lambda *x: jnp.max(jnp.stack(x)), *of_blocks) if of_blocks else None
+        if in_turn:
+            return states, actions, None
+        sweeps = jtu.tree_map(lambda *x: jnp.max(jnp.stack(x)), *of_blocks)
+        if self.patience is None:
+            return states, actions, sweeps
 
-    def _settle(self, dynamics, policy, carry, state, t, steps, start) -> tuple[Callable, tuple[Array, Array], Sweeps]:
-        """Return the parallel pass over a block of steps from t on, the block's states and actions, and the sweeps."""
+        def run_in_turn(loop):
+            del loop
+            found = Parallel(block=self.block)._sample(dynamics, policy, first_state, horizon, key, t, first_carry)
+            return jnp.asarray(True), found[0], found[1], jnp.zeros_like(sweeps.residual)
+
+        # A loop of no turns or one: unlike a `cond`, it is skipped under `vmap` too if all values settled.
+        loop = settled, states, actions, sweeps.residual
+        _, states, actions, residual = lax.while_loop(lambda loop: ~loop[0], run_in_turn, loop)
+        return states, actions, Sweeps(sweeps.count, residual)
+
+    def _settle(
+        self, dynamics, policy, carry, state, t, steps, start
+    ) -> tuple[Callable, tuple[Array, Array], Sweeps, Bool[Array, ""]]:
+        """Return the parallel pass over a block of steps from t on, the block's states and actions, the sweeps, and whether the
+        values settled."""
         assert isinstance(self.sampling, Picard)
         _, _, policy_keys, dynamics_keys = steps
         predict = lambda actions: dynamics.rollout_segment(carry, state, actions, t, keys=dynamics_keys)
@@ -155,8 +187,8 @@ class Parallel(AbstractMethod):
             states = predict(actions)[1]
             return act_on(policy, state, states, t, policy_keys), states
 
-        actions, states, sweeps = self.sampling._solve(sweep, start, unit=1.0)
-        return predict, (states, actions), sweeps
+        actions, states, sweeps, settled = self.sampling._solve(sweep, start, unit=1.0, patience=self.patience)
+        return predict, (states, actions), sweeps, settled
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
         """Return x with residual(x) = x - A x = g. Transposed, this is the adjoint equation."""

@@ -107,7 +107,7 @@ def test_checkpointing_saves_memory():
 def test_picard_sampling_equals_the_scan_within_50_sweeps(seed):
     policy = MLPPolicy(3, 2, width=8, key=jax.random.key(2))
     state = jax.random.normal(jax.random.key(seed), (3,))
-    scan = unroll(_awm(), policy, state, 100)
+    scan = unroll(_awm(), policy, state, 100, method=Parallel())
     sweeps = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard()))
     assert scan.sweeps is None and 2 <= sweeps.sweeps < 50
     assert jnp.allclose(scan.states, sweeps.states, atol=1e-12) and jnp.allclose(scan.actions, sweeps.actions, atol=1e-12)
@@ -115,6 +115,8 @@ def test_picard_sampling_equals_the_scan_within_50_sweeps(seed):
     assert coarse.sweeps < sweeps.sweeps and jnp.allclose(coarse.actions, scan.actions, atol=1e-2)
     again = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard(), start=scan.actions))
     assert again.sweeps == 1 and jnp.allclose(again.actions, scan.actions, atol=1e-12)
+    impatient = unroll(_awm(), policy, state, 100, method=Parallel(sampling=Picard(), patience=1))
+    assert impatient.sweeps == 1 and impatient.residual == 0 and jnp.allclose(impatient.states, scan.states, atol=1e-12)
 
 
 def test_picard_raises_beyond_max_sweeps_and_is_exact_after_h_sweeps():

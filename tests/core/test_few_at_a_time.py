@@ -1,0 +1,45 @@
+"""Running a batch in groups must not change its values or derivatives of any order."""
+
+import jax
+import jax.numpy as jnp
+
+from awmkit._few_at_a_time import few_at_a_time
+
+W, X = jax.random.normal(jax.random.key(0), (3, 3)), jax.random.normal(jax.random.key(1), (6, 3))
+
+
+def _plain(w, x):
+    return jnp.sin(w @ x) * jnp.sum(x)
+
+
+def _grouped(w, x):
+    return few_at_a_time(_plain, w, x, size=4)  # The largest divisor of 6 that is at most 4 is 3.
+
+
+def test_groups_have_the_values_and_derivatives_of_the_whole_batch():
+    def results(f):
+        batch = lambda w, x=X: jax.vmap(f, (None, 0))(w, x)
+        total = lambda w: jnp.sum(batch(w) ** 2)
+        alone = lambda x: jnp.sum(f(W, x) ** 2)
+        return (
+            f(W, X[0]),
+            batch(W),
+            jax.vmap(batch)(jnp.stack([W, 2 * W])),
+            jax.vmap(f, (None, 1))(W, X.T),
+            jax.grad(total)(W),
+            jax.jvp(batch, (W,), (W + 1,))[1],
+            jax.vmap(jax.grad(alone))(X),
+            jax.jvp(jax.grad(total), (W,), (W + 1,))[1],
+            jax.vmap(jax.hessian(alone))(X),
+        )
+
+    plain, grouped = jax.jit(lambda: (results(_plain), results(_grouped)))()
+    assert all(jnp.allclose(x, y, rtol=1e-12, atol=1e-12) for x, y in zip(plain, grouped, strict=True))
+
+
+def test_a_group_is_recomputed_in_reverse_mode_and_only_the_program_for_a_cpu_loops():
+    def lowered(platform):
+        program = jax.jit(jax.grad(lambda w: jnp.sum(jax.vmap(_grouped, (None, 0))(w, X)))).trace(W)
+        return program.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "while" in lowered("cpu") and "while" not in lowered("cuda")
