@@ -146,7 +146,7 @@ MUTANTS = (
         "methods/_fixed_point.py",
         "stalled & (now <= small)",
         "stalled & (now <= 0)",
-        "methods/test_methods.py::test_picard_stops_where_rounding_hides_what_more_sweeps_would_change",
+        "methods/test_methods.py::test_sweeps_stop_when_only_rounding_errors_still_move",
     ),
     Mutant(
         "attention keys are cached one position too early",

@@ -150,6 +150,14 @@ def test_picard_stops_where_rounding_hides_what_more_sweeps_would_change(monkeyp
     assert 1e-3 * noise < jnp.max(jnp.abs(scan.actions - sweeps.actions)) < noise
 
 
+def test_sweeps_stop_when_only_rounding_errors_still_move():
+    weights = 0.1 * jnp.eye(2, dtype=jnp.bfloat16)
+    product = lambda x: jnp.matmul(x.astype(jnp.bfloat16), weights, preferred_element_type=jnp.float32)
+    sweep = lambda x: 1 + product(x) + 1e-4 * jnp.sin(1e6 * x)  # The last term changes with every sweep, as rounding errors do.
+    x, sweeps = Picard(tolerance=0.0).solve(sweep, jnp.zeros((50, 2), jnp.float32), unit=1.0)
+    assert sweeps.count < 10 and 0 < sweeps.residual < 1e-3 and jnp.allclose(x, 1 / 0.9, atol=1e-2)
+
+
 def test_the_precision_of_matrix_products_is_that_of_their_factors_on_the_platform():
     x, y = jnp.ones((2, 2), jnp.float32), jnp.ones((2, 2), jnp.bfloat16)
     of = lambda f, platform, *x: _fixed_point.precision(jax.make_jaxpr(f)(*x).jaxpr, platform)
