@@ -166,6 +166,12 @@ def _muscles(model: mujoco.MjModel) -> np.ndarray:
     return np.flatnonzero(_implicitfast(model) & (model.actuator_gaintype == mjtGain.mjGAIN_MUSCLE))
 
 
+def _lone_free_bodies(model: mujoco.MjModel) -> np.ndarray:
+    """Free joints of bodies that carry no other joint."""
+    alone = np.bincount(model.body_rootid[model.dof_bodyid], minlength=model.nbody)[model.jnt_bodyid] == 6
+    return np.flatnonzero(_implicitfast(model) & (model.jnt_type == mjtJoint.mjJNT_FREE) & alone)
+
+
 def _callbacks(model: mujoco.MjModel) -> bool:
     names = ("control", "passive", "contactfilter", "act_dyn", "act_gain", "act_bias")
     return any(getattr(mujoco, f"get_mjcb_{name}")() is not None for name in names)
@@ -228,6 +234,13 @@ DIFFERENCES = (
         ACTUATOR,
         _muscles,
         "leaves the damping of muscles out of the implicitfast integrator",
+        BY_EULER,
+    ),
+    Difference(
+        "opt.integrator (implicitfast)",
+        JOINT,
+        _lone_free_bodies,
+        "integrates the rotation of a free body without other joints explicitly",
         BY_EULER,
     ),
     Difference(
