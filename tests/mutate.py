@@ -408,6 +408,7 @@ MUTANTS = (
         "mjx/test_mjx.py::test_options_change_a_copy_and_flags_that_do_not_move_the_state_are_cleared",
     ),
     Mutant(
+        "the gradient of a batch has columns across the batch",
         "mjx/_forward_mode.py",
         "axes=(*axes, tuple(in_axes))",
         "axes=(tuple(in_axes), *axes)",
