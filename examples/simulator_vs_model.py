@@ -60,7 +60,8 @@ def gradients(dynamics, method, task, policy, starts, horizon):
         began = time.perf_counter()
         program(starts).block_until_ready()
         times.append(1e3 * (time.perf_counter() - began))
-    return result, np.median(times), program.memory_analysis().temp_size_in_bytes / 2**20
+    memory = program.memory_analysis()
+    return result, np.median(times), memory.temp_size_in_bytes / 2**20 if memory else np.nan
 
 
 def main():
