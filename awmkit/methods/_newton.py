@@ -1,5 +1,6 @@
 """Run all steps at once, for a dynamics with a small state. The trajectory is found by Newton's method."""
 
+import dataclasses
 import math
 
 import equinox as eqx
@@ -37,18 +38,22 @@ class Newton(AbstractMethod):
     **When to choose it.** On an accelerator, where `Sequential` spends its time on launching H small kernels, if D is small (a sweep
     computes D + 1 derivatives and stores D^2 numbers per step) and the system is not chaotic: the number of sweeps grows with the
     largest Lyapunov exponent times H, which `awmkit.analysis.lyapunov` measures. A processor with few cores gains nothing, because
-    the arithmetic of a sweep is D + 1 times that of a rollout. `method=None` does not choose it.
+    the arithmetic of a sweep is D + 1 times that of a rollout. `method=None` does not choose it, because it has not been timed on a GPU.
+    A gradient at H = 1,000, batch size 256, compiled for an H100, launches 578 kernels for a Markov model instead of 93,020, and 135 for
+    the cancer problem instead of 42,018, if it takes five sweeps.
 
     **Where a sweep leaves the plausible.** A new value that is not finite, or larger than 10,000 times the largest value of its
     entry so far, is replaced by the plain value f_t(y_t).
 
-    Entries of the carry that are not floating point, such as a counter or a key, may change if they do not depend on the state or
-    on any other floating-point entry.
+    Entries of the carry without a derivative, such as the warm start of MuJoCo's solver, settle to half of the digits.
+    Those that are not floating point, such as a counter or a key, may change if they do not depend on
+    the state or on any other floating-point entry.
 
     **Arguments**
 
     - `block`: number of steps in a sweep, which begins at the first step that has not settled; all by default. Fewer need less
-      memory, and fewer sweeps in some unstable systems.
+      memory, and fewer sweeps in some unstable systems: MuJoCo's inverted pendulum falling into its stop took 29 sweeps for 100 steps
+      in blocks of 25, and 70 in one block.
     - `tolerance`: a step has settled if all steps before it have and no entry changes by more than this fraction of the largest
       value of the entry. By default 8 units in the last place. It has also settled if the change is small and does not shrink any
       more.
@@ -124,6 +129,8 @@ class _Loop(eqx.Module):
     constants: list
     program: object = eqx.field(static=True)
     leaves: tuple = eqx.field(static=True)  # The kind, shape and dtype of each leaf.
+    columns: tuple = eqx.field(static=True)  # Entries with respect to which the step has a derivative.
+    hints: tuple = eqx.field(static=True)  # Whether an entry has none, neither as an input nor as an output.
 
     @staticmethod
     def of(step, inputs, loop, name: str) -> "_Loop":
@@ -143,7 +150,10 @@ class _Loop(eqx.Module):
             dtype = jnp.result_type(*(x.dtype for x in of_kind("moving")))
         first = jnp.concatenate([x.astype(dtype).ravel() for x in of_kind("moving")])
         described = tuple((k, x.shape, x.dtype) for k, x in zip(kinds, leaves, strict=True))
-        made = _Loop(first, of_kind("fixed"), of_kind("counter"), inputs, closed.consts, program, described)
+        constants, everywhere = (inputs, closed.consts, program, described), tuple(range(first.size))
+        made = _Loop(first, of_kind("fixed"), of_kind("counter"), *constants, everywhere, (False,) * first.size)
+        if len(of_kind("moving")) > 1:
+            made = made._with_known_zeros()
         if not made.counters:
             return made
         wanted = [i <= last and kinds[i] == "counter" for i in range(len(program.outvars))]
@@ -161,8 +171,35 @@ class _Loop(eqx.Module):
 
         return eqx.tree_at(lambda loop: loop.counters, made, lax.scan(count, made.counters, inputs)[1])
 
+    def _with_known_zeros(self) -> "_Loop":
+        """Find the leaves without a derivative, such as the warm start of a solver."""
+        where = [i for i, (kind, _, _) in enumerate(self.leaves) if kind == "moving"]
+        leaves, inputs = self.unravel(self.first, self.counters), [x[0] for x in self.inputs]
+
+        def after(parts):
+            places = dict(zip(where, parts, strict=True))
+            out = self.call([places.get(i, x) for i, x in enumerate(leaves)], inputs)
+            return [out[i] for i in where]
+
+        parts = [leaves[i] for i in where]
+        program = jax.make_jaxpr(lambda moved: jax.jvp(after, (parts,), (moved,))[1])(parts).jaxpr
+        reads = lambda wanted: dce_jaxpr(program, wanted)[1]
+        read = reads([True] * len(parts))
+        row = lambda i: any(reads([j == i for j in range(len(parts))]))
+        hint = [not read[i] and not row(i) for i in range(len(parts))]
+        spread = lambda flags: [flag for flag, x in zip(flags, parts, strict=True) for _ in range(x.size)]
+        columns = tuple(i for i, flag in enumerate(spread(read)) if flag)
+        return dataclasses.replace(self, columns=columns, hints=tuple(spread(hint)))
+
     def run(self, x, counters, inputs) -> list[Array]:
         """Return what the step returns: the leaves of (carry, state) after it, the state and the action."""
+        return self.call(self.unravel(x, counters), inputs)
+
+    def call(self, leaves, inputs) -> list[Array]:
+        return jaxpr_as_fun(ClosedJaxpr(self.program, self.constants))(*leaves, *inputs)
+
+    def unravel(self, x, counters) -> list[Array]:
+        """Return the leaves of (carry, state)."""
         fixed, counters, arguments = list(self.fixed), list(counters), []
         for kind, shape, dtype in self.leaves:
             if kind == "moving":
@@ -170,7 +207,7 @@ class _Loop(eqx.Module):
                 x = x[math.prod(shape) :]
             else:
                 arguments.append((fixed if kind == "fixed" else counters).pop(0))
-        return jaxpr_as_fun(ClosedJaxpr(self.program, self.constants))(*arguments, *inputs)
+        return arguments
 
     def __call__(self, x, counters, inputs) -> Float[Array, " D"]:
         """Return x_{t+1}."""
@@ -192,13 +229,17 @@ class _Loop(eqx.Module):
     def linearised(self, x, counters, inputs) -> tuple[Float[Array, "B D"], Float[Array, "B D D"]]:
         """Return f_t(x_t) and its Jacobian for several steps."""
 
-        def one(x, counters, inputs):
-            def twice(x):
-                after = self(x, counters, inputs)
-                return after, after
+        size = self.first.size
+        basis = jnp.eye(size, dtype=x.dtype)[jnp.asarray(self.columns, int)]
 
-            jacobian, after = jax.jacfwd(twice, has_aux=True)(x)
-            return after, jacobian
+        def one(x, counters, inputs):
+            step = lambda x: self(x, counters, inputs)
+            if not self.columns:
+                return step(x), jnp.zeros((size, size), x.dtype)
+            after, found = jax.vmap(lambda moved: jax.jvp(step, (x,), (moved,)), out_axes=(None, 1))(basis)
+            if len(self.columns) == size:
+                return after, found
+            return after, jnp.zeros((size, size), x.dtype).at[:, jnp.asarray(self.columns)].set(found)
 
         return jax.vmap(one)(x, counters, inputs)
 
@@ -297,7 +338,9 @@ def _settle(method: Newton, loop: _Loop, guess: Float[Array, "H D"]) -> tuple[Ar
         # Rounding errors of large entries reach those near 0.
         unit = jnp.maximum(unit, math.sqrt(eps) * jnp.max(unit, axis=1, keepdims=True))
         same = (x == y) | jnp.isnan(x) & jnp.isnan(y)
-        change = jnp.max(jnp.where(kept, jnp.inf, jnp.where(same, 0, jnp.abs(x - y) / unit)), axis=1)
+        moved = jnp.where(same, 0, jnp.abs(x - y) / unit)
+        moved = jnp.where(jnp.asarray(loop.hints) & (moved <= math.sqrt(eps)), 0, moved)
+        change = jnp.max(jnp.where(kept, jnp.inf, moved), axis=1)
         stalled = (change <= small) & (change > cut(now.change) / 2)
         quiet = known[:, 0] | (change <= tolerance) | stalled
         # The first value that changes is exact, because nothing before it did, unless it had to be kept.
