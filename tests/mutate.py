@@ -156,6 +156,13 @@ MUTANTS = (
         "models/test_models.py::test_open_loop_predictions_and_gradients_are_those_of_cached_steps[AWM transformer, rotary time]",
     ),
     Mutant(
+        "sequences that run in groups come back in another order",
+        "_few_at_a_time.py",
+        "jnp.moveaxis(x, 0, 1).reshape(count",
+        "x.reshape(count",
+        "core/test_few_at_a_time.py::test_groups_have_the_values_and_derivatives_of_the_whole_batch",
+    ),
+    Mutant(
         "the gradient is summed over microbatches, not averaged",
         "learning/_minibatch.py",
         "lambda x: x / groups",

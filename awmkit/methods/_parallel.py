@@ -165,8 +165,9 @@ class Parallel(AbstractMethod):
             return states, actions, sweeps
 
         def run_in_turn(loop):
-            del loop
-            found = Parallel(block=self.block)._sample(dynamics, policy, first_state, horizon, key, t, first_carry)
+            # What does not depend on the loop is computed before it, and always: XLA moves it there.
+            start = jnp.where(loop[0], 0, first_state)
+            found = Parallel(block=self.block)._sample(dynamics, policy, start, horizon, key, t, first_carry)
             return jnp.asarray(True), found[0], found[1], jnp.zeros_like(sweeps.residual)
 
         # A loop of no turns or one: unlike a `cond`, it is skipped under `vmap` too if all values settled.
