@@ -147,6 +147,7 @@ class Parallel(AbstractMethod):
             if isinstance(self.sampling, Sequential):
                 (carry, state), piece = lax.scan(step, (carry, state), of_block)
             else:
+                assert start is not None
                 predict, piece, sweeps, of_block_settled = self._settle(
                     dynamics, policy, carry, state, t + begin, of_block, start[begin:end]
                 )
