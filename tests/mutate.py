@@ -93,6 +93,13 @@ MUTANTS = (
         AGREE,
     ),
     Mutant(
+        "a step settles in Newton although one before it changed",
+        "methods/_newton.py",
+        "jnp.where(jnp.all(quiet), window, jnp.argmin(quiet))",
+        "jnp.max(jnp.where(quiet, index + 1, 0))",
+        "methods/test_newton.py::test_the_block_does_not_change_the_result",
+    ),
+    Mutant(
         "every step draws the same noise",
         "_dynamics.py",
         "jax.random.split(key, horizon)",

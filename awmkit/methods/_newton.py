@@ -268,9 +268,17 @@ def _recur(A: Float[Array, "H D D"], b: Float[Array, "H D"]) -> Float[Array, "H 
     zero = jnp.zeros_like(b[:1])
     residual = lambda x: x - _product(A, jnp.concatenate([zero, x[:-1]]))
     reverse = jnp.concatenate([jnp.zeros_like(A[:1]), A[:0:-1].swapaxes(1, 2)])  # A_H ends no step.
-    forwards = lambda _, b: _scan(A, b)[1]
-    backwards = lambda _, g: _scan(reverse, g[::-1])[1][::-1]
+    forwards = lambda _, b: _finite(A, b)
+    backwards = lambda _, g: _finite(reverse, g[::-1])[::-1]
     return lax.custom_linear_solve(residual, b, forwards, transpose_solve=backwards)
+
+
+def _finite(A: Float[Array, "T D D"], b: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    """Return what `_scan` does, step by step where its products overflow."""
+    x = _scan(A, b)[1]
+    step = lambda t, x: x.at[t].set(_product(A[t], jnp.where(t == 0, 0, x[t - 1])) + b[t])
+    # Not `cond`, which runs both branches in a batch.
+    return lax.fori_loop(0, jnp.where(jnp.all(jnp.isfinite(x)), 0, len(b)), step, x)
 
 
 def _scan(A: Float[Array, "T D D"], b: Float[Array, "T D"]) -> tuple[Float[Array, "T D D"], Float[Array, "T D"]]:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from systems import DYNAMICS, POLICIES, reward
 
 from awmkit import AbstractDynamics, MLPPolicy, Newton, Paths, Sequential, unroll, unroll_grad
-from awmkit.tasks import Henon, spiral
+from awmkit.tasks import Henon, LinearQuadratic, spiral
 
 LINEAR = lambda state, t, *, key=None: 0.1 * state[:1]
 
@@ -127,6 +127,13 @@ def test_a_trajectory_that_overflows_equals_the_sequential_one():
     actions = jnp.zeros((60, 1))
     scan, sweeps = (unroll(Exploding(), actions, jnp.full(1, 2.0), 60, method=m) for m in (Sequential(), Newton()))
     assert np.array_equal(scan.states, sweeps.states, equal_nan=True) and sweeps.sweeps < 20
+
+
+def test_gradients_are_finite_where_products_of_jacobians_overflow_in_a_direction_that_no_reward_sees():
+    system = LinearQuadratic(jnp.diag(jnp.array([10.0, 0.5])), jnp.array([[0.0], [1.0]]))
+    seen = lambda state, action, t: jnp.sum(state[1:]) + action[0] ** 2
+    run = lambda method: unroll_grad(system, jnp.ones((400, 1)), jnp.zeros(2), 400, reward=seen, method=method)[1]
+    assert jnp.allclose(run(Sequential()), run(Newton()), rtol=1e-12)
 
 
 def test_an_error_beyond_max_sweeps_says_whether_the_system_is_chaotic():
