@@ -17,7 +17,7 @@ from .._paths import Paths
 from ._fixed_point import rounding
 from ._method import AbstractMethod, stepper, Sweeps
 
-REACH = 1e4
+REACH = 1e3
 EXPONENTS = tuple(10 ** (k / 10) for k in range(-30, 11))  # Messages are fixed before the program runs.
 
 
@@ -42,8 +42,9 @@ class Newton(AbstractMethod):
     A gradient at H = 1,000, batch size 256, compiled for an H100, launches 578 kernels for a Markov model instead of 93,020, and 135 for
     the cancer problem instead of 42,018, if it takes five sweeps.
 
-    **Where a sweep leaves the plausible.** A new value that is not finite, or larger than 10,000 times the largest value of its
-    entry so far, is replaced by the plain value f_t(y_t).
+    **Where a sweep leaves the plausible.** A new value that is not finite, or larger than 1,000 times the largest value of its
+    entry in the steps that have settled, is replaced by the plain value f_t(y_t), and that, if it is no better, by the last settled
+    value. Contacts need this: a guess that is deep in a stop is thrown out of it, to values that grow from sweep to sweep.
 
     Entries of the carry without a derivative, such as the warm start of MuJoCo's solver, settle to half of the digits.
     Those that are not floating point, such as a counter or a key, may change if they do not depend on
@@ -52,8 +53,7 @@ class Newton(AbstractMethod):
     **Arguments**
 
     - `block`: number of steps in a sweep, which begins at the first step that has not settled; all by default. Fewer need less
-      memory, and fewer sweeps in some unstable systems: MuJoCo's inverted pendulum falling into its stop took 29 sweeps for 100 steps
-      in blocks of 25, and 70 in one block.
+      memory.
     - `tolerance`: a step has settled if all steps before it have and no entry changes by more than this fraction of the largest
       value of the entry. By default 8 units in the last place. It has also settled if the change is small and does not shrink any
       more.
@@ -335,11 +335,13 @@ def _settle(method: Newton, loop: _Loop, guess: Float[Array, "H D"]) -> tuple[Ar
         plain, jacobians = loop.linearised(before, *jtu.tree_map(cut, steps))
         jacobians = jnp.where(known[..., None], jnp.eye(size, dtype=dtype), jacobians)
         products, moves = _scan(jacobians, jnp.where(known, 0, plain - y))
-        finite = jnp.all(jnp.isfinite(plain), axis=1, keepdims=True)
-        bound = REACH * jnp.maximum(now.size, most(jnp.where(finite, plain, 0)))
-        plausible = jnp.all(jnp.abs(y + moves) <= bound, axis=1, keepdims=True)
-        kept = ~plausible & ~finite & jnp.all(jnp.isfinite(y), axis=1, keepdims=True)
-        x = jnp.where(kept, y, jnp.where(plausible, y + moves, plain))
+        lead = plain[now.settled - begin]
+        scale = jnp.maximum(now.size, jnp.where(jnp.isfinite(lead), jnp.abs(lead), 0))
+        bound = REACH * jnp.maximum(scale, 1e-3 * jnp.max(scale))
+        plausible = lambda x: jnp.all(jnp.abs(x) <= bound, axis=1, keepdims=True)
+        followed = plausible(y + moves)
+        reset = ~followed & ~plausible(plain) & jnp.all(jnp.isfinite(last))
+        x = jnp.where(followed, y + moves, jnp.where(reset, last, plain))
         x = jnp.where(leads, plain, jnp.where(known, y, x))
 
         unit = jnp.maximum(now.size, jnp.abs(x))
@@ -348,12 +350,12 @@ def _settle(method: Newton, loop: _Loop, guess: Float[Array, "H D"]) -> tuple[Ar
         same = (x == y) | jnp.isnan(x) & jnp.isnan(y)
         moved = jnp.where(same, 0, jnp.abs(x - y) / unit)
         moved = jnp.where(jnp.asarray(loop.hints) & (moved <= math.sqrt(eps)), 0, moved)
-        change = jnp.max(jnp.where(kept, jnp.inf, moved), axis=1)
+        change = jnp.max(jnp.where(reset, jnp.inf, moved), axis=1)
         stalled = (change <= small) & (change > cut(now.change) / 2)
         quiet = known[:, 0] | (change <= tolerance) | stalled
-        # The first value that changes is exact, because nothing before it did, unless it had to be kept.
+        # The first value that changes is exact, because nothing before it did, unless it had to be reset.
         same_until = jnp.where(jnp.all(quiet), window, jnp.argmin(quiet))
-        exact = (leads | ~kept)[jnp.argmin(quiet), 0].astype(int)
+        exact = (leads | ~reset)[jnp.argmin(quiet), 0].astype(int)
         count = jnp.minimum(same_until + exact, window)
 
         direction = _product(products[count - 1], now.direction)
@@ -373,7 +375,7 @@ def _settle(method: Newton, loop: _Loop, guess: Float[Array, "H D"]) -> tuple[Ar
 
     zero = jnp.zeros((), int)
     infinite, direction = jnp.full(horizon, jnp.inf, dtype), jnp.full(size, size**-0.5, dtype)
-    start = _Progress(guess, zero, zero, zero, infinite[0], infinite, jnp.abs(loop.first), direction, jnp.zeros((), dtype))
+    start = _Progress(guess, zero, zero, zero, infinite[0], infinite, most(guess), direction, jnp.zeros((), dtype))
     end = lax.while_loop(lambda now: (now.settled < horizon) & (now.sweeps < limit), sweep, start)
     # A few steps say little: a matrix may enlarge a vector once and then no more.
     exponent = jnp.where(end.growth > math.log(10), end.growth / jnp.maximum(end.settled, 1).astype(dtype), 0)
