@@ -20,6 +20,8 @@ _FORCES = mjx.sensor_pos, mjx.fwd_velocity, mjx.sensor_vel, mjx.fwd_actuation, m
 def step(model: mjx.Model, data: mjx.Data) -> mjx.Data:
     """Step like `mujoco.mjx.step`. Any mode differentiates it exactly, with any number of solver iterations.
 
+    Take second derivatives through `by_forward_mode` only: JAX 0.10 forgets the rule of `solve` in the gradient of a scan.
+
     With RK4, only the state, the time, qacc and the warm start are set in the data returned.
     """
     integrator = model.opt.integrator

@@ -27,6 +27,7 @@ KEY = jax.random.key(0)
 EULER, RK4, FAST = mjtIntegrator.mjINT_EULER, mjtIntegrator.mjINT_RK4, mjtIntegrator.mjINT_IMPLICITFAST
 IDS = [f"{name}-v5" for name in "InvertedPendulum InvertedDoublePendulum Reacher Swimmer Hopper HalfCheetah Walker2d".split()]
 READY = [pendulum, cartpole, double_pendulum]
+QUICK = {"xla_backend_optimization_level": 0}  # Compile faster.
 
 
 @pytest.fixture(autouse=True)
@@ -451,6 +452,22 @@ def test_derivatives_of_states_and_measured_quantities_in_contact_equal_mujocos_
     assert np.isclose(by_reverse[0], in_c(*point), rtol=1e-9)
     along_direction = sum(jnp.sum(g * d) for g, d in zip(by_reverse[1], direction, strict=True))
     assert np.isclose(along_direction, by_forward, rtol=1e-11) and np.isclose(by_forward, by_difference, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_second_derivatives_in_contact_equal_differences_of_the_gradient():
+    task = MJXTask(FALLING, zero, horizon=1, frame_skip=2)
+    value = lambda point: jnp.array([1.0, 0.7]) @ task.step(jnp.zeros(1), point[:2], point[2:], 0)[1]
+    # The force is not linear in a depth of less than 1 mm.
+    point, direction = jnp.array([-0.5004, -0.02, 0.3]), jnp.array([0.3, 1.0, 0.5])
+    gradient = jax.jit(jax.grad(value), compiler_options=QUICK)
+    along_direction = lambda point: jax.grad(value)(point) @ direction
+    by_reverse = jax.jit(jax.grad(along_direction), compiler_options=QUICK)(point)
+    by_forward = jax.jit(lambda x: jax.jvp(jax.grad(value), (x,), (direction,))[1], compiler_options=QUICK)(point)
+    by_difference = along(gradient, (point,), (direction,), 1e-7)
+    assert jnp.abs(by_difference).max() > 1
+    assert jnp.allclose(by_reverse, by_forward, rtol=1e-11)
+    assert jnp.allclose(by_reverse, by_difference, rtol=1e-6)
 
 
 # Words in the names of fields that do not move the state (looks, names, sensors, memory), that repeat other fields, or that serve

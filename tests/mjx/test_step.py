@@ -1,4 +1,4 @@
-"""Steps of MJX and their Jacobians against C MuJoCo, where the solver starts at its solution, and contacts stick, slide and open."""
+"""Steps of MJX and their Jacobians against C MuJoCo, where contacts stick, slide and open, from two warm starts."""
 # MuJoCo's compiled classes come without stubs.
 # pyright: reportAttributeAccessIssue=false
 
@@ -75,9 +75,12 @@ def compare(differentiate, free="", *, integrator, cone, solver=mjtSolver.mjSOL_
     with jax.numpy_dtype_promotion("standard"):
         quick = jax.jit(jax.vmap(differentiate(f, has_aux=True)), compiler_options={"xla_backend_optimization_level": 0})
         jacobians, values = quick(inputs, warm)
+        from_cold = quick(inputs, 0 * warm)
     pairs = list(zip(inputs, warm, strict=True))
     expected, differences = (np.stack([g(model, *pair) for pair in pairs]) for g in (lambda *x: c_step(*x)[0], c_jacobian))
     print(np.abs(values - expected).max(), np.abs(jacobians - differences).max(axis=(1, 2)))
+    assert np.allclose(from_cold[1], values, atol=1e-12)
+    assert np.allclose(from_cold[0], jacobians, atol=1e-11 * np.abs(jacobians).max())
     assert np.allclose(values, expected, atol=1e-12)
     assert np.allclose(jacobians, differences, atol=1e-9 * np.abs(differences).max())
 
