@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
@@ -40,7 +40,8 @@ class Newton(AbstractMethod):
     largest Lyapunov exponent times H, which `awmkit.analysis.lyapunov` measures. A processor with few cores gains nothing, because
     the arithmetic of a sweep is D + 1 times that of a rollout. `method=None` does not choose it, because it has not been timed on a GPU.
     A gradient at H = 1,000, batch size 256, compiled for an H100, launches 578 kernels for a Markov model instead of 93,020, and 135 for
-    the cancer problem instead of 42,018, if it takes five sweeps.
+    the cancer problem instead of 42,018, if it takes five sweeps. MuJoCo's cart-pole launches 1,377 a sweep and 2,289 around them instead
+    of 800,023, and its Hopper (Euler, 20 iterations) 15,486 and 30,752 instead of 13,598,025.
 
     **Where a sweep leaves the plausible.** A new value that is not finite, or larger than 1,000 times the largest value of its
     entry in the steps that have settled, is replaced by the plain value f_t(y_t), and that, if it is no better, by the last settled
@@ -127,7 +128,7 @@ class _Loop(eqx.Module):
     counters: list  # Leaves that are not floating point, before each step.
     inputs: list  # What `stepper` scans over.
     constants: list
-    program: object = eqx.field(static=True)
+    program: Jaxpr = eqx.field(static=True)
     leaves: tuple = eqx.field(static=True)  # The kind, shape and dtype of each leaf.
     columns: tuple = eqx.field(static=True)  # Entries with respect to which the step has a derivative.
     hints: tuple = eqx.field(static=True)  # Whether an entry has none, neither as an input nor as an output.
