@@ -222,6 +222,15 @@ class AbstractDynamics(eqx.Module):
         del horizon
         return carry
 
+    def episodes_at_a_time(self, horizon: int) -> int | None:
+        """Return how many episodes of a batch run at a time on a CPU, where all their steps run at once, or `None`, the default, for
+        the whole batch.
+
+        Groups are faster where the intermediate values of a batch do not fit in the CPU cache.
+        """
+        del horizon
+        return None
+
 
 class AbstractTask(AbstractDynamics):
     """A dynamics with a reward, a distribution of initial states and a horizon: a problem to solve.

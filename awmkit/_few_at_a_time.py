@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jax.extend.core import jaxpr_as_fun, Primitive
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun, Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import PyTree
 
@@ -18,16 +18,19 @@ def few_at_a_time(fn: Callable, *args: PyTree, size: int | None) -> PyTree:
     The intermediate values of a few examples stay in the cache of a processor, where those of a batch do not. Reverse mode
     recomputes them group by group, instead of storing those of the whole batch. Other platforms run the batch at once.
 
-    **Arguments:** `fn`: a function that closes over no traced value. `args`: trees whose arrays may be batched. `size`: largest
-    number of examples in a group, which is a divisor of the batch size; `None` for all.
+    **Arguments:** `fn`: a function. `args`: trees whose arrays may be batched. `size`: largest number of examples in a group, which
+    is a divisor of the batch size; `None` for all.
     """
     if size is None:
         return fn(*args)
     arrays, static = eqx.partition(args, eqx.is_array)
     flat, tree = jtu.tree_flatten(arrays)
     of_flat = lambda *flat: fn(*eqx.combine(jtu.tree_unflatten(tree, flat), static))
-    jaxpr, out = jax.make_jaxpr(of_flat, return_shape=True)(*flat)
-    return jtu.tree_unflatten(jtu.tree_structure(out), _call.bind(*flat, jaxpr=jaxpr, size=size))
+    traced, out = jax.make_jaxpr(of_flat, return_shape=True)(*flat)
+    count = len(traced.consts)  # Arrays that the function closes over, which may be batched too.
+    whole = lambda *inputs: jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, inputs[:count]))(*inputs[count:])
+    inputs = (*traced.consts, *flat)
+    return jtu.tree_unflatten(jtu.tree_structure(out), _call.bind(*inputs, jaxpr=jax.make_jaxpr(whole)(*inputs), size=size))
 
 
 def _run(*flat, jaxpr, size):

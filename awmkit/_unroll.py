@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Key, PyTree, Scalar
 
 from ._diagnose import diagnose
 from ._dynamics import AbstractDynamics
+from ._few_at_a_time import few_at_a_time
 from ._paths import Paths
 from ._reward import check_reward, Reward, score
 from ._trajectory import Trajectory
@@ -193,7 +194,11 @@ def _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, car
 
 @eqx.filter_jit
 def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, t, carry) -> tuple[Scalar, PyTree]:
-    value = lambda policy: _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
-    result = eqx.filter_value_and_grad(value)(policy)
+    def differentiate(state, key, carry):
+        value = lambda policy: _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
+        return eqx.filter_value_and_grad(value)(policy)
+
+    # A group of episodes is differentiated as a whole, so nothing is stored for the batch or computed twice.
+    result = few_at_a_time(differentiate, state, key, carry, size=method.episodes_at_a_time(dynamics, horizon))
     warn_of_constants(dynamics, policy, state, reward=reward, key=key)
     return result

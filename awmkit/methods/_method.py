@@ -77,6 +77,11 @@ class AbstractMethod(eqx.Module):
         has none.
         """
 
+    def episodes_at_a_time(self, dynamics: AbstractDynamics, horizon: int) -> int | None:
+        """Return how many episodes of a batch are differentiated at a time on a CPU, or `None`, the default, for all."""
+        del dynamics, horizon
+        return None
+
 
 def stepper(dynamics, policy, horizon, *, key, paths, t: ScalarLike = 0) -> tuple[Callable, PyTree]:
     """Return one step of the loop, as a function for `lax.scan`, and what to scan over."""

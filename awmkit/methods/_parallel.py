@@ -114,6 +114,10 @@ class Parallel(AbstractMethod):
         if self.start is not None and isinstance(self.sampling, Sequential):
             raise ValueError("Parallel uses `start` for Picard sampling only; add sampling=Picard().")
 
+    def episodes_at_a_time(self, dynamics, horizon):
+        # A scan over steps is faster for the whole batch.
+        return dynamics.episodes_at_a_time(horizon) if isinstance(self.sampling, Picard) else None
+
     def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
         assert isinstance(t, int)  # `unroll` raises for a traced one.
         act, predict = passes(dynamics, policy, state, horizon, key=key, paths=paths, t=t, carry=carry)

@@ -109,7 +109,7 @@ class AWM(AbstractWorldModel):
         return (memory, first), self.decode(self.head(feature), first, t)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
-        size = self.backbone.sequences_at_a_time(t + actions.shape[0])
+        size = self.episodes_at_a_time(t + actions.shape[0])
         run = lambda self, carry, actions, keys: self._run_segment(carry, actions, t, keys)
         return few_at_a_time(run, self, carry, actions, keys, size=size)
 
@@ -122,6 +122,9 @@ class AWM(AbstractWorldModel):
     def resize_carry(self, carry, horizon):
         memory, first = carry
         return self.backbone.resize(memory, horizon), first
+
+    def episodes_at_a_time(self, horizon):
+        return self.backbone.sequences_at_a_time(horizon)
 
     def teacher_forced(self, states, actions):
         check_sequence("AWM.teacher_forced", self, states, actions)

@@ -43,3 +43,13 @@ def test_a_group_is_recomputed_in_reverse_mode_and_only_the_program_for_a_cpu_lo
         return program.lower(lowering_platforms=(platform,)).as_text()
 
     assert "while" in lowered("cpu") and "while" not in lowered("cuda")
+
+
+def test_arrays_that_the_function_closes_over_may_be_batched_and_differentiated():
+    def results(w):
+        functions = (lambda x: _plain(w, x)), (lambda x: few_at_a_time(lambda x: _plain(w, x), x, size=4))
+        return tuple(jnp.sum(jax.vmap(f)(X) ** 2) for f in functions)
+
+    both = jax.jit(lambda w: (jax.jacrev(results)(w), jax.jacfwd(results)(w), jax.vmap(results)(jnp.stack([w, 2 * w]))))
+    for plain, grouped in both(W):
+        assert jnp.allclose(plain, grouped, rtol=1e-12, atol=1e-12)

@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 
+from ..._few_at_a_time import few_at_a_time
+from ...methods import default_method
 from ._ascent import AbstractAscent
 from ._imagined import imagine
 from ._policy_step import init_ascent_state, policy_step, trainable_gradient
@@ -45,24 +48,27 @@ class FullHorizon(AbstractAscent):
         horizon = replay.episodes.actions.shape[1]
         weight = state.entropy_weight(self.entropy, steps)
 
-        def objective(policy):
-            episode = lambda start, key, entropy_key: imagine(
-                self, dynamics, policy, start, horizon, reward=reward, key=key, entropy_key=entropy_key
-            )
-            keys = (jax.random.split(k, self.batch_size) for k in (unroll_key, entropy_key))
-            imagined = jax.vmap(episode)(starts, *keys)
-            mean_return = jnp.mean(imagined.discounted_return)
-            value = mean_return / state.return_scale + weight * jnp.mean(imagined.discounted_entropy)
-            return value, (mean_return, jnp.mean(imagined.entropy))
+        keys = tuple(jax.random.split(k, self.batch_size) for k in (unroll_key, entropy_key))
 
-        gradient, (mean_return, entropy) = trainable_gradient(objective, policy)
+        def value(policy, start, key, entropy_key):
+            episode = imagine(self, dynamics, policy, start, horizon, reward=reward, key=key, entropy_key=entropy_key)
+            value = episode.discounted_return / state.return_scale + weight * episode.discounted_entropy
+            return value, (episode.discounted_return, episode.entropy)
+
+        def mean(of_episode):
+            return jtu.tree_map(lambda x: jnp.mean(x, axis=0), jax.vmap(of_episode)(starts, *keys))
+
+        method = default_method(dynamics) if self.method is None else self.method
+        differentiate = lambda *episode: trainable_gradient(lambda policy: value(policy, *episode), policy)
+        at_a_time = method.episodes_at_a_time(dynamics, horizon)
+        gradient, (mean_return, entropy) = mean(lambda *episode: few_at_a_time(differentiate, *episode, size=at_a_time))
         size = dynamics.action_size
         return policy_step(
             self,
             state,
             policy,
             gradient,
-            objective=objective,
+            objective=lambda policy: mean(lambda *episode: value(policy, *episode)),
             predicted_return=mean_return,
             entropy=entropy,
             action_size=size,
