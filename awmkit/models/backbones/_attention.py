@@ -126,16 +126,12 @@ class CausalAttention(eqx.Module):
 
     def __call__(self, q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"]) -> Float[Array, "T W"]:
         """Attend causally, where the T queries belong to the last T of U tokens."""
-        options = {"matmul_dtype": self.output.matmul_dtype}
         if self.kernel is not None:
             mixed = self.kernel(q, k, v)
         elif k.shape[0] <= MIN_ROWS:
-            mixed = attention_by_rows(q, k, v, **options)
-        else:  # The platform for which the program is compiled, whatever runs JAX by default.
-            of_platform = {"cpu": attention_by_rows, "default": attention_by_blocks}
-            mixed = lax.platform_dependent(
-                q, k, v, **{name: functools.partial(f, **options) for name, f in of_platform.items()}
-            )
+            mixed = attention_by_rows(q, k, v, self.output.matmul_dtype)
+        else:
+            mixed = _attention_of_platform(q, k, v, self.output.matmul_dtype)
         return self.merge(mixed)
 
     def step(
@@ -165,6 +161,17 @@ class Projection(eqx.Module):
 
     def __call__(self, tokens: Float[Array, "T I"]) -> Float[Array, "T O"]:
         return matmul(tokens, self.weight.T, self.matmul_dtype) + self.bias[None]
+
+
+@functools.partial(jax.jit, static_argnums=3)  # JAX then traces and differentiates it once for all layers and passes.
+def _attention_of_platform(
+    q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], matmul_dtype: DTypeLike | None
+) -> Float[Array, "T N D"]:
+    """Return causal attention in the way of the platform for which the program is compiled, whatever runs JAX by default."""
+    of_platform = {"cpu": attention_by_rows, "default": attention_by_blocks}
+    return lax.platform_dependent(
+        q, k, v, **{name: functools.partial(f, matmul_dtype=matmul_dtype) for name, f in of_platform.items()}
+    )
 
 
 def frequencies(count: int) -> Float[Array, " F"]:
