@@ -97,7 +97,7 @@ MUTANTS = (
         "methods/_newton.py",
         "jnp.where(jnp.all(quiet), window, jnp.argmin(quiet))",
         "jnp.max(jnp.where(quiet, index + 1, 0))",
-        "methods/test_newton.py::test_the_block_does_not_change_the_result",
+        "core/test_gradients.py::test_the_gradient_equals_finite_differences_for_any_gains[one bounce-Gaussian, with time]",
     ),
     Mutant(
         "every step draws the same noise",

@@ -12,6 +12,9 @@ Expected at 100 steps: 4, 2 and 2 sweeps for float32, TF32 and bfloat16, and err
 those of sequential sampling.
 """
 
+# Products are rounded by replacing functions of modules.
+# pyright: reportAttributeAccessIssue=false
+
 import argparse
 from collections.abc import Callable
 
