@@ -86,8 +86,9 @@ def newton_sweeps(
 
         C = 1 + exp(l) + ... + exp(l (H-1)) = (exp(l H) - 1) / (exp(l) - 1)
 
-    (Gonzalez et al., 2025, *Predictability enables parallelization of nonlinear state space models*). If the Jacobians have the
-    Lipschitz constant L, the error after a sweep is at most a C L / 2 times the square of the error before it, so convergence is
+    because these products are the blocks of the inverse of dr/ds. That the largest exponent decides how well conditioned the
+    problem is was shown by Gonzalez et al. (2025), *Predictability enables parallelization of nonlinear state space models*. If
+    the Jacobians have the Lipschitz constant L, the error after a sweep is at most a C L / 2 times the square of the error before it, so convergence is
     quadratic from a residual of 2 / (a^2 C^2 L) on. Assume also that each sweep before that divides the residual by e. The number
     of sweeps is then
 

@@ -14,7 +14,7 @@ steps for the Henon map. The ball that bounces and the passive pendulum, which i
 steps. A gradient of cancer treatment launches 39,019 kernels for 1,000 steps in turn and 209 in 6 sweeps.
 """
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import equinox as eqx
@@ -25,7 +25,7 @@ import numpy as np
 from launches import gpu, plan
 from raw import arguments, markdown, Raw, until_stopped
 
-from awmkit import BPO, Markov, MLPPolicy, Newton, plot, Sequential, unroll
+from awmkit import BPO, fit, Markov, MLPPolicy, Newton, plot, Sequential, unroll
 from awmkit.analysis import newton_sweeps, NewtonSweeps
 from awmkit.mjx import cartpole, MJXTask
 from awmkit.tasks import (
@@ -41,6 +41,18 @@ from awmkit.tasks import (
     PassiveDoublePendulum,
 )
 
+
+@cache
+def fitted(problem) -> Markov:
+    """Return a Markov model fitted to 128 episodes of random actions."""
+    task = Discretised(problem, 100)
+    keys = jax.random.split(jax.random.key(0), 4)
+    actions = jax.random.uniform(keys[1], (128, task.horizon, task.action_size), minval=-1)
+    starts = jax.vmap(task.reset)(jax.random.split(keys[0], 128))
+    episodes = jax.jit(jax.vmap(lambda start, actions: unroll(task, actions, start, task.horizon)))(starts, actions)
+    return fit(Markov(task.state_size, task.action_size, key=keys[2]), episodes, updates=300, key=keys[3]).model
+
+
 SYSTEMS = {
     "linear-quadratic": lambda n: LinearQuadratic(horizon=n),
     "cancer": lambda n: Discretised(CancerTreatment(), n),
@@ -51,13 +63,14 @@ SYSTEMS = {
     "one bounce": lambda n: OneBounce(n),
     "passive double pendulum": lambda n: PassiveDoublePendulum(n),
     "driven double pendulum": lambda n: DrivenDoublePendulum(n),
-    "Markov": lambda n: Markov(4, 2, key=jax.random.key(0)),
+    "Markov, untrained": lambda n: Markov(4, 2, key=jax.random.key(0)),
+    "Markov, fitted": lambda n: fitted(CancerTreatment()),
     "MuJoCo cart-pole": lambda n: cartpole(n),
     "MuJoCo Hopper": lambda n: MJXTask.from_gymnasium("Hopper-v5", horizon=n),
 }
 QUICK = ["linear-quadratic", "cancer", "Henon", "Lorenz"]
 SLOW = "MuJoCo cart-pole", "MuJoCo Hopper"
-LAUNCHED = "Markov", "cancer", "MuJoCo cart-pole", "MuJoCo Hopper"
+LAUNCHED = "Markov, fitted", "cancer", "MuJoCo cart-pole", "MuJoCo Hopper"
 BATCH = 256
 METHODS = {"Sequential": Sequential(), "Newton": Newton()}
 
