@@ -129,6 +129,7 @@ class DoublePendulum(AbstractDynamics):
 
     def flow(self, angles: Float[Array, " 4"], torques: Float[Array, " 2"]) -> Float[Array, " 4"]:
         """Return (th1, w1, th2, w2) after `dt` under constant torques, in N m."""
+        check_shapes("DoublePendulum.flow", angles=(angles, (4,)), torques=(torques, (2,)))
         field = _scalar_field(*in_dtype((self.masses, self.lengths, self.gravity), angles.dtype))
         # Nothing is stacked between the stages of a tuple of scalars, so XLA compiles a substep into a few kernels.
         moved = ode_step(field, tuple(angles), tuple(torques), solver=self.solver, dt=self.dt, substeps=self.substeps)

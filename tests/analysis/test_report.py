@@ -18,6 +18,7 @@ from awmkit.analysis import (
     hop_spectrum,
     landscape,
     lyapunov,
+    newton_sweeps,
     policy_hop_spectrum,
     report,
     true_gradient,
@@ -109,6 +110,7 @@ ANALYSES = {
     "growth of states": lambda s, a: gradient_growth(COUNTED, s, a),
     "growth of the return": lambda s, a: gradient_growth(COUNTED, s, a, reward=reward),
     "exponents": lambda s, a: lyapunov(COUNTED, s[0], a[0]),
+    "sweeps of Newton": lambda s, a: newton_sweeps(COUNTED, a[0], s, 16),
     "fidelity": lambda s, a: fidelity(COUNTED, true_gradient(COUNTED, a[0], s, reward=reward, key=KEY, pairs=8)),
     "landscape": lambda s, a: landscape(COUNTED, a[0], s[0], 16, reward=reward, key=KEY, points=5),
 }
