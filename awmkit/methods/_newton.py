@@ -56,8 +56,9 @@ class Newton(AbstractMethod):
     - `block`: number of steps in a sweep, which begins at the first step that has not settled; all by default. Fewer need less
       memory.
     - `tolerance`: a step has settled if all steps before it have and no entry changes by more than this fraction of the largest
-      value of the entry. By default 8 units in the last place. It has also settled if the change is small and does not shrink any
-      more.
+      value of the entry. By default 8 units in the last place. It has also settled if the change is at most the square root of
+      the machine precision (3e-4 in float32) and did not halve in the last sweep; `Trajectory.residual` is the change that was
+      left.
     - `max_sweeps`: the largest number of sweeps; a run that needs more raises an error. By default H, after which the result is
       exact.
     - `start`: states s_0 ... s_H, shape (H+1, S), from which the sweeps start; s_0 at all steps by default. The `states` of

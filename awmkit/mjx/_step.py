@@ -209,7 +209,7 @@ def _force_law(model: mjx.Model, data: mjx.Data):
 
 
 def _cone_force(x: Float[Array, " 6"], stiffness: Float[Array, " 6"], scale: Float[Array, " 6"]) -> Float[Array, " 6"]:
-    """The force of an elliptic contact, of which x is J a - r: sticking, sliding on the cone, or none."""
+    """The force of an elliptic contact with x = J a - r: it sticks, slides on the cone, or is open."""
     mu, u = scale[0], scale * x
     normal, squared = u[0], jnp.sum(u[1:] ** 2)
     slides = squared > 0

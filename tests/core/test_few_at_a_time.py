@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from systems import reward
 
+from awmkit import AWM, BPO, GaussianPolicy, Transformer, unroll_grad
 from awmkit._few_at_a_time import few_at_a_time
+from awmkit.models.backbones import _transformer
 
 W, X = jax.random.normal(jax.random.key(0), (3, 3)), jax.random.normal(jax.random.key(1), (6, 3))
 
@@ -53,3 +56,16 @@ def test_arrays_that_the_function_closes_over_may_be_batched_and_differentiated(
     both = jax.jit(lambda w: (jax.jacrev(results)(w), jax.jacfwd(results)(w), jax.vmap(results)(jnp.stack([w, 2 * w]))))
     for plain, grouped in both(W):
         assert jnp.allclose(plain, grouped, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_of_policy_gradients_in_groups_equals_one_gradient_after_the_other(monkeypatch):
+    monkeypatch.setattr(_transformer, "TOKENS", 22)  # Two sequences of 11 tokens at a time.
+    model = AWM(3, 2, Transformer(12, 1, 3, key=jax.random.key(0)), key=jax.random.key(1))
+    policy = GaussianPolicy(3, 2, width=8, key=jax.random.key(2))
+    gradient = lambda start, key: unroll_grad(model, policy, start, 11, reward=reward, key=key, paths=BPO)
+    keys = jax.random.split(jax.random.key(3), 6)
+    assert model.episodes_at_a_time(11) == 2
+    together = jax.vmap(gradient)(X, keys)
+    for i in range(6):
+        for one, batch in zip(jax.tree.leaves(gradient(X[i], keys[i])), jax.tree.leaves(together), strict=True):
+            assert jnp.allclose(one, batch[i], rtol=1e-10, atol=1e-12)

@@ -167,7 +167,7 @@ class Projection(eqx.Module):
 def _attention_of_platform(
     q: Float[Array, "T N D"], k: Float[Array, "U N D"], v: Float[Array, "U N D"], matmul_dtype: DTypeLike | None
 ) -> Float[Array, "T N D"]:
-    """Return causal attention in the way of the platform for which the program is compiled, whatever runs JAX by default."""
+    """Return causal attention as it is fastest on the platform for which the program is compiled, which may not be the default."""
     of_platform = {"cpu": attention_by_rows, "default": attention_by_blocks}
     return lax.platform_dependent(
         q, k, v, **{name: functools.partial(f, matmul_dtype=matmul_dtype) for name, f in of_platform.items()}

@@ -1,4 +1,4 @@
-"""Causal attention for an accelerator: blocks of rows in turn, so that the attention weights of one block are in memory."""
+"""Causal attention for an accelerator: one block of rows after the other, so that only its weights are in memory."""
 
 import jax
 import jax.numpy as jnp
