@@ -175,7 +175,8 @@ def unchecked_unroll(
     states, actions, sweeps = method.run(dynamics, policy, state, horizon, key=key, paths=paths, t=t, carry=carry)
     states = jnp.concatenate([state[None], states])
     rewards = None if reward is None else score(reward, states, actions, t)
-    return Trajectory(states, actions, rewards, *(sweeps or ()))
+    count, residual = (None, None) if sweeps is None else sweeps
+    return Trajectory(states, actions, rewards, sweeps=count, residual=residual)
 
 
 def _as_argument(t: int | Array, method: AbstractMethod) -> int | Array:
