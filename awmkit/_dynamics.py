@@ -242,7 +242,7 @@ class AbstractTask(AbstractDynamics):
 
     - `horizon`: number of steps H of an episode.
     - `on_host`: class attribute; `True` if JAX cannot trace the task. Its episodes then come from a method
-      `collect(policy, episodes, *, key)`. `False` by default.
+      `collect(policy, episodes=None, *, steps=None, key)`. `False` by default.
 
     ```python
     class Crossing(AbstractTask):

@@ -380,11 +380,11 @@ MUTANTS = (
         "gym/test_collect.py::test_an_environment_that_fills_its_arrays_again_gives_the_same_episodes_as_one_that_makes_new_ones",
     ),
     Mutant(
-        "a time limit is absorbed as an end",
+        "a time limit counts as an end",
         "gym/_collect.py",
-        "if not ended and truncated and t + 1 < horizon:",
-        "if not ended and truncated and t + 1 < horizon and not absorb:",
-        "gym/test_collect.py::test_misuse_raises_one_clear_sentence[a time limit, absorbed]",
+        '"terminated": terminated,',
+        '"terminated": terminated or truncated,',
+        "gym/test_collect.py::test_an_early_end_gives_a_shorter_episode_and_says_whether_it_terminated",
     ),
     Mutant(
         "an action may leave its box by rounding",

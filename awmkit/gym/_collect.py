@@ -5,7 +5,6 @@ from typing import Any
 
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -21,14 +20,14 @@ from ._task_env import TaskEnv
 def collect(
     env: gymnasium.Env,
     policy: Policy | np.ndarray,
-    episodes: int,
+    episodes: int | None = None,
     *,
+    steps: int | None = None,
     horizon: int | None = None,
     key: PRNGKeyArray | None = None,
-    absorb: bool = False,
     progress: AbstractProgress = TqdmProgress(),
 ) -> Trajectory:
-    """Collect whole episodes of a policy in any Gymnasium environment with Box spaces.
+    """Collect whole episodes of a policy in any Gymnasium environment with Box spaces. Episodes may end early.
 
     ```python
     episodes = collect(gymnasium.make("Pendulum-v1"), policy, 20, key=key)
@@ -44,37 +43,46 @@ def collect(
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,), which is scaled to the bounds of
       the environment's action space. Or an array of actions, shape (H, A). The trajectory holds the actions in [-1, 1].
     - `episodes`: the number of episodes, N.
-    - `horizon`: the number of steps of an episode, H. By default the environment's own time limit.
+    - `steps`: instead of `episodes`, a number of environment steps: collect whole episodes until they have at least this many.
+    - `horizon`: the largest number of steps of an episode, H. By default the environment's own time limit. An episode of H steps
+      is truncated.
     - `key`: seeds the first reset of the environment, and the policy. Without a key the environment continues with its own random
       numbers, and a Gaussian policy takes its mode.
-    - `absorb`: whether to accept an episode that terminates before H. The rest of it repeats its last state with reward 0, while
-      the policy continues to choose actions. An episode that is truncated before H is never accepted, because its task goes on.
     - `progress`: the meter: `TqdmProgress()` shows a bar on stderr, `NoProgress()` shows nothing.
 
-    **Returns:** an `awmkit.Trajectory` of states (N, H+1, S), actions (N, H, A) and rewards (N, H), in JAX's default float.
+    **Returns:** an `awmkit.Trajectory` of N episodes in JAX's default float, padded to the longest. `length` is the number of
+    steps of each, and `terminated` whether the environment ended it; otherwise it was truncated. Both are `None` if all episodes
+    have one length and none terminated.
 
     **Raises:** `ValueError` if a space is not a Box of numbers, if an action bound is infinite, if there is no horizon, if an
     action has the wrong shape or is outside of [-1, 1], if the environment does not return what its spaces and Gymnasium's
-    interface say, if an observation, action or reward is not finite, if an episode is truncated before H, and, without `absorb`,
-    if it terminates before H.
+    interface say, if an observation, action or reward is not finite, and unless one of `episodes` and `steps` is given.
     """
     _, actions = box_spaces(env)
     horizon = find_horizon(env, horizon)
-    check_counts("collect", episodes=episodes)
+    check_counts("collect", episodes=episodes, steps=steps)
+    if (episodes is None) == (steps is None):
+        raise ValueError(f"collect got episodes={episodes} and steps={steps}; give the number of one of them.")
     check_progress(progress)
     act = _acting(policy, (horizon, *actions.shape))
-    seed, keys = None, [None] * episodes
+    total: Any = episodes if steps is None else steps
+    seed, keys = None, [None] * total  # Enough for `steps` too: an episode has at least one step.
     if key is not None:
         check_key("collect", key, several="call collect once for each")
         seed_key, policy_key = jax.random.split(key)
-        seed, keys = seed_from(seed_key), jax.random.split(policy_key, episodes)
-    rows = []
-    with progress.start("collect", episodes) as meter:
+        seed, keys = seed_from(seed_key), jax.random.split(policy_key, total)
+    rows, done = [], 0
+    with progress.start("collect", total) as meter:
         meter.update(0, phase="compiling")
-        for n in range(episodes):
-            rows.append(_episode(env, act, horizon, key=keys[n], seed=None if n else seed, absorb=absorb))
-            meter.update(n + 1, phase="collecting")
-    return Trajectory(*(jnp.array(np.stack(row)) for row in zip(*rows, strict=True)))
+        while done < total:
+            n = len(rows)
+            rows.append(_episode(env, act, horizon, key=keys[n], seed=None if n else seed))
+            done += 1 if steps is None else len(rows[n]["actions"])
+            meter.update(min(done, total), phase="collecting")
+    found = Trajectory.from_episodes(rows)
+    if any(row["terminated"] or len(row["actions"]) < found.horizon for row in rows):
+        return found
+    return Trajectory(found.states, found.actions, found.rewards)
 
 
 def find_horizon(env: gymnasium.Env, horizon: int | None) -> int:
@@ -87,7 +95,7 @@ def find_horizon(env: gymnasium.Env, horizon: int | None) -> int:
         limits.append(layers[-1].task.horizon if isinstance(layers[-1], TaskEnv) else None)
         horizon = min((limit for limit in limits if limit is not None), default=None)
     if horizon is None:
-        raise ValueError("The environment has no time limit; pass horizon=, the number of steps of an episode.")
+        raise ValueError("The environment has no time limit; pass horizon=, the largest number of steps of an episode.")
     check_counts("collect", horizon=horizon)
     return horizon
 
@@ -127,12 +135,14 @@ def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, fl
     return observation, reward.item(), bool(terminated), bool(truncated)
 
 
-def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int | None, absorb: bool) -> list[np.ndarray]:
-    """States (H+1, S), actions (H, A) and rewards (H,) of one episode."""
+def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int | None) -> dict[str, Any]:
+    """States (n+1, S), actions (n, A) and rewards (n,) of one episode, and whether the environment terminated it."""
     _, box = box_spaces(env)
-    dtype, states, actions, rewards, ended = _float(), [reset(env, seed)], [], [], False
-    for t in range(horizon):
-        state, reward, action = states[-1], 0.0, np.array(act(states[-1], t, key), dtype)
+    dtype, states, actions, rewards = _float(), [reset(env, seed)], [], []
+    terminated = truncated = False
+    while len(actions) < horizon and not (terminated or truncated):
+        t = len(actions)
+        action = np.array(act(states[-1], t, key), dtype)
         if action.shape != box.shape:
             raise ValueError(f"The policy must return an action of shape {box.shape}, got {action.shape}.")
         _require_finite(action, f"action of step {t}")
@@ -141,22 +151,16 @@ def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int 
                 f"The policy must return actions in [-1, 1], which are scaled to the bounds of the action space, got {action} at "
                 f"step {t}; divide by the bounds, or clip with jnp.clip(action, -1, 1)."
             )
-        if not ended:
-            state, reward, ended, truncated = step(env, scale_to(box, action), t)
-            if not ended and truncated and t + 1 < horizon:
-                raise ValueError(
-                    f"The environment truncated the episode after {t + 1} of {horizon} steps, so its other steps are unknown; "
-                    f"pass horizon={t + 1}, or raise its time limit with gymnasium.make(id, max_episode_steps={horizon})."
-                )
-            if ended and t + 1 < horizon and not absorb:
-                raise ValueError(
-                    f"The episode ended at step {t}, but all episodes must have {horizon} steps; pass absorb=True to repeat the "
-                    "last state with reward 0, make a MuJoCo environment with terminate_when_unhealthy=False, or lower the horizon."
-                )
+        state, reward, terminated, truncated = step(env, scale_to(box, action), t)
         states.append(state)
         actions.append(action)
         rewards.append(reward)
-    return [np.stack(states), np.stack(actions), np.array(rewards, dtype)]
+    return {
+        "states": np.stack(states),
+        "actions": np.stack(actions),
+        "rewards": np.array(rewards, dtype),
+        "terminated": terminated,
+    }
 
 
 def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:

@@ -34,7 +34,7 @@ class GymnasiumTask(AbstractTask):
     - `env`: the environment.
     - `reward`: the environment's reward as a function of JAX arrays, if you know it: `reward(state, action, t)`, or
       `reward(state, action, t, next_state)`. Without it, fit an `awmkit.RewardModel`.
-    - `horizon`: the number of steps of an episode, H. By default the environment's own time limit.
+    - `horizon`: the largest number of steps of an episode, H. By default the environment's own time limit.
 
     **Raises:** `ValueError` if a space is not a Box of numbers, if an action bound is infinite, or if there is no horizon.
     """
@@ -69,14 +69,14 @@ class GymnasiumTask(AbstractTask):
     def collect(
         self,
         policy: Policy | np.ndarray,
-        episodes: int,
+        episodes: int | None = None,
         *,
+        steps: int | None = None,
         key: PRNGKeyArray | None = None,
-        absorb: bool = False,
         progress: AbstractProgress = NoProgress(),
     ) -> Trajectory:
-        """Collect episodes of H steps; see `awmkit.gym.collect`."""
-        return collect(self.env, policy, episodes, horizon=self.horizon, key=key, absorb=absorb, progress=progress)
+        """Collect episodes of at most H steps; see `awmkit.gym.collect`."""
+        return collect(self.env, policy, episodes, steps=steps, horizon=self.horizon, key=key, progress=progress)
 
     def reset(self, key):
         """Return the observation of `env.reset`, seeded by `key`. It runs in Python, so JAX cannot trace it."""

@@ -81,16 +81,56 @@ class Sandbox(gymnasium.Env):
         return self.returns.get(-1, tuple(self.returns.get(i, value) for i, value in enumerate(usual)))
 
 
-def test_absorb_repeats_the_last_state_after_an_early_end():
+def test_an_early_end_gives_a_shorter_episode_and_says_whether_it_terminated():
     plan = np.linspace(-1, 1, 6)[:, None]
-    episode = collect(Sandbox(ends=4), plan, 3, horizon=6, absorb=True)
-    np.testing.assert_allclose(episode.states[:, :5, 0] - episode.states[:, :1, 0], [np.cumsum([0, -1, -0.2, 0.6, 1.4])] * 3)
-    assert (episode.states[:, 4:] == episode.states[:, 4:5]).all()
-    np.testing.assert_allclose(episode.rewards[:, :4], episode.states[:, 1:5, 0])
-    assert (episode.rewards[:, 4:] == 0).all() and (episode.actions == plan).all()
-    assert collect(Sandbox(ends=6), plan, 1, horizon=6).states.shape == (1, 7, 1)  # Ending at the last step is not early.
-    both = collect(Sandbox(ends=4, truncates=True), plan, 3, horizon=6, absorb=True)  # A limit at a true end changes nothing.
-    assert (both.rewards[:, 4:] == 0).all()
+    env = Sandbox(ends=4)
+    episode = collect(env, plan, 3, horizon=6)
+    np.testing.assert_allclose(episode.states[:, :, 0] - episode.states[:, :1, 0], [np.cumsum([0, -1, -0.2, 0.6, 1.4])] * 3)
+    np.testing.assert_allclose(episode.rewards, episode.states[:, 1:, 0])
+    assert (episode.actions == plan[:4]).all() and env.t == 4  # No step after the end.
+    assert (episode.length == 4).all() and episode.terminated.all()
+    truncated = collect(TimeLimit(Sandbox(), 4), plan, 1, horizon=6)
+    assert truncated.horizon == 4 and truncated.length is None and truncated.terminated is None
+    both = collect(Sandbox(ends=4, truncates=True), plan, 3, horizon=6)  # A limit at a true end changes nothing.
+    assert both.terminated.all()
+    last = collect(Sandbox(ends=6), plan, 1, horizon=6)
+    assert last.horizon == 6 and last.terminated.all()
+    assert collect(Sandbox(), plan, 1, horizon=6).terminated is None
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), ended=st.integers(0, 63), steps=st.integers(1, 30))
+def test_episodes_of_any_lengths_are_padded_to_the_longest_and_steps_count_as_they_happen(lengths, ended, steps):
+    ends = [bool(ended >> i & 1) for i in range(len(lengths))]
+    play = lambda *args, **options: collect(Scripted(lengths, ends), PLAN, *args, horizon=5, progress=NoProgress(), **options)
+    episodes = play(len(lengths), key=KEY)
+    assert episodes.horizon == max(lengths) and np.sum(episodes.mask, axis=1).tolist() == lengths
+    assert np.broadcast_to(False if episodes.terminated is None else episodes.terminated, len(ends)).tolist() == ends
+    assert (episodes.length is None) == (min(lengths) == max(lengths) and not any(ends))
+    assert np.asarray(episodes.rewards).sum(1).tolist() == lengths
+    steps = min(steps, sum(lengths))
+    enough = play(steps=steps, key=KEY)
+    assert len(enough) == 1 + np.searchsorted(np.cumsum(lengths), steps)
+    size = enough.horizon
+    np.testing.assert_array_equal(enough.states, np.asarray(episodes.states)[: len(enough), : size + 1])
+
+
+class Scripted(gymnasium.Env):
+    """Episodes of the given lengths, some of which terminate and the others are truncated. Every step is worth 1."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (1,), np.float64), Box(-1.0, 1.0, (1,))
+
+    def __init__(self, lengths, ended):
+        self.ends = iter(zip(lengths, ended, strict=True))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.end = 0, next(self.ends)
+        return self.np_random.normal(size=1), {}
+
+    def step(self, action):
+        self.t += 1
+        length, ended = self.end
+        return self.np_random.normal(size=1), 1.0, self.t == length and ended, self.t == length and not ended, {}
 
 
 class Linear(gymnasium.Env):
@@ -262,18 +302,12 @@ MISUSES = {
     "no horizon": (lambda: GymnasiumTask(Sandbox()), "has no time limit; pass horizon="),
     "horizon 0": (lambda: gathered(horizon=0), "horizon=0.*at least 1"),
     "no episodes": (lambda: gathered(episodes=0), "episodes=0"),
-    "an early end": (
-        lambda: gathered(ends=3),
-        "ended at step 2, but all episodes must have 5 steps; pass absorb=True.*terminate_when_unhealthy",
+    "episodes and steps": (
+        lambda: collect(Sandbox(), PLAN, 1, steps=5, horizon=5),
+        "collect got episodes=1 and steps=5; give the number of one of them",
     ),
-    "a time limit": (
-        lambda: gathered(returns={3: True}),
-        "truncated the episode after 1 of 5 steps.*pass horizon=1, or.*max_episode_steps=5",
-    ),
-    "a time limit, absorbed": (
-        lambda: collect(TimeLimit(Sandbox(), 4), PLAN, 1, horizon=5, absorb=True),
-        "truncated the episode after 4 of 5 steps.*pass horizon=4, or.*max_episode_steps=5",
-    ),
+    "neither episodes nor steps": (lambda: gathered(episodes=None), "episodes=None and steps=None; give the number of one"),
+    "no steps": (lambda: collect(Sandbox(), PLAN, steps=0, horizon=5), "steps=0.*at least 1"),
     "a reward as an array": (
         lambda: gathered(returns={1: np.ones(1)}),
         r"reward of step 0 must be one real number, got float64\[1\]; fix",
