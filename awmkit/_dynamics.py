@@ -223,8 +223,8 @@ class AbstractDynamics(eqx.Module):
         return carry
 
     def episodes_at_a_time(self, horizon: int) -> int | None:
-        """Return how many episodes of a batch run at a time on a CPU, where all their steps run at once, or `None`, the default, for
-        the whole batch.
+        """Return how many episodes of a batch run at a time on a CPU, where all their steps run at once or `fit` differentiates their
+        losses, or `None`, the default, for the whole batch.
 
         Groups are faster where the intermediate values of a batch do not fit in the CPU cache.
         """

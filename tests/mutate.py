@@ -177,6 +177,13 @@ MUTANTS = (
         "models/test_models.py::test_microbatches_give_the_loss_and_gradient_of_the_whole_batch",
     ),
     Mutant(
+        "a CPU differentiates a whole microbatch at a time",
+        "learning/_minibatch.py",
+        "cpu=in_groups(few)",
+        "cpu=in_groups(bound)",
+        "models/test_models.py::test_an_update_takes_each_group_as_a_whole_on_a_cpu_and_all_episodes_at_once_elsewhere[HWM]",
+    ),
+    Mutant(
         "each chunk of a linear state space starts from the initial memory",
         "models/backbones/_state_space.py",
         "lambda x, chunk: self._append_chunk(x, chunk)",

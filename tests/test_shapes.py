@@ -597,7 +597,7 @@ NO_ARRAYS = {
     # Ignore their arguments.
     *("AbstractDynamics.init", "AbstractDynamics.resize_carry", "AbstractBackbone.resize", "MJXTask.init"),
     *("AbstractBackbone.sequences_at_a_time", "Transformer.sequences_at_a_time"),
-    *("AbstractDynamics.episodes_at_a_time", "AWM.episodes_at_a_time"),
+    *("AbstractDynamics.episodes_at_a_time", "AWM.episodes_at_a_time", "HWM.episodes_at_a_time"),
     *("AbstractMethod.episodes_at_a_time", "Parallel.episodes_at_a_time"),
     # Called with arguments that a public function has checked.
     *(

@@ -19,7 +19,7 @@ from .._normaliser import is_stacked, Normaliser, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import check_episodes, Trajectory
 from ..models import AbstractTrainable
-from ._minibatch import check_microbatch_size, minibatch_step
+from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
 from ._model_checks import check_model, normalise_by, warn_of_large_actions
 from ._optimise import check_trains
 from ._sharding import check_mesh, gather, place, split
@@ -88,10 +88,9 @@ def fit(
     - `key`: for the split into training and held-out episodes, and for the batches.
     - `updates`: number of updates, 1000 by default.
     - `batch_size`: number of episodes per update, 64 by default, drawn with replacement.
-    - `microbatch_size`: number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
-      Gradients are accumulated, so the result is equal up to rounding and less memory is needed. On a CPU it is faster too if
-      the activations of few episodes fit in the cache: by 1.2 (16 of 64, two cores) to 1.9 times (2 of 64, one core) for a
-      transformer.
+    - `microbatch_size`: largest number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
+      Gradients are accumulated, so the result is equal up to rounding and less memory is needed. A CPU takes smaller groups by
+      itself if the model asks for them (`AbstractDynamics.episodes_at_a_time`), as one with a transformer does.
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default; also one that reads the loss of the batch, such as
       `optax.lbfgs()`. Gradients are clipped only if it clips them.
     - `holdout`: share of the episodes held out to measure `FitResult.held_out`, in [0, 1), 0.1 by default.
@@ -147,7 +146,8 @@ def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, 
         drawn = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, episodes.states.shape[0])
         batch = split(jtu.tree_map(lambda x: x[drawn], episodes), mesh, "batch_size")
         loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-        weights, optimiser_state, value = minibatch_step(loss, weights, batch, optimiser, optimiser_state, microbatch_size)
+        few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1])
+        weights, optimiser_state, value = minibatch_step(loss, weights, batch, optimiser, optimiser_state, microbatch_size, few)
         return weights, optimiser_state, losses.at[i].set(value)
 
     return gather(lax.fori_loop(start, stop, update, carry), mesh)

@@ -1,6 +1,6 @@
 """Minibatch gradient descent on whole episodes, shared by `fit` and `train`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import jax
@@ -11,7 +11,9 @@ from jax import lax
 from jaxtyping import PyTree, Scalar
 
 from .._checks import check_counts
+from .._dynamics import AbstractDynamics
 from .._trajectory import Trajectory
+from ..models._trainable import AbstractTrainable
 from ._optimise import descend
 
 W = TypeVar("W")
@@ -26,21 +28,41 @@ def check_microbatch_size(name: str, microbatch_size: int | None, batch_size: in
         )
 
 
+def episodes_at_a_time(models: Iterable[AbstractTrainable], horizon: int) -> int | None:
+    """How many episodes are differentiated at a time on a CPU: the fewest that a model asks for, or `None` for all."""
+    sizes = (model.episodes_at_a_time(horizon) for model in models if isinstance(model, AbstractDynamics))
+    return min((size for size in sizes if size is not None), default=None)
+
+
 def loss_and_gradient(
-    loss: Callable[[W, Trajectory], Scalar], weights: W, batch: Trajectory, microbatch_size: int | None
+    loss: Callable[[W, Trajectory], Scalar],
+    weights: W,
+    batch: Trajectory,
+    microbatch_size: int | None,
+    at_a_time: int | None = None,
 ) -> tuple[Scalar, W]:
     """The mean of `loss(weights, episode)` over the episodes of a batch, and its gradient with respect to `weights`.
 
-    Gradients are accumulated over groups of `microbatch_size` episodes, so that memory does not grow with the batch. Small
-    groups are faster too where the activations of the whole batch do not fit in the CPU cache.
+    Gradients are accumulated over groups of `microbatch_size` episodes, so that memory does not grow with the batch. A CPU takes
+    smaller groups, of at most `at_a_time` episodes, whose activations fit in its cache.
     """
     mean = jax.value_and_grad(lambda weights, group: jnp.mean(jax.vmap(lambda x: loss(weights, x))(group)))
     count = batch.actions.shape[0]
-    if microbatch_size is None or microbatch_size == count:
+    bound = microbatch_size or count
+    few = max(n for n in range(1, min(bound, at_a_time or bound) + 1) if bound % n == 0)
+    in_groups = lambda size: lambda weights, batch: _mean_of_groups(mean, weights, batch, size)
+    if few == bound:
+        return in_groups(bound)(weights, batch)
+    return lax.platform_dependent(weights, batch, cpu=in_groups(few), default=in_groups(bound))
+
+
+def _mean_of_groups(mean: Callable[[W, Trajectory], tuple[Scalar, W]], weights: W, batch: Trajectory, size: int):
+    """The mean of `mean(weights, group)` over groups of `size` episodes, one group after the other."""
+    groups = batch.actions.shape[0] // size
+    if groups == 1:
         return mean(weights, batch)
-    groups = count // microbatch_size
     # Neighbours go to different groups: devices that share the batch then share every group evenly.
-    grouped = jtu.tree_map(lambda x: jnp.moveaxis(x.reshape(microbatch_size, groups, *x.shape[1:]), 1, 0), batch)
+    grouped = jtu.tree_map(lambda x: jnp.moveaxis(x.reshape(size, groups, *x.shape[1:]), 1, 0), batch)
     add = lambda total, group: (jtu.tree_map(jnp.add, total, mean(weights, group)), None)
     shapes = jax.eval_shape(mean, weights, jtu.tree_map(lambda x: x[0], grouped))
     total, _ = lax.scan(add, jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), grouped)
@@ -54,9 +76,12 @@ def minibatch_step(
     optimiser: optax.GradientTransformation,
     optimiser_state: PyTree,
     microbatch_size: int | None,
+    at_a_time: int | None,
 ) -> tuple[PyTree, PyTree, Scalar]:
     """One optimiser step. Returns the new weights, the optimiser's new state and the loss before the step."""
-    value, gradient = loss_and_gradient(loss, weights, batch, microbatch_size)
-    mean = lambda weights: loss_and_gradient(loss, weights, batch, microbatch_size)[0]
-    optimiser_state, weights = descend(optimiser, optimiser_state, weights, gradient, loss=mean, value=value)
+    of_batch = lambda weights: loss_and_gradient(loss, weights, batch, microbatch_size, at_a_time)
+    value, gradient = of_batch(weights)
+    optimiser_state, weights = descend(
+        optimiser, optimiser_state, weights, gradient, loss=lambda weights: of_batch(weights)[0], value=value
+    )
     return weights, optimiser_state, value

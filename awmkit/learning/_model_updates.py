@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Int, PRNGKeyArray, PyTree, Scalar
 from .._checks import check_counts, check_optimiser
 from .._normaliser import trainable
 from ..models._trainable import AbstractTrainable
-from ._minibatch import check_microbatch_size, minibatch_step
+from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
 from ._replay import Replay
 
 
@@ -22,8 +22,8 @@ class ModelUpdates(eqx.Module):
     - `steps_per_update`: number of environment steps per update, 2 by default; may be less than 1 for several updates per
       step. If `Metrics.model_error` stays near 1, fit more: lower this.
     - `batch_size`: number of whole episodes per update, 64 by default, drawn with replacement.
-    - `microbatch_size`: number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
-      Smaller values save memory, and on a CPU also time; see `awmkit.fit`.
+    - `microbatch_size`: largest number of episodes that are differentiated at a time, a divisor of `batch_size`; all by
+      default. Smaller values save memory; see `awmkit.fit`.
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default.
     - `initial_updates`: number of updates right after the warm-up, 0 by default. Some hundreds let the first policy updates
       use a fitted model.
@@ -71,13 +71,14 @@ def update_models(
     if not models:
         return models, optimiser_state, zero
     weights, rest = eqx.partition(models, trainable(models))
+    few = episodes_at_a_time(models.values(), replay.episodes.actions.shape[1])
     loss = lambda weights, episode: sum((m.loss(episode) for m in eqx.combine(weights, rest).values()), zero)
 
     def update(i, carry):
         weights, optimiser_state, total = carry
         batch = replay.sample(jax.random.fold_in(key, i), settings.batch_size, recency=settings.recency)
         weights, optimiser_state, value = minibatch_step(
-            loss, weights, batch, settings.optimiser, optimiser_state, settings.microbatch_size
+            loss, weights, batch, settings.optimiser, optimiser_state, settings.microbatch_size, few
         )
         return weights, optimiser_state, total + value
 

@@ -72,6 +72,9 @@ class HWM(AbstractWorldModel):
         carry, feature = self.backbone.step(carry, token, t, key=key)
         return carry, self.decode(self.head(feature), state, t)
 
+    def episodes_at_a_time(self, horizon):
+        return self.backbone.sequences_at_a_time(horizon)
+
     def teacher_forced(self, states, actions):
         check_sequence("HWM.teacher_forced", self, states, actions)
         steps = jnp.arange(actions.shape[0])

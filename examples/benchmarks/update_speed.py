@@ -29,7 +29,7 @@ from raw import arguments, markdown, Raw, until_stopped
 from speed import ACTIONS, first_run, in_turns, multiplications, ON_GPU, rate, STATES, SYSTEMS, WIDTH
 
 from awmkit import AWM, Trajectory
-from awmkit.learning._minibatch import loss_and_gradient  # the update of `fit` without its loop
+from awmkit.learning._minibatch import episodes_at_a_time, loss_and_gradient  # the update of `fit` without its loop
 
 EPISODES, LENGTH, FEW = 64, 100, 16  # episodes, their steps, and the smaller microbatch
 LEARNED = [name for name in SYSTEMS if "AWM" in name or name in ("HWM transformer", "Markov")]
@@ -100,10 +100,11 @@ def measure(name: str, raw: Raw, config: dict[str, Any], options) -> None:
     try:
         for (model_name, model), microbatch_size in product(models.items(), (EPISODES, FEW)):
             weights, rest = eqx.partition(model, eqx.is_inexact_array)
+            few = episodes_at_a_time([model], LENGTH)
 
-            def update(weights, memory, states, rest=rest, microbatch_size=microbatch_size):
+            def update(weights, memory, states, rest=rest, microbatch_size=microbatch_size, few=few):
                 loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-                _, grads = loss_and_gradient(loss, weights, Trajectory(states, actions), microbatch_size)
+                _, grads = loss_and_gradient(loss, weights, Trajectory(states, actions), microbatch_size, few)
                 steps, memory = optimiser.update(grads, memory)
                 return eqx.apply_updates(weights, steps), memory
 

@@ -30,9 +30,10 @@ from awmkit import (
 )
 from awmkit._normaliser import trainable
 from awmkit._reward import score
-from awmkit.learning._minibatch import loss_and_gradient
+from awmkit.learning._minibatch import episodes_at_a_time, loss_and_gradient
 from awmkit.learning._train_state import _model_error
 from awmkit.models import AbstractWorldModel
+from awmkit.models.backbones import _transformer
 from awmkit.tasks import LinearQuadratic, spiral
 
 MODELS = [name for name in DYNAMICS if isinstance(DYNAMICS[name](), AbstractWorldModel) and "from" not in name]
@@ -327,17 +328,29 @@ def test_losses_and_predictions_broadcast_nothing_implicitly(name):
 
 
 @functools.cache
-def _loss_and_gradient(microbatch_size):
+def _loss_and_gradient(microbatch_size, at_a_time):
     weights, rest = eqx.partition(DYNAMICS["AWM GRU"](), eqx.is_inexact_array)
     loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-    return jax.jit(lambda batch: loss_and_gradient(loss, weights, batch, microbatch_size=microbatch_size))
+    return jax.jit(lambda batch: loss_and_gradient(loss, weights, batch, microbatch_size, at_a_time))
 
 
-@given(microbatch_size=st.sampled_from([1, 4, 12]), seed=st.integers(0, 9))
-def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(microbatch_size, seed):
+@given(sizes=st.sampled_from([(1, None), (4, None), (12, 12), (None, 5), (6, 4)]), seed=st.integers(0, 9))
+def test_microbatches_give_the_loss_and_gradient_of_the_whole_batch(sizes, seed):
     batch = jax.tree.map(lambda x: jax.random.permutation(jax.random.key(seed), x), _episodes(12))
-    in_parts, whole = (_loss_and_gradient(n)(batch) for n in (microbatch_size, None))
+    in_parts, whole = (_loss_and_gradient(*n)(batch) for n in (sizes, (None, None)))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), in_parts, whole)
+
+
+@pytest.mark.parametrize("make", [AWM, HWM])
+def test_an_update_takes_each_group_as_a_whole_on_a_cpu_and_all_episodes_at_once_elsewhere(make, monkeypatch):
+    monkeypatch.setattr(_transformer, "TOKENS", 4 * HORIZON)
+    model = make(3, 2, Transformer(12, 1, 3, key=jax.random.key(0)), key=jax.random.key(1))
+    few = episodes_at_a_time([model, Markov(3, 2, width=4, key=jax.random.key(2))], HORIZON)
+    weights, rest = eqx.partition(model, eqx.is_inexact_array)
+    loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
+    update = jax.jit(lambda weights, batch: loss_and_gradient(loss, weights, batch, None, few)).trace(weights, _episodes(12))
+    loops = [update.lower(lowering_platforms=(name,)).as_text().count("stablehlo.while") for name in ("cpu", "cuda")]
+    assert few == 4 and loops == [1, 0]
 
 
 @pytest.mark.usefixtures("optax_promotes")
