@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ._checks import check_counts, check_shapes, describe
 from ._norms import rms, scale_of
+from ._trajectory import Trajectory
 
 T = TypeVar("T", bound=PyTree)
 
@@ -48,37 +49,58 @@ class Normaliser(eqx.Module):
         """Whether the statistics come from data: those of a new normaliser are shift 0 and scale 1."""
         return jnp.any(self.shift != 0) | jnp.any(self.scale != 1)
 
-    def fitted(self, data: Float[Array, "*batch D"]) -> "Normaliser":
+    def fitted(self, data: Float[Array, "*batch D"], mask: Bool[Array, "*batch"] | None = None) -> "Normaliser":
         """Return this normaliser with the statistics of `data`, whether it was set or not.
 
         An entry that does not vary is shifted but not scaled. With `per_step_scale`, the scale of a step is at least 2 % of the
         scale over all steps, so that predictions can leave the mean everywhere.
 
-        **Arguments:** `data`: shape (N, D), or with any other leading axes; (N, T, D) with `per_step`.
+        With `per_step` and a mask, some steps may have few rows. Those with less than a tenth of N rows, or less than 8 (or N, if
+        that is smaller), share the statistics of all their rows together, or, if even these are that few, those of the last step
+        that has enough.
+
+        **Arguments:** `data`: shape (N, D), or with any other leading axes; (N, T, D) with `per_step`. `mask`: which rows count,
+        the shape of `data` without D; all by default. Other rows are not read.
 
         **Raises:** `ValueError` if `data` has no row, a number of entries other than D, a dtype that is not floating point, or
         entries that are not finite.
         """
         size = self.shift.shape[-1]
         leading = ("N", "T") if self.per_step else ("*",)
-        check_shapes("Normaliser.fitted", "give one row per sample", data=(data, (*leading, size)))
+        given = {"data": (data, (*leading, size))} | ({} if mask is None else {"mask": (mask, leading)})
+        check_shapes("Normaliser.fitted", "give one row per sample", **given)
         if not data.size:
             raise ValueError(f"data must have at least one row, got {describe(data)}; give more data.")
         data = jnp.asarray(data)
         if not jnp.issubdtype(data.dtype, jnp.floating):
             raise ValueError(f"data must be floating point, got {describe(data)}; pass them .astype(float).")
+        if mask is not None:
+            mask = jnp.asarray(mask)
+            if mask.dtype != bool:
+                raise ValueError(f"mask must be of True and False, got {describe(mask)}; pass mask.astype(bool).")
+            if not isinstance(mask, Tracer) and not bool(mask.any()):
+                raise ValueError("mask leaves no row of data; give at least one row.")
+            data = jnp.where(mask[..., None], data, 0)
         if not isinstance(data, Tracer) and not bool(jnp.isfinite(data).all()):
             raise ValueError("data must be finite, got NaN or infinity; leave out such rows.")
         unit = scale_of(data, tuple(range(data.ndim - 1))).reshape(size)
         data = data / jnp.broadcast_to(unit, data.shape)  # Otherwise the squares of 1e20 overflow, and those of 1e-23 vanish.
         rows = data.reshape(-1, size)
-        shift = jnp.mean(data, axis=0) if self.per_step else jnp.mean(rows, axis=0)
-        spread = jnp.std((data - jnp.broadcast_to(shift, data.shape)).reshape(rows.shape), axis=0)
+        if mask is None:
+            shift = jnp.mean(data, axis=0) if self.per_step else jnp.mean(rows, axis=0)
+            spread = jnp.std((data - jnp.broadcast_to(shift, data.shape)).reshape(rows.shape), axis=0)
+            deviation = jnp.std(data, axis=0) if self.per_step_scale else spread
+        else:
+            mean = _masked_mean_by_step if self.per_step else _masked_mean
+            shift = mean(data, mask)
+            squares = (data - jnp.broadcast_to(shift, data.shape)) ** 2
+            spread = jnp.sqrt(_masked_mean(squares, mask))
+            deviation = jnp.sqrt(mean(squares, mask)) if self.per_step_scale else spread
         # Below this, the spread is the rounding error of the mean.
         floor = jnp.finfo(data.dtype).eps * jnp.max(jnp.abs(rows), axis=0)
         each = spread
         if self.per_step_scale:
-            each = jnp.maximum(jnp.std(data, axis=0), jnp.broadcast_to(0.02 * spread, shift.shape))
+            each = jnp.maximum(deviation, jnp.broadcast_to(0.02 * spread, shift.shape))
         scale = jnp.maximum(each * jnp.broadcast_to(unit, each.shape), jnp.finfo(data.dtype).tiny)
         scale = jnp.where(jnp.broadcast_to(spread > 8 * floor, each.shape), scale, 1)
         return eqx.tree_at(lambda n: (n.shift, n.scale), self, (shift * jnp.broadcast_to(unit, shift.shape), scale))
@@ -120,6 +142,24 @@ class Normaliser(eqx.Module):
         return lax.stop_gradient(shift), lax.stop_gradient(scale)
 
 
+def _masked_mean(x: Float[Array, "*batch D"], mask: Bool[Array, "*batch"]) -> Float[Array, " D"]:
+    """Return the mean of the rows in the mask. The others are finite."""
+    axes = tuple(range(mask.ndim))
+    return jnp.sum(jnp.where(mask[..., None], x, 0), axis=axes) / jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
+
+
+def _masked_mean_by_step(x: Float[Array, "N T D"], mask: Bool[Array, "N T"]) -> Float[Array, "T D"]:
+    """Return the mean at each step of the rows in the mask; `Normaliser.fitted` says what that is for steps with few rows."""
+    count = jnp.sum(mask, axis=0)
+    enough = max(mask.shape[0] / 10, min(mask.shape[0], 8))
+    often = count >= enough
+    rarely = mask & ~often
+    each = jnp.sum(jnp.where(mask[..., None], x, 0), axis=0) / jnp.maximum(count, 1)[:, None].astype(x.dtype)
+    last = each[mask.shape[1] - 1 - jnp.argmax(often[::-1])]
+    together = jnp.where((jnp.sum(rarely) >= enough) | ~jnp.any(often), _masked_mean(x, rarely), last)
+    return jnp.where(often[:, None], each, jnp.broadcast_to(together, each.shape))
+
+
 def _is_normaliser(x: Any) -> bool:
     return isinstance(x, Normaliser)
 
@@ -152,8 +192,19 @@ def fill(tree: T, fitted: T) -> T:
     return jtu.tree_map(pick, tree, fitted, is_leaf=_is_normaliser)
 
 
-def normalise_inputs(network: T, states: Float[Array, "*batch S"]) -> T:
-    """Return a policy or critic, its `input_norm` set by the statistics of `states` if it has one that is not set."""
+def rows_of(episodes: Trajectory, count: int) -> Bool[Array, "*batch T"] | None:
+    """Return which of the first `count` rows of each episode are no padding: H steps, or H + 1 states. `None` stands for all."""
+    if episodes.length is None:
+        return None
+    return jnp.arange(count) < episodes.length[..., None] + (count - episodes.horizon)
+
+
+def normalise_inputs(network: T, episodes: Trajectory | Float[Array, "*batch S"]) -> T:
+    """Return a policy or critic, its `input_norm` set by the statistics of the episodes' states if it has one that is not set."""
     if not isinstance(norm := getattr(network, "input_norm", None), Normaliser):
         return network
-    return fill(network, eqx.tree_at(lambda n: n.input_norm, network, norm.fitted(states)))
+    if isinstance(episodes, Trajectory):
+        fitted = norm.fitted(episodes.states, rows_of(episodes, episodes.states.shape[-2]))
+    else:
+        fitted = norm.fitted(episodes)
+    return fill(network, eqx.tree_at(lambda n: n.input_norm, network, fitted))

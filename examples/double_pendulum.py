@@ -53,7 +53,7 @@ def fit_models(task, key, updates):
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, updates)))
     errors = {}
     for name, fit_key in zip(models, fit_keys, strict=True):
-        model = models[name].normalised(episodes.states)
+        model = models[name].normalised(episodes)
         fitted = fit(model, episodes, key=fit_key, updates=updates, microbatch_size=16, optimiser=optimiser)
         models[name], errors[name] = fitted.model, fitted.held_out
     return models, errors

@@ -55,7 +55,7 @@ def main():
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, updates)))
     errors, rows = {}, []
     for (name, model), key in zip(models.items(), keys[6:], strict=True):
-        model = model.normalised(episodes.states)  # mean and deviation of the data
+        model = model.normalised(episodes)  # mean and deviation of the data
         fitted = fit(model, episodes, key=key, updates=updates, optimiser=optimiser)
         errors[name] = np.asarray(fitted.held_out)
         rows.append([name, *errors[name][[0, 9, 24, 49]], fitted.seconds])

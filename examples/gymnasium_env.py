@@ -53,7 +53,7 @@ def main():
     # Episodes are ordinary data: any model can be fitted to them.
     random_policy = lambda state, t, key: jax.random.uniform(key, (1,), minval=-1)
     episodes = task.collect(random_policy, 10, key=keys[2])
-    fitted = fit(model.normalised(episodes.states), episodes, key=keys[3], updates=300, batch_size=4)
+    fitted = fit(model.normalised(episodes), episodes, key=keys[3], updates=300, batch_size=4)
     fitted_reward = fit(reward.normalised(episodes), episodes, key=keys[4], updates=300, batch_size=4)
     assert fitted.held_out is not None and fitted_reward.held_out is not None
     print(f"held-out error one step ahead: state {fitted.held_out[0]:.2g}, reward {fitted_reward.held_out.mean():.2g}")

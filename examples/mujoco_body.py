@@ -70,7 +70,7 @@ def main():
     keys = jax.random.split(jax.random.key(options.seed), 4)
     draws = jax.random.uniform(keys[0], (episodes, HORIZON // 10, 1), minval=-1).repeat(10, axis=1)  # held for 0.5 s
     data = jax.jit(jax.vmap(lambda actions: unroll(task, actions, start, HORIZON)))(draws)
-    model = AWM(2, 1, GRU(64, key=keys[1]), key=keys[2]).normalised(data.states)
+    model = AWM(2, 1, GRU(64, key=keys[1]), key=keys[2]).normalised(data)
     model = fit(model, data, key=keys[3], updates=fits, optimiser=optax.adam(optax.cosine_decay_schedule(3e-3, fits))).model
 
     plt.rcParams.update(plot.STYLE)

@@ -31,7 +31,7 @@ def fit_and_save(task, path, updates, key):
     build = lambda key: AWM(task.state_size, task.action_size, GRU(16, key=key), key=key)
     actions = jax.random.uniform(data_key, (128, HORIZON, task.action_size), minval=-1)
     episodes = jax.vmap(lambda plan: unroll(task, plan, jnp.ones(task.state_size), HORIZON))(actions)
-    fitted = fit(build(model_key).normalised(episodes.states), episodes, key=fit_key, updates=updates)
+    fitted = fit(build(model_key).normalised(episodes), episodes, key=fit_key, updates=updates)
     save(path, fitted.model, config={"task": "LinearQuadratic", "updates": updates})
     loaded = load(path, build(other_key))  # the structure comes from the new model, every array from the file
     predict = lambda model: unroll(model, actions[0], jnp.ones(task.state_size), HORIZON).states

@@ -47,7 +47,7 @@ def fit_models(task, episodes, updates):
     awm = AWM(task.state_size, task.action_size, LSTM(64, key=keys[2]), key=keys[3])
     markov = Markov(task.state_size, task.action_size, key=keys[2])
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, updates)))
-    learn = lambda model: fit(model.normalised(data.states), data, key=keys[4], updates=updates, optimiser=optimiser).model
+    learn = lambda model: fit(model.normalised(data), data, key=keys[4], updates=updates, optimiser=optimiser).model
     return learn(awm), learn(markov)
 
 

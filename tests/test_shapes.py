@@ -318,6 +318,7 @@ def model_rows():
     markov, awm = MODELS["Markov"], MODELS["AWM"]
     cached = awmkit.AWM(3, 2, BACKBONES["Transformer"], key=KEY)
     of = lambda method: lambda states, actions: method(Trajectory(states, actions))
+    whole = {"states": "N H+1 S", "actions": "N H A"}
     segment = lambda state, actions: awm.rollout_segment(awm.init(STATE, 9), state, actions, 0)[1]
     yield "AWM.rollout_segment", Row(segment, {"state": "S", "actions": "B A"}, "B S")
     yield "AWM.resize_carry", Row(lambda x, y: cached.resize_carry(([(x, y)], STATE), 9)[1], {"x": "T 3 4", "y": "T 3 4"}, "S")
@@ -330,9 +331,9 @@ def model_rows():
     )
     yield (
         "AbstractWorldModel.normalised",
-        Row(lambda states: markov.normalised(states).input_norm.shift, {"states": "N H+1 S"}, "S"),
+        Row(of(lambda x: markov.normalised(x).input_norm.shift), whole, "S"),
     )
-    yield "AWM.normalised", Row(lambda states: awm.normalised(states).input_norm.shift, {"states": "N H+1 S"}, "S")
+    yield "AWM.normalised", Row(of(lambda x: awm.normalised(x).input_norm.shift), whole, "S")
     yield "RewardModel.__call__", Row(REWARD, {"state": "S", "action": "A", "t": "", "next_state": "S"}, "")
     both = lambda method: lambda states, actions, rewards: method(Trajectory(states, actions, rewards))
     yield "RewardModel.target", Row(both(REWARD.target), EPISODES, "* H 1")
@@ -596,7 +597,7 @@ NO_ARRAYS = {
     *("methods.default_method", "GymnasiumTask.init", "GymnasiumTask.step", "GymnasiumTask.reward"),
     # Ignore their arguments.
     *("AbstractDynamics.init", "AbstractDynamics.resize_carry", "AbstractBackbone.resize", "MJXTask.init"),
-    *("AbstractBackbone.sequences_at_a_time", "Transformer.sequences_at_a_time"),
+    *("AbstractBackbone.sequences_at_a_time", "Transformer.sequences_at_a_time", "AbstractTrainable.normalised"),
     *("AbstractDynamics.episodes_at_a_time", "AWM.episodes_at_a_time", "HWM.episodes_at_a_time"),
     *("AbstractMethod.episodes_at_a_time", "Parallel.episodes_at_a_time"),
     # Called with arguments that a public function has checked.

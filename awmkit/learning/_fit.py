@@ -77,8 +77,7 @@ def fit(
     ```
 
     Normalisers of a world model or reward model that are not set get the statistics of the training episodes. Those that are
-    set stay as they are: to replace them, pass `model.normalised(episodes.states)`, or `model.normalised(episodes)` for a
-    reward model.
+    set stay as they are: to replace them, pass `model.normalised(episodes)`.
 
     **Arguments**
 
@@ -211,5 +210,5 @@ def _require_finite(loss: float, update: int) -> None:
     if not np.isfinite(loss):
         raise RuntimeError(
             f"The loss was {loss} after update {update}; lower the learning rate, clip the gradient with "
-            "optax.clip_by_global_norm, or replace statistics of other data with model.normalised(episodes.states)."
+            "optax.clip_by_global_norm, or replace statistics of other data with model.normalised(episodes)."
         )

@@ -12,20 +12,14 @@ from jaxtyping import Array, Float
 from .._checks import describe
 from .._normaliser import fill, normalisers
 from .._trajectory import Trajectory
-from ..models import RewardModel
 from ..models._trainable import AbstractTrainable
-from ..models._world_model import AbstractWorldModel
 
 M = TypeVar("M")
 
 
 def normalise_by(model: M, episodes: Trajectory) -> M:
     """Return the model, its normalisers set by the statistics of the episodes where they were not set."""
-    if isinstance(model, AbstractWorldModel):
-        return fill(model, model.normalised(episodes.states))
-    if isinstance(model, RewardModel):
-        return fill(model, model.normalised(episodes))
-    return model
+    return fill(model, model.normalised(episodes)) if isinstance(model, AbstractTrainable) else model
 
 
 def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax.ShapeDtypeStruct:

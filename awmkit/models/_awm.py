@@ -134,9 +134,9 @@ class AWM(AbstractWorldModel):
         check_shapes("AWM.residual_base", states=(states, ("H+1", self.state_size)))
         return jnp.broadcast_to(states[0], states[1:].shape)
 
-    def normalised(self, states):
+    def normalised(self, episodes):
         # A dynamics used as a cell works in the units of its own states.
-        return self if isinstance(self.backbone, _Cell) else super().normalised(states)
+        return self if isinstance(self.backbone, _Cell) else super().normalised(episodes)
 
 
 class _Cell(AbstractBackbone):

@@ -65,10 +65,10 @@ class Markov(AbstractWorldModel):
         del key
         return carry, self.decode(self.network(self.input_norm.at(t)(state), action, t=t), state, t)
 
-    def teacher_forced(self, states, actions):
+    def teacher_forced(self, states, actions, t=0):
         check_sequence("Markov.teacher_forced", self, states, actions)
         step = lambda s, a, t: self.step(None, s, a, t)[1]
-        return jax.vmap(step)(states[:-1], actions, jnp.arange(actions.shape[0]))
+        return jax.vmap(step)(states[:-1], actions, t + jnp.arange(actions.shape[0]))
 
     def residual_base(self, states):
         check_shapes("Markov.residual_base", states=(states, ("H+1", self.state_size)))

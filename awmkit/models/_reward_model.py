@@ -2,15 +2,13 @@
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from .._checks import check_counts, check_shapes, kind
-from .._normaliser import Normaliser
-from .._trajectory import check_episodes, Trajectory
+from .._checks import check_counts, check_shapes
+from .._normaliser import Normaliser, rows_of
 from ._residual_mlp import ResidualMLP
-from ._trainable import AbstractTrainable, check_sequence
+from ._trainable import AbstractTrainable, check_data, check_sequence
 
 
 class RewardModel(AbstractTrainable):
@@ -75,27 +73,18 @@ class RewardModel(AbstractTrainable):
         change = (next_state - state) / lax.stop_gradient(self.input_norm.scale)
         return self.output_norm.inverse(self.network(self.input_norm(state), change, action, t=t))[0]
 
-    def normalised(self, episodes: Trajectory) -> "RewardModel":
-        """Return this model with the mean and standard deviation of the episodes' states and rewards in its normalisers.
-
-        Statistics that were set are replaced. `awmkit.fit` and `awmkit.train` set only those that are not set. Weights do not
-        change, so call it before the first `fit`, or to move a model to data in other units.
-
-        **Arguments:** `episodes`: a `Trajectory` with rewards and a leading axis.
-
-        **Raises:** `ValueError` if `episodes` is not a `Trajectory` of whole episodes, or has no rewards.
-        """
-        if not isinstance(episodes, Trajectory):
-            raise ValueError(
-                f"RewardModel.normalised needs a Trajectory with rewards, got {kind(episodes)}; pass whole episodes."
-            )
-        check_episodes("RewardModel.normalised", episodes, state_size=self.state_size, action_size=self.action_size)
-        statistics = self.input_norm.fitted(episodes.states), self.output_norm.fitted(self.target(episodes))
+    def normalised(self, episodes):
+        check_data("RewardModel.normalised", self, episodes)
+        states, rewards = episodes.states, self.target(episodes)
+        statistics = (
+            self.input_norm.fitted(states, rows_of(episodes, states.shape[1])),
+            self.output_norm.fitted(rewards, rows_of(episodes, rewards.shape[1])),
+        )
         return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
 
     def loss(self, episode):
         errors = (self.prediction(episode) - self.target(episode)) / lax.stop_gradient(self.output_norm.scale)[None]
-        return 0.5 * jnp.mean(errors**2)
+        return 0.5 * episode.mean_over_steps(errors**2)
 
     def target(self, episodes):
         if episodes.rewards is None:
@@ -107,10 +96,11 @@ class RewardModel(AbstractTrainable):
             actions=(episodes.actions, ("*", "H", self.action_size)),
             rewards=(episodes.rewards, ("*", "H")),
         )
-        return episodes.rewards[..., None]
+        return episodes.filled().rewards[..., None]
 
     def prediction(self, episode):
         check_sequence("RewardModel.prediction", self, episode.states, episode.actions)
-        states, steps = episode.states, jnp.arange(episode.actions.shape[0])
+        episode = episode.filled()
+        states = episode.states
         step = lambda s, a, t, n: self(s, a, t, n)  # A bound method under vmap is hashed, which fails inside grad.
-        return jax.vmap(step)(states[:-1], episode.actions, steps, states[1:])[:, None]
+        return jax.vmap(step)(states[:-1], episode.actions, episode.steps, states[1:])[:, None]

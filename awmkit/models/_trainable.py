@@ -1,12 +1,15 @@
 """The interface of everything that `awmkit.fit` can fit."""
 
 import abc
+from typing import TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, Scalar
 
-from .._checks import check_shapes
-from .._trajectory import Trajectory
+from .._checks import check_shapes, kind
+from .._trajectory import check_episodes, Trajectory
+
+T = TypeVar("T", bound="AbstractTrainable")
 
 
 class AbstractTrainable(eqx.Module):
@@ -14,6 +17,9 @@ class AbstractTrainable(eqx.Module):
 
     `fit` minimises the mean of `loss` over batches of episodes, and reports the error of `prediction` against `target` on the
     episodes it holds out. All floating-point arrays are trained, except those in an `awmkit.Normaliser`.
+
+    Episodes of unequal length share arrays of one size, and have a `length`. `episode.mean_over_steps` leaves the padding out of
+    a loss.
 
     **Fields** a subclass defines
 
@@ -33,14 +39,15 @@ class AbstractTrainable(eqx.Module):
         action_size: int = eqx.field(static=True)
 
         def loss(self, episode):
-            return jnp.mean((self.prediction(episode) - self.target(episode)) ** 2)
+            return episode.mean_over_steps((self.prediction(episode) - self.target(episode)) ** 2)
 
         def target(self, episodes):
-            change = episodes.states[..., 1:, :] - episodes.states[..., :-1, :]
+            states = episodes.filled().states
+            change = states[..., 1:, :] - states[..., :-1, :]
             return jnp.linalg.norm(change, axis=-1, keepdims=True)
 
         def prediction(self, episode):
-            return jax.vmap(self.network)(episode.actions)
+            return jax.vmap(self.network)(episode.filled().actions)
     ```
     """
 
@@ -49,7 +56,7 @@ class AbstractTrainable(eqx.Module):
 
     @abc.abstractmethod
     def loss(self, episode: Trajectory) -> Scalar:
-        """Return the training loss of one episode.
+        """Return the training loss of one episode, the mean over the steps that happened. `fit` weighs it by their number.
 
         awmkit's own models return 0.5 times the mean square error, with the targets in units of their standard deviation.
         """
@@ -62,7 +69,29 @@ class AbstractTrainable(eqx.Module):
     def prediction(self, episode: Trajectory) -> Float[Array, "H D"]:
         """Return the prediction for one episode, shape (H, D), made in the way the model will be used: open loop for a world model."""
 
+    def normalised(self: T, episodes: Trajectory) -> T:
+        """Return this model with statistics of the N episodes in its normalisers. By default the model as it is.
+
+        Statistics that were set are replaced. `awmkit.fit` and `awmkit.train` set only those that are not set. Weights do not
+        change, so call it before the first `fit`, or to move a model to data in other units.
+
+        **Arguments:** `episodes`: a `Trajectory` with a leading axis.
+
+        **Raises:** `ValueError` if `episodes` is not a `Trajectory` of N episodes, or lacks what the model predicts.
+        """
+        del episodes
+        return self
+
 
 def check_sequence(who: str, model: AbstractTrainable, states, actions) -> None:
     """Raise unless these are the states (H+1, S) and actions (H, A) of one episode."""
     check_shapes(who, states=(states, ("H+1", model.state_size)), actions=(actions, ("H", model.action_size)))
+
+
+def check_data(who: str, model: AbstractTrainable, episodes: Trajectory) -> None:
+    """Raise unless these are N episodes with the model's sizes."""
+    if not isinstance(episodes, Trajectory):
+        raise ValueError(
+            f"{who} needs a Trajectory of N episodes, got {kind(episodes)}; pass the episodes, not only their states."
+        )
+    check_episodes(who, episodes, state_size=model.state_size, action_size=model.action_size)

@@ -1,7 +1,6 @@
 """The interface of a learned dynamics, with normalisation and residual prediction."""
 
 import abc
-from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -10,12 +9,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import check_shapes
+from .._checks import check_shapes, parameters_of
 from .._dynamics import AbstractDynamics
-from .._normaliser import Normaliser
-from ._trainable import AbstractTrainable, check_sequence
-
-W = TypeVar("W", bound="AbstractWorldModel")
+from .._normaliser import Normaliser, rows_of
+from ._trainable import AbstractTrainable, check_data, check_sequence
 
 
 class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
@@ -34,6 +31,8 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
     **What must hold**
 
     - `teacher_forced` gives the same predictions as calling `step` on the true states, to rounding.
+    - If `step` reads t, `teacher_forced` takes a third parameter, `t=0`, the index of its first step, and calls `step` with t,
+      t + 1, ... A model without it is fitted to windows of episodes as if each began at step 0.
     - If `rollout_segment` is overridden by a parallel pass, it gives the values and gradients of repeated `step`.
 
     ```python
@@ -105,32 +104,41 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
 
     def loss(self, episode):
         check_sequence(f"{type(self).__name__}.loss", self, episode.states, episode.actions)
-        errors = self.teacher_forced(episode.states, episode.actions) - episode.states[1:]
-        return 0.5 * jnp.mean((errors / lax.stop_gradient(self.output_norm.overall)[None]) ** 2)
+        episode = episode.filled()
+        time = {} if episode.t is None or not reads_time(self) else {"t": episode.t}
+        errors = self.teacher_forced(episode.states, episode.actions, **time) - episode.states[1:]
+        return 0.5 * episode.mean_over_steps((errors / lax.stop_gradient(self.output_norm.overall)[None]) ** 2)
 
     def target(self, episodes):
         check_shapes(f"{type(self).__name__}.target", states=(episodes.states, ("*", "H+1", self.state_size)))
-        return episodes.states[..., 1:, :]
+        return episodes.filled().states[..., 1:, :]
 
     def prediction(self, episode):
         check_sequence(f"{type(self).__name__}.prediction", self, episode.states, episode.actions)
-        return self.open_loop(episode.states[0], episode.actions)
+        episode = episode.filled()
+        state, actions = episode.states[0], episode.actions
+        if episode.t is None or not reads_time(self):
+            return self.open_loop(state, actions)
+        return self.rollout_segment(self.init(state, actions.shape[0]), state, actions, episode.t)[1]
 
-    def normalised(self: W, states: Float[Array, "N T S"]) -> W:
-        """Return this model with the mean and standard deviation of the data in its normalisers.
-
-        Statistics that were set are replaced. `awmkit.fit` and `awmkit.train` set only those that are not set. Weights do not
-        change, so call it before the first `fit`, or to move a model to data in other units.
-
-        **Arguments:** `states`: of N whole episodes, shape (N, H+1, S).
-
-        **Raises:** `ValueError` if `states` has another shape.
-        """
-        check_shapes(
-            f"{type(self).__name__}.normalised", "pass episodes.states", states=(states, ("N", "H+1", self.state_size))
-        )
-        targets = states[:, 1:]
+    def normalised(self, episodes):
+        check_data(f"{type(self).__name__}.normalised", self, episodes)
+        if episodes.t is not None and reads_time(self) and (self.input_norm.per_step or self.output_norm.per_step):
+            raise ValueError(
+                f"{type(self).__name__}.normalised got windows of episodes, and has statistics for each step of an episode; pass "
+                "whole episodes, whose t is None."
+            )
+        episodes = episodes.filled()
+        states, targets = episodes.states, episodes.states[:, 1:]
         if self.predict_changes:
             targets = targets - jax.vmap(self.residual_base)(states)
-        statistics = self.input_norm.fitted(states), self.output_norm.fitted(targets)
+        statistics = (
+            self.input_norm.fitted(states, rows_of(episodes, states.shape[1])),
+            self.output_norm.fitted(targets, rows_of(episodes, targets.shape[1])),
+        )
         return eqx.tree_at(lambda m: (m.input_norm, m.output_norm), self, statistics)
+
+
+def reads_time(model: AbstractWorldModel) -> bool:
+    """Return whether `t` of an episode matters to the model. If not, its steps count from the first state it was given."""
+    return "t" in parameters_of(model.teacher_forced)

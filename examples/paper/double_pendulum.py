@@ -125,7 +125,7 @@ def fit_models(setting: Setting, episodes: Trajectory, key: PRNGKeyArray) -> tup
             optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(setting.learning_rate, updates))
         )
         result = fit(
-            model.normalised(episodes.states),
+            model.normalised(episodes),
             episodes,
             key=fit_key,
             updates=updates,

@@ -169,7 +169,7 @@ def run_seed(setting: Setting, seed: int) -> dict:
     task = DrivenDoublePendulum(setting.horizon, spread=setting.spread, pendulum=DoublePendulum(Circles()))
     episodes = collect(task, setting.episodes, data_key)
     models = models_of(setting.horizon, model_key)
-    models = {name: model.normalised(episodes.states) for name, model in models.items()}
+    models = {name: model.normalised(episodes) for name, model in models.items()}
     trained, errors = fit_models(setting, models, episodes, fit_key)
     fresh = collect(task, setting.starts, start_key)
     given = fresh.states[:, 0], fresh.actions

@@ -72,7 +72,7 @@ def fit_model(task: OneBounce, method: str, setting: Setting, key: PRNGKeyArray)
     data_key, model_key, more_key, fit_key = jax.random.split(key, 4)
     actions = jax.random.uniform(data_key, (setting.episodes, task.horizon, 1), minval=-1.0)
     episodes = jax.jit(jax.vmap(lambda a: unroll(task, a, start_of(task), task.horizon)))(actions)
-    model = MODELS[method](task, model_key, more_key).normalised(episodes.states)  # pyright: ignore[reportAttributeAccessIssue]
+    model = MODELS[method](task, model_key, more_key).normalised(episodes)  # pyright: ignore[reportAttributeAccessIssue]
     updates = setting.updates if "transformer" in method else setting.updates_cheap
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, updates)))
     result = fit(model, episodes, key=fit_key, updates=updates, batch_size=setting.batch_size, optimiser=optimiser)

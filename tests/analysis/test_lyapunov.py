@@ -66,7 +66,7 @@ def test_an_accurate_model_has_the_exponents_of_the_system_it_was_fitted_to():
     actions = jax.random.uniform(keys[1], (128, 30, 1), minval=-1.0)
     with jax.numpy_dtype_promotion("standard"):
         episodes = jax.vmap(lambda s, a: unroll(henon, a, s, 30))(starts, actions)
-        model = Markov(2, 1, width=32, depth=1, key=keys[2]).normalised(episodes.states)
+        model = Markov(2, 1, width=32, depth=1, key=keys[2]).normalised(episodes)
         optimiser = optax.adam(optax.cosine_decay_schedule(1e-2, 1500))
         options = {"updates": 1500, "batch_size": 16, "optimiser": optimiser, "progress": NoProgress()}
         model = fit(model, episodes, key=keys[3], **options).model

@@ -313,7 +313,9 @@ MISUSES = {
         r"states have dtype float8_e4m3fn; pass them .astype\(float\)",
     ),
     "statistics of fewer steps than the episodes": (
-        lambda: fit(Markov(2, 1, per_step=True, key=KEY).normalised(STATES[:, :4]), EPISODES, key=KEY),
+        lambda: fit(
+            Markov(2, 1, per_step=True, key=KEY).normalised(Trajectory(STATES[:, :4], ACTIONS[:, :3])), EPISODES, key=KEY
+        ),
         "statistics are those of each of 4 steps, and episodes of 5 steps",
     ),
     "fitting to one episode": (lambda: fit(AWM_20, Trajectory(STATES[:1], ACTIONS[:1]), key=KEY), "at least 2 episodes"),
@@ -370,14 +372,14 @@ MISUSES = {
     "a str as the optimiser": (lambda: _fit(optimiser="adam"), r"optimiser is a str.*optax.adam\(1e-3\)"),
     "a dict as the episodes": (lambda: fit(AWM_20, {"states": STATES}, key=KEY), "episodes are a dict; pass one Trajectory"),
     "a list as the episodes": (lambda: fit(AWM_20, [EPISODES], key=KEY), "episodes are a list; pass one Trajectory"),
-    "a model normalised by a Trajectory": (lambda: AWM_20.normalised(EPISODES), "pass episodes.states"),
+    "a model normalised by states": (lambda: AWM_20.normalised(STATES), r"got float64\[4, 6, 2\]; pass the episodes, not only"),
     "a model normalised by a list of episodes": (
         lambda: AWM_20.normalised([EPISODES] * 50),
-        r"\(N, H\+1, 2\), got a list; pass episodes.states",
+        r"AWM.normalised needs a Trajectory of N episodes, got a list",
     ),
     "a reward model normalised by states": (
         lambda: RewardModel(2, 1, key=KEY).normalised(STATES),
-        "needs a Trajectory with rewards",
+        "RewardModel.normalised needs a Trajectory of N episodes",
     ),
     # Rewards.
     "unroll_grad without a reward": (
@@ -426,8 +428,26 @@ MISUSES = {
         "fit got microbatch_size=8 and batch_size=12; give a divisor",
     ),
     "a fractional number of updates": (lambda: _fit(updates=2.5), "fit got updates=2.5"),
-    "a model normalised by one episode": (lambda: AWM_20.normalised(STATES[0]), r"\(N, H\+1, 2\), got float64\[6, 2\]"),
-    "a model normalised by states of the wrong size": (lambda: AWM_20.normalised(jnp.ones((4, 6, 3))), r"\(N, H\+1, 2\)"),
+    "a model normalised by one episode": (
+        lambda: AWM_20.normalised(Trajectory(STATES[0], ACTIONS[0])),
+        r"\(N, H\+1, 2\) and .*got float64\[6, 2\]",
+    ),
+    "a model normalised by states of the wrong size": (
+        lambda: AWM_20.normalised(Trajectory(jnp.ones((4, 6, 3)), ACTIONS)),
+        r"\(N, H\+1, 2\)",
+    ),
+    "a model with statistics for each step normalised by windows": (
+        lambda: Markov(2, 1, per_step=True, key=KEY).normalised(Trajectory(STATES, ACTIONS, t=jnp.arange(4))),
+        "Markov.normalised got windows of episodes.*whole episodes",
+    ),
+    "a normaliser with a mask of numbers": (
+        lambda: Normaliser(2).fitted(jnp.ones((5, 2)), jnp.ones(5)),
+        r"mask must be of True and False, got float64\[5\]",
+    ),
+    "a normaliser with a mask that leaves nothing": (
+        lambda: Normaliser(2).fitted(jnp.ones((5, 2)), jnp.zeros(5, bool)),
+        "mask leaves no row",
+    ),
     "a normaliser fitted to rows of the wrong size": (
         lambda: Normaliser(3).fitted(jnp.ones((5, 2))),
         r"data of shape \(\.\.\., 3\), got float64\[5, 2\]",

@@ -258,7 +258,7 @@ def test_fitted_models_of_states_and_rewards_give_the_gradient_of_an_environment
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes, which only tests forbid.
         learn = lambda model: fit(model, episodes, key=KEY, updates=3, holdout=0.0, progress=NoProgress()).model
         reward = learn(RewardModel(3, 1, width=8, key=keys[0]).normalised(episodes))
-        world = learn(AWM(3, 1, LSTM(8, key=keys[1]), key=keys[2]).normalised(episodes.states))
+        world = learn(AWM(3, 1, LSTM(8, key=keys[1]), key=keys[2]).normalised(episodes))
     start = task.reset(keys[3])
     value, gradient = unroll_grad(world, policy, start, 20, reward=reward, paths=BPO, check=True)
     assert value.shape == () and sum(jnp.abs(g).sum() for g in jax.tree.leaves(gradient)) > 0

@@ -66,7 +66,7 @@ def main(folder: Path, horizon: int = 5) -> tuple[float, float]:
     keys = jax.random.split(jax.random.key(0), 8)
     task = LinearQuadratic(0.9 * jnp.eye(2), jnp.eye(2), horizon=horizon)
     episodes = collect(task, horizon, keys[0])
-    model = AWM(2, 2, GRU(8, key=keys[1]), key=keys[2]).normalised(episodes.states)
+    model = AWM(2, 2, GRU(8, key=keys[1]), key=keys[2]).normalised(episodes)
     fitted: FitResult[AWM] = fit(model, episodes, key=keys[3], updates=3, batch_size=4, progress=NoProgress())
     save(folder / "model", fitted.model)
     kept: AWM = load(folder / "model", model)

@@ -325,7 +325,9 @@ MISUSES = {
         "states are float32 and the weights of the model float64; use one dtype",
     ),
     "statistics of fewer steps": (
-        lambda: _train(model=Markov(2, 2, per_step=True, key=KEY).normalised(jnp.ones((2, 4, 2)))),
+        lambda: _train(
+            model=Markov(2, 2, per_step=True, key=KEY).normalised(Trajectory(jnp.ones((2, 4, 2)), jnp.ones((2, 3, 2))))
+        ),
         "statistics are those of each of 4 steps, and episodes of 6 steps",
     ),
     "a return scale of 0": (lambda: FullHorizon(return_scale=0.0), "a positive return_scale"),

@@ -69,7 +69,7 @@ def _forced(model, states, actions):
 @functools.cache
 def _predictions(name):
     """Return pairs of predictions that must agree, for one model, by one compiled program."""
-    model = DYNAMICS[name]().normalised(_episodes().states)
+    model = DYNAMICS[name]().normalised(_episodes())
     episode = jax.tree.map(lambda x: x[0], _episodes())
 
     @jax.jit
@@ -124,7 +124,7 @@ def test_a_model_is_resizable_if_its_carry_depends_on_the_horizon_and_resizing_e
 
 
 _teacher_forced = eqx.filter_jit(
-    lambda model, states, actions: jax.vmap(model.normalised(states).teacher_forced)(states, actions)
+    lambda model, states, actions: jax.vmap(model.normalised(Trajectory(states, actions)).teacher_forced)(states, actions)
 )
 
 
@@ -145,6 +145,34 @@ def test_a_normaliser_has_an_inverse_and_leaves_constant_entries_finite():
     normal = normaliser(data)
     assert jnp.allclose(normal.mean(0), 0) and jnp.allclose(normal.std(0), jnp.array([1.0, 0.0]), atol=1e-9)
     assert jnp.allclose(normaliser.inverse(normal), data) and (Normaliser(2)(data) == data).all()
+
+
+@pytest.mark.parametrize("steps", [{}, {"per_step": True}, {"per_step": True, "per_step_scale": True}])
+def test_statistics_are_those_of_the_rows_in_the_mask_and_steps_with_few_rows_share_theirs(steps):
+    data = 5 + jax.random.normal(jax.random.key(0), (40, 6, 2)) * jnp.arange(1.0, 7)[:, None]
+    normaliser, length = Normaliser(2, **steps), jnp.where(jnp.arange(40) < 30, 3, 6).at[:5].set(4)
+    length = length.at[30:34].set(3)  # All 40 reach step 2, 11 reach step 3, and 6 the last two.
+    mask = jnp.arange(6) < length[:, None]
+    found = normaliser.fitted(data, mask)
+    poisoned = normaliser.fitted(jnp.where(mask[..., None], data, jnp.nan), mask)
+    assert eqx.tree_equal(found, poisoned)
+    everything = normaliser.fitted(data, jnp.ones((40, 6), bool))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), everything, normaliser.fitted(data))
+    if not steps:
+        rows = data[mask]
+        np.testing.assert_allclose(found.shift, rows.mean(axis=0))
+        np.testing.assert_allclose(found.scale, rows.std(axis=0))
+        return
+    means = [data[length > t, t].mean(axis=0) for t in range(4)]
+    rest = data[length > 4][:, 4:].reshape(-1, 2)
+    np.testing.assert_allclose(found.shift, jnp.stack([*means, rest.mean(axis=0), rest.mean(axis=0)]))
+    if "per_step_scale" in steps:
+        np.testing.assert_allclose(found.scale[4], rest.std(axis=0))
+        np.testing.assert_allclose(found.scale[1], data[:, 1].std(axis=0))
+    few = normaliser.fitted(data[29:31], mask[29:31])  # One episode of 3 steps and one of 3; then one of 3 and one of 6.
+    assert eqx.tree_equal(few.shift[3:], jnp.broadcast_to(few.shift[2], (3, 2)))
+    few = normaliser.fitted(data[33:35], mask[33:35])
+    np.testing.assert_allclose(few.shift[3:], jnp.broadcast_to(data[34, 3:].mean(axis=0), (3, 2)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64, jnp.bfloat16])
@@ -172,9 +200,7 @@ def test_the_error_of_a_model_does_not_depend_on_the_size_of_its_data():
         episodes = eqx.tree_at(lambda e: e.states, _episodes(), _episodes().states * unit)
         episodes = jax.tree.map(lambda x: x.astype(jnp.float32), episodes)
         model = Markov(3, 2, width=4, per_step=True, key=jax.random.key(0))
-        model = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, model).normalised(
-            episodes.states
-        )
+        model = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, model).normalised(episodes)
         return _model_error(model, episodes), jax.vmap(model.loss)(episodes)
 
     for unit in (1e-20, 1e20):
@@ -188,7 +214,7 @@ def test_with_per_step_a_model_predicts_about_the_mean_trajectory_and_later_abou
     grows = jnp.linspace(0, 1e3, HORIZON + 1)[:, None]
     states = episodes.states * jnp.where(grows > 200, grows, 1e-3) + grows
     model = AWM(3, 2, LSTM(4, key=jax.random.key(0)), predict_changes=False, per_step=True, key=jax.random.key(1))
-    model = model.normalised(states)
+    model = model.normalised(Trajectory(states, episodes.actions))
     targets, steps = model.output_norm, jnp.minimum(jnp.arange(HORIZON + 3), HORIZON - 1)
     normal = jax.vmap(targets.at(jnp.arange(HORIZON)))(states[:, 1:])
     assert jnp.allclose(normal.mean(axis=0), 0)
@@ -234,7 +260,7 @@ def _fit(model, episodes):
 )
 def test_fit_learns_a_system_with_different_units_and_does_not_change_the_normalisers(model):
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
-    model = model.normalised(episodes.states)
+    model = model.normalised(episodes)
     result = _fit(model, episodes)
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
     assert result.losses[-10:].mean() < 0.2 * result.losses[:10].mean()
@@ -253,7 +279,7 @@ def _quick_fit(model, episodes, **options):
 def test_fit_sets_statistics_that_are_not_set_from_the_training_episodes_and_keeps_the_others():
     model, episodes = Markov(3, 2, width=4, key=jax.random.key(0)), _episodes(16, scale=(800.0, 0.04, 1.0))
     assert not model.input_norm.is_set and not model.output_norm.is_set
-    unset, normalised = (_quick_fit(m, episodes) for m in (model, model.normalised(episodes.states)))
+    unset, normalised = (_quick_fit(m, episodes) for m in (model, model.normalised(episodes)))
     for one, other in zip(*map(jax.tree.leaves, (unset.model, normalised.model)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
     partly = eqx.tree_at(lambda m: m.input_norm, model, unset.model.input_norm)
@@ -317,7 +343,7 @@ def test_fit_warns_of_actions_outside_of_the_policies_range(optax_promotes):
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_predictions_broadcast_nothing_implicitly(name):
     def all_of(episodes):
-        model = DYNAMICS[name]().normalised(episodes.states)
+        model = DYNAMICS[name]().normalised(episodes)
         plan = lambda episode: jax.grad(lambda a: jnp.sum(model.open_loop(episode.states[0], a)))(episode.actions)
         return jax.vmap(lambda episode: (model.loss(episode), model.prediction(episode), plan(episode)))(episodes)
 
@@ -387,4 +413,4 @@ def test_an_awm_from_a_dynamics_is_that_dynamics():
     states = system.open_loop(jnp.ones(2), actions)
     assert (awm.open_loop(jnp.ones(2), actions) == states).all()
     # It ignores the units of the data, because a dynamics has its own.
-    assert (awm.normalised(800 * states[None]).open_loop(jnp.ones(2), actions) == states).all()
+    assert (awm.normalised(Trajectory(800 * states[None], actions[None])).open_loop(jnp.ones(2), actions) == states).all()
