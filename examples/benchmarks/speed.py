@@ -138,7 +138,7 @@ def first_states(system: str, horizon: int, batch: int) -> Float[Array, "N S"]:
 
 
 def multiplications(jaxpr, sweeps: float) -> float:
-    """Return the FLOPs of a program's matrix products; `sweeps` is the number of iterations of while loops."""
+    """Return the FLOPs of a program's matrix products on this platform; `sweeps` is the number of iterations of while loops."""
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -146,7 +146,11 @@ def multiplications(jaxpr, sweeps: float) -> float:
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
             total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
         times = {"scan": equation.params.get("length", 1), "while": sweeps}.get(equation.primitive.name, 1)
-        total += times * sum(multiplications(inner, sweeps) for inner in _programs(equation.params.values()))
+        programs = _programs(equation.params.values())
+        if platforms := equation.params.get("branches_platforms"):  # Only one of the branches is compiled.
+            named = [i for i, names in enumerate(platforms) if names is None or jax.default_backend() in names]
+            programs = programs[named[0] : named[0] + 1]
+        total += times * sum(multiplications(inner, sweeps) for inner in programs)
     return total
 
 
