@@ -1,6 +1,7 @@
 """`Trajectory`: the states, actions and rewards of an episode, or of a batch of episodes of unequal length."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -51,25 +52,28 @@ class Trajectory(eqx.Module):
     residual: Float[Array, "*batch"] | None = None
 
     @staticmethod
-    def from_episodes(episodes: Sequence[Any]) -> "Trajectory":
+    def from_episodes(episodes: Iterable[Any]) -> "Trajectory":
         """Return one trajectory of episodes of any lengths, with a leading axis.
 
-        **Arguments:** `episodes`: a list. Each episode has states (n+1, S), actions (n, A), rewards (n,) and `terminated`, as one
-        of these:
+        **Arguments:** `episodes`: a list, a generator, or a data set of Minari. Each episode has states (n+1, S), actions (n, A),
+        rewards (n,) and `terminated`, as one of these:
 
-        - a dictionary with the keys `states` and `actions`, and optionally `rewards` and `terminated`;
+        - a dictionary with the keys `states` and `actions`, and optionally `rewards`, `terminated` and `t`;
         - a tuple of the same, in this order;
         - a `Trajectory` of one episode;
-        - an `EpisodeData` of Minari, or any object with `observations`, `actions`, `rewards` and `terminations`.
+        - an `EpisodeData` of Minari, or any object or dictionary with `observations`, `actions`, and optionally `rewards` and
+          `terminations`.
 
-        Either all episodes have rewards, or none.
+        Either all episodes have rewards, or none. `terminated` is one value, or one for each step, which is true at most at the
+        last one. If some episodes have `t`, it is 0 in the others.
 
         **Returns:** a `Trajectory` in JAX's default float. Its padding repeats the last state, with actions and rewards of 0.
 
         **Raises:** `ValueError` if there is no episode, or, with its index, if the fields of an episode have the wrong shape, are
         not numbers or not finite, have no step, or differ in size from those of the first episode.
         """
-        if isinstance(episodes, Mapping | str | Trajectory) or not hasattr(episodes, "__iter__"):
+        batch = isinstance(episodes, Trajectory) and episodes.actions.ndim > 2
+        if not hasattr(episodes, "__iter__") or isinstance(episodes, Mapping | str | Trajectory) and not batch:
             raise ValueError(f"from_episodes needs a list of episodes, got {kind(episodes)}; pass [episode] for a single one.")
         rows = [_row(i, episode) for i, episode in enumerate(episodes)]
         if not rows:
@@ -95,33 +99,32 @@ class Trajectory(eqx.Module):
             None if first["rewards"] is None else stack("rewards", horizon, "constant"),
             length=jnp.array(length),
             terminated=jnp.array([row["terminated"] for row in rows]),
+            t=None if all(row["t"] is None for row in rows) else jnp.array([row["t"] or 0 for row in rows]),
         )
 
     @staticmethod
-    def concatenate(trajectories: Sequence["Trajectory"]) -> "Trajectory":
+    def concatenate(trajectories: Iterable["Trajectory"]) -> "Trajectory":
         """Return the episodes of several trajectories, each with a leading axis, as one. The longest decides the padding.
 
-        The result has `length` and `terminated`. `sweeps` and `residual` are left out.
+        The result has `length` and `terminated`, and `t` or `survival` if one of them has it. `sweeps` and `residual` are left out.
 
-        **Raises:** `ValueError` if there is none, their sizes differ, or only some of them have rewards, `t` or `survival`.
+        **Raises:** `ValueError` if there is none, their sizes differ, or only some of them have rewards.
         """
-        parts = list(trajectories)
+        parts = [trajectories] if isinstance(trajectories, Trajectory) else list(trajectories)
         if not parts:
             raise ValueError("concatenate got an empty list; pass at least one Trajectory.")
         for part in parts:
             check_episodes("Trajectory.concatenate", part)
-        optional = ("rewards", "t", "survival")
-        for name in optional:
-            if len({getattr(part, name) is None for part in parts}) > 1:
-                raise ValueError(f"Only some of the trajectories have {name}; give it to all of them, or to none.")
+        if len({part.rewards is None for part in parts}) > 1:
+            raise ValueError("Only some of the trajectories have rewards; give them to all, or to none.")
         for name in ("states", "actions"):
             if len(sizes := sorted({getattr(part, name).shape[-1] for part in parts})) > 1:
                 raise ValueError(f"The {name} of the trajectories have {sizes} entries; concatenate those of one size.")
-        horizon = max(part.actions.shape[1] for part in parts)
+        horizon = max(part.horizon for part in parts)
         padded = [part._resized(horizon) for part in parts]
         join = lambda name: jnp.concatenate([getattr(part, name) for part in padded])
-        fields = [name for name in optional if getattr(parts[0], name) is not None]
-        return Trajectory(**{name: join(name) for name in ("states", "actions", "length", "terminated", *fields)})
+        optional = [name for name in ("rewards", "t", "survival") if any(getattr(part, name) is not None for part in parts)]
+        return Trajectory(**{name: join(name) for name in ("states", "actions", "length", "terminated", *optional)})
 
     @property
     def horizon(self) -> int:
@@ -133,12 +136,12 @@ class Trajectory(eqx.Module):
         """Whether each step happened, shape (..., H)."""
         if self.length is None:
             return jnp.ones(self.actions.shape[:-1], bool)
-        return jnp.arange(self.horizon) < self.length[..., None]
+        return jnp.arange(self.horizon) < jnp.asarray(self.length)[..., None]
 
     @property
     def steps(self) -> Int[Array, "*batch H"]:
         """Index of each step within its episode, shape (..., H)."""
-        first = 0 if self.t is None else self.t[..., None]
+        first = 0 if self.t is None else jnp.asarray(self.t)[..., None]
         return jnp.broadcast_to(first + jnp.arange(self.horizon), self.actions.shape[:-1])
 
     def returns(self, discount: ScalarLike = 1.0) -> Float[Array, "*batch"]:
@@ -152,13 +155,14 @@ class Trajectory(eqx.Module):
             raise ValueError("This trajectory has no rewards; pass reward=task.reward to the unroll.")
         fix = "pass one reward per step and one discount"
         check_shapes("Trajectory.returns", fix, rewards=(self.rewards, ("*", "H")), discount=(discount, ()))
-        rewards = self.rewards if self.length is None else jnp.where(self.mask, self.rewards, 0)
-        rewards = rewards if self.survival is None else self.survival * rewards
+        happened = lambda x: x if self.length is None else jnp.where(self.mask, x, 0)
+        rewards = happened(self.rewards)
+        rewards = rewards if self.survival is None else happened(self.survival) * rewards
         if isinstance(discount, int | float) and discount == 1:
             return jnp.sum(rewards, axis=-1)
         return jnp.sum(discounts(discount, rewards.shape[-1], rewards.dtype) * rewards, axis=-1)
 
-    def mean_over_steps(self, values: Float[Array, "..."]) -> Float[Array, ""]:
+    def mean_over_steps(self, values: Array) -> Float[Array, ""]:
         """Return the mean of `values` over the steps that happened, and over all later axes. Padding is not read.
 
         ```python
@@ -168,11 +172,18 @@ class Trajectory(eqx.Module):
         ```
 
         **Arguments:** `values`: one value or more per step, shape (..., H, ...).
+
+        **Raises:** `ValueError` if the values do not begin with the axes of the steps.
         """
+        values, steps = jnp.asarray(values), self.actions.shape[:-1]
+        if values.shape[: len(steps)] != steps:
+            needed = f"({', '.join(map(str, steps))}, ...)"
+            raise ValueError(f"mean_over_steps needs values of shape {needed}, got {describe(values)}; give one per step.")
         if self.length is None:
             return jnp.mean(values)
-        mask = self.mask.reshape(*self.mask.shape, *(1,) * (values.ndim - self.mask.ndim))
-        count = jnp.sum(self.length) * (values.size // self.mask.size)
+        values = values if jnp.issubdtype(values.dtype, jnp.inexact) else values.astype(float)
+        mask = self.mask.reshape(*steps, *(1,) * (values.ndim - len(steps)))
+        count = jnp.sum(self.length) * math.prod(values.shape[len(steps) :])
         return jnp.sum(jnp.where(mask, values, 0)) / count.astype(values.dtype)
 
     def filled(self) -> "Trajectory":
@@ -183,7 +194,7 @@ class Trajectory(eqx.Module):
         """
         if self.length is None:
             return self
-        mask, last = self.mask, self.length[..., None]
+        mask, last = self.mask, jnp.asarray(self.length)[..., None]
         state_at = jnp.minimum(jnp.arange(self.horizon + 1), last)
         states = jnp.take_along_axis(self.states, state_at[..., None], axis=-2)
         zero = lambda x, mask: None if x is None else jnp.where(mask, x, 0)
@@ -197,19 +208,30 @@ class Trajectory(eqx.Module):
         return self._batched().actions.shape[0]
 
     def __getitem__(self, index) -> "Trajectory":
-        """Return some of the episodes, by anything that indexes the leading axis of an array."""
-        return jtu.tree_map(lambda x: x[index], self._batched())
+        """Return some of the episodes, by an index, a slice, a list or array of indices, or an array of bools.
+
+        **Raises:** `IndexError` if there is no such episode, or `index` is none of these.
+        """
+        at = np.asarray(index, None if np.size(index) else int) if isinstance(index, list) else index
+        if not isinstance(at, slice):
+            kinds, count = (at.dtype.kind if hasattr(at, "dtype") else type(at)), len(self)
+            if kinds not in ("i", "u", "b", int):
+                raise IndexError(
+                    f"Index episodes by an int, a slice, or a list or array of ints or bools, got {describe(index)}."
+                )
+            # JAX would clamp an index that is too large to the last episode.
+            at = at if isinstance(at, Tracer) else np.arange(count)[at]
+        return jtu.tree_map(lambda x: x[at], self._batched())
 
     def __iter__(self) -> Iterator["Trajectory"]:
         """Iterate over the episodes, without their padding."""
         host = jtu.tree_map(np.asarray, self._batched())
         for i in range(len(self)):
-            episode = jtu.tree_map(lambda x, i=i: x[i], host)
-            n = self.horizon if episode.length is None else int(episode.length)
-            cut = lambda x, n=n: None if x is None else x[:n]
-            fields = {name: cut(getattr(episode, name)) for name in ("actions", "rewards", "survival")}
-            kept = {name: getattr(episode, name) for name in ("terminated", "t", "sweeps", "residual")}
-            yield jtu.tree_map(jnp.asarray, Trajectory(states=episode.states[: n + 1], **fields, **kept))
+            n = self.horizon if host.length is None else host.length[i]
+            cut = lambda x, size=None, i=i: None if x is None else jnp.asarray(x[i][:size] if size else x[i])
+            fields = {name: cut(getattr(host, name), n) for name in ("actions", "rewards", "survival")}
+            kept = {name: cut(getattr(host, name)) for name in ("terminated", "t", "sweeps", "residual")}
+            yield Trajectory(states=cut(host.states, n + 1), **fields, **kept)
 
     def _batched(self) -> "Trajectory":
         if self.actions.ndim != 3:
@@ -220,14 +242,16 @@ class Trajectory(eqx.Module):
         return self
 
     def _resized(self, horizon: int) -> "Trajectory":
-        """Return these episodes with `length` and `terminated`, padded to `horizon` steps."""
+        """Return these episodes with all of `length`, `terminated`, `t` and `survival`, padded to `horizon` steps."""
         count, more = self.actions.shape[0], horizon - self.horizon
         length = jnp.full(count, self.horizon) if self.length is None else self.length
         terminated = jnp.zeros(count, bool) if self.terminated is None else self.terminated
         pad = lambda x, mode: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode=mode)
         zeros = lambda x: None if x is None else pad(x, "constant")
         states, actions = pad(self.states, "edge"), pad(self.actions, "constant")
-        return Trajectory(states, actions, zeros(self.rewards), length, terminated, self.t, zeros(self.survival))
+        t = jnp.zeros(count, int) if self.t is None else self.t
+        survival = jnp.ones(self.actions.shape[:-1], self.actions.dtype) if self.survival is None else self.survival
+        return Trajectory(states, actions, zeros(self.rewards), length, terminated, t, zeros(survival))
 
 
 def discounts(discount: ScalarLike, horizon: int, dtype: DTypeLike) -> Float[Array, " H"]:
@@ -268,55 +292,92 @@ def check_episodes(
 
 def _row(index: int, episode: Any) -> dict[str, Any]:
     """Return the fields of one episode as NumPy arrays that agree with each other."""
-    names = ("states", "actions", "rewards", "terminated")
+    names = ("states", "actions", "rewards", "terminated", "t")
     if isinstance(episode, Trajectory):
-        episode = {name: getattr(episode, name) for name in names}
-    elif hasattr(episode, "observations"):
-        ended = getattr(episode, "terminations", [False])
-        given = (episode.observations, episode.actions, episode.rewards, np.asarray(ended).ravel()[-1:].any())
-        episode = dict(zip(names, given, strict=True))
-    elif isinstance(episode, tuple | list) and 2 <= len(episode) <= 4:
+        n = None if episode.length is None or episode.actions.ndim != 2 else int(episode.length)
+        rewards = None if episode.rewards is None else episode.rewards[:n]
+        states, actions = episode.states[: None if n is None else n + 1], episode.actions[:n]
+        episode = dict(zip(names, (states, actions, rewards, episode.terminated, episode.t), strict=True))
+    elif hasattr(episode, "observations") and hasattr(episode, "actions"):
+        given = {name: getattr(episode, name, None) for name in ("rewards", "terminations")}
+        episode = {"observations": episode.observations, "actions": episode.actions, **given}
+    elif isinstance(episode, tuple | list) and 2 <= len(episode) <= len(names):
         episode = dict(zip(names, episode, strict=False))
     if not isinstance(episode, Mapping):
         raise ValueError(
             f"Episode {index} is {kind(episode)}; pass a dictionary with states, actions, rewards and terminated, or a tuple of them."
         )
+    if "observations" in episode:  # Of Minari, whose time limits do not matter, nor what else it knows of a step.
+        others = {name: x for name, x in episode.items() if name not in ("id", "truncations", "infos")}
+        new = {"observations": "states", "terminations": "terminated"}
+        episode = {new.get(name, name): x for name, x in others.items()}
     unknown = sorted(set(episode) - set(names), key=str)
     if unknown or "states" not in episode or "actions" not in episode:
         raise ValueError(
-            f"Episode {index} has the keys {sorted(episode, key=str)}; it must have states and actions, and may have rewards and "
-            "terminated."
+            f"Episode {index} has the keys {sorted(episode, key=str)}; it must have states and actions, and may have rewards, "
+            "terminated and t."
         )
     row: dict[str, Any] = {name: _numbers(index, name, episode.get(name)) for name in names[:3]}
     shapes = {"states": (row["states"], ("n+1", "S")), "actions": (row["actions"], ("n", "A"))}
     shapes |= {} if row["rewards"] is None else {"rewards": (row["rewards"], ("n",))}
-    check_shapes(f"Episode {index}", "give one state more than actions, and one reward per action", **shapes)
-    if not len(row["actions"]):
+    fix = "give one state more than actions, one reward per action, and states and actions of one entry as x[:, None]"
+    check_shapes(f"Episode {index}", fix, **shapes)
+    steps = len(row["actions"])
+    if not steps:
         raise ValueError(f"Episode {index} has no step; leave it out.")
-    ended = np.asarray(False if episode.get("terminated") is None else episode["terminated"])
-    if ended.shape != () or ended.dtype != bool:
-        raise ValueError(f"terminated of episode {index} must be True or False, got {describe(ended)}; pass bool(...).")
-    return row | {"terminated": bool(ended)}
+    for name in names[:3]:
+        if (x := row[name]) is not None and not np.isfinite(x).all():
+            at = np.argwhere(~np.isfinite(x))[0, 0]
+            raise ValueError(
+                f"The {name} of episode {index} are not finite in {x.dtype} at step {at}; leave out such episodes."
+            )
+    t = episode.get("t")
+    if t is not None and (_array(t).shape != () or _array(t).dtype.kind not in "iu"):
+        raise ValueError(f"t of episode {index} must be the index of its first step, got {describe(t)}; pass int(...).")
+    return row | {"terminated": _terminated(index, episode.get("terminated"), steps), "t": t if t is None else int(t)}
+
+
+def _terminated(index: int, given: Any, steps: int) -> bool:
+    """Return whether the last of all steps ended the episode."""
+    ended = _array(False if given is None else given)
+    if ended.shape not in ((), (steps,)) or ended.dtype != bool:
+        raise ValueError(
+            f"terminated of episode {index} must be True or False, or {steps} of them, one for each step, got {describe(given)}; pass "
+            "it .astype(bool)."
+        )
+    if ended.shape and ended[:-1].any():
+        raise ValueError(
+            f"Episode {index} is terminated after {int(ended.argmax()) + 1} of {steps} steps; split it there, and give each part its "
+            "last state."
+        )
+    return bool(ended.ravel()[-1])
 
 
 def _numbers(index: int, name: str, values: Any) -> np.ndarray | None:
     """Return the values in JAX's default float."""
     if values is None and name == "rewards":
         return None
-    try:
-        array = np.asarray(values)
-        numeric = array.dtype.kind in "iufb" or jnp.issubdtype(array.dtype, jnp.floating)
-    except (ValueError, TypeError):
-        numeric = False
-    if not numeric:
+    if isinstance(values, Tracer):
+        raise ValueError(f"The {name} of episode {index} are traced; call from_episodes outside of jax.jit and jax.vmap.")
+    if isinstance(values, Mapping):
+        raise ValueError(
+            f"The {name} of episode {index} are a dictionary of {sorted(values, key=str)}; join its arrays by "
+            "numpy.concatenate([...], axis=-1)."
+        )
+    array = _array(values)
+    if array.dtype.kind not in "iufb" and not jnp.issubdtype(array.dtype, jnp.floating):  # The second is for bfloat16.
         raise ValueError(
             f"The {name} of episode {index} are not an array of numbers, got {kind(values)}; give one row of numbers per step."
         )
-    array = array.astype(jax.dtypes.canonicalize_dtype(float))
-    if not np.isfinite(array).all():
-        at = np.argwhere(~np.isfinite(array))[0]
-        raise ValueError(f"The {name} of episode {index} are not finite at step {at[0]}; leave out such episodes.")
-    return array
+    with np.errstate(over="ignore"):  # A number that is too large for the default float becomes infinite.
+        return array.astype(jax.dtypes.canonicalize_dtype(float))
+
+
+def _array(values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError):  # Rows of different lengths.
+        return np.array(None)
 
 
 def _padded(x: np.ndarray, size: int, mode: Any) -> np.ndarray:

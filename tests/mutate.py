@@ -114,6 +114,20 @@ MUTANTS = (
         LQ,
     ),
     Mutant(
+        "NaN in the padding of survival reaches a return",
+        "_trajectory.py",
+        "happened(self.survival) * rewards",
+        "self.survival * rewards",
+        "core/test_trajectory.py::test_padding_changes_no_value_and_no_derivative_to_the_bit",
+    ),
+    Mutant(
+        "an episode that is taken out of a batch keeps its padding",
+        "_trajectory.py",
+        "episode.states[: None if n is None else n + 1], episode.actions[:n]",
+        "episode.states, episode.actions",
+        "core/test_trajectory.py::test_episodes_are_read_in_every_form_that_a_user_has",
+    ),
+    Mutant(
         "a gradient that a cut edge makes zero is blamed on the reward",
         "_diagnose.py",
         "jnp.where(acted, 2, jnp.where(scored, 1, 0))",

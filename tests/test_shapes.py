@@ -209,6 +209,13 @@ def core_rows():
     yield "Normaliser.at", Row(lambda t: by_step.at(t).shift, {"t": "*"}, "* S")
     returns = lambda rewards, discount: Trajectory(None, None, rewards).returns(discount)  # pyright: ignore[reportArgumentType]
     yield "Trajectory.returns", Row(returns, {"rewards": "* H", "discount": ""}, "*")
+    mean = Trajectory(jnp.zeros((6, 3)), PLAN).mean_over_steps
+    yield "Trajectory.mean_over_steps", Row(mean, {"values": "5 | 5 D | 5 D P"}, "")
+    episode = {"states": "n+1 D", "actions": "n P", "rewards": "n"}
+    made = lambda **x: Trajectory.from_episodes([x]).states
+    yield "Trajectory.from_episodes", Row(made, episode, "1 n+1 D", numpy=True)
+    joined = lambda **x: Trajectory.concatenate([Trajectory(**x)]).states
+    yield "Trajectory.concatenate", Row(joined, {name: f"N {shape}" for name, shape in episode.items()}, "N n+1 D")
 
 
 def learning_rows():
@@ -559,6 +566,7 @@ NO_ARRAYS = {
         "CuDNNAttention.check",
         "HopSpectrum.beyond",
         "Replay.sample",
+        "Trajectory.filled",
         "Warmup.actions",
         "CreditAssignment",
         "Discretised",

@@ -154,6 +154,15 @@ def _fit_reward(rewards):
     return fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS, rewards), key=KEY)
 
 
+def _episode(**fields):
+    return {"states": STATES[0], "actions": PLAN, **fields}
+
+
+def _second(episode):
+    """The index in an error is that of the wrong episode."""
+    return Trajectory.from_episodes([_episode(), episode])
+
+
 def _replay():
     return Replay.empty(2, Trajectory(STATES[0], ACTIONS[0]))
 
@@ -322,6 +331,66 @@ MISUSES = {
     "episodes with NaN": (lambda: fit(AWM_20, Trajectory(STATES * jnp.nan, ACTIONS), key=KEY), "states are not all finite"),
     "updates=0": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, updates=0), "updates=0"),
     "holdout=1": (lambda: fit(AWM_20, Trajectory(STATES, ACTIONS), key=KEY, holdout=1.0), "holdout=1.0"),
+    "no episode": (lambda: Trajectory.from_episodes([]), "empty list; pass at least one episode"),
+    "one episode instead of a list": (lambda: Trajectory.from_episodes(_episode()), r"got a dict; pass \[episode\]"),
+    "one Trajectory instead of a list": (lambda: Trajectory.from_episodes(Trajectory(STATES[0], PLAN)), r"pass \[episode\]"),
+    "a path as episodes": (lambda: Trajectory.from_episodes("data.npz"), "got a str; pass"),
+    "an array as an episode": (lambda: _second(STATES[0]), r"Episode 1 is float64\[6, 2\]; pass a dictionary"),
+    "an episode without actions": (lambda: _second({"states": STATES[0]}), r"Episode 1 has the keys \['states'\]"),
+    "an episode with unknown keys": (lambda: _second(_episode(action=PLAN)), "Episode 1 has the keys.* must have states and"),
+    "a state too few": (lambda: _second(_episode(states=STATES[0, 1:])), r"Episode 1 needs.*one state more than actions"),
+    "a reward for each state": (lambda: _second(_episode(rewards=jnp.ones(6))), r"Episode 1 needs.*got .*float64\[6\]"),
+    "states without an axis of entries": (lambda: _second(_episode(states=jnp.ones(6))), r"Episode 1 needs.*as x\[:, None\]"),
+    "one number as the states": (lambda: _second(_episode(states=jnp.nan)), r"Episode 1 needs.*float64\[\]"),
+    "states of two sizes": (lambda: _second(_episode(states=jnp.ones((6, 3)))), "states of episode 1 have 3 entries.* 0 2"),
+    "actions of two sizes": (lambda: _second(_episode(actions=jnp.ones((5, 2)))), "actions of episode 1 have 2 entries.* 0 1"),
+    "an episode without a step": (lambda: _second((STATES[0, :1], PLAN[:0])), "Episode 1 has no step; leave it out"),
+    "rewards in one of two episodes": (
+        lambda: _second(_episode(rewards=jnp.ones(5))),
+        "Episode 1 has rewards and episode 0 has no rewards",
+    ),
+    "NaN in an episode": (
+        lambda: _second(_episode(actions=PLAN.at[3].set(jnp.nan))),
+        "actions of episode 1 are not finite in float64 at step 3; leave out",
+    ),
+    "words as the states": (lambda: _second(_episode(states=[["a"]] * 6)), "states of episode 1 are not an array of numbers"),
+    "rows of two lengths": (lambda: _second(_episode(states=[[1.0], [1.0, 2.0]])), "states of episode 1.*got a list"),
+    "actions that are missing": (lambda: _second(_episode(actions=None)), "actions of episode 1 are not.*got None"),
+    "dictionaries as observations": (
+        lambda: _second(_episode(states={"goal": STATES[0], "body": STATES[0]})),
+        r"states of episode 1 are a dictionary of \['body', 'goal'\]; join its arrays",
+    ),
+    "traced episodes": (
+        lambda: eqx.filter_eval_shape(lambda x: _second(_episode(states=x)).states, STATES[0]),
+        "states of episode 0 are traced; call from_episodes outside",
+    ),
+    "a number as terminated": (lambda: _second(_episode(terminated=1)), "terminated of episode 1.*got 1; pass it .astype"),
+    "a flag too few": (lambda: _second(_episode(terminated=[True] * 4)), "terminated of episode 1 must be True or False, or 5"),
+    "flags of two lengths": (lambda: _second(_episode(terminated=[True, [True]])), "terminated of episode 1 must be"),
+    "an end in the middle": (
+        lambda: _second(_episode(terminated=jnp.arange(5) == 2)),
+        "Episode 1 is terminated after 3 of 5 steps; split it there",
+    ),
+    "a time as t": (lambda: _second(_episode(t=0.5)), "t of episode 1 must be the index of its first step, got 0.5"),
+    "nothing to concatenate": (lambda: Trajectory.concatenate([]), "empty list; pass at least one Trajectory"),
+    "a list of lists to concatenate": (lambda: Trajectory.concatenate([[EPISODES]]), "a list; pass one Trajectory"),
+    "an episode to concatenate": (lambda: Trajectory.concatenate([Trajectory(STATES[0], PLAN)]), r"N, H\+1, S\)"),
+    "states of two sizes to concatenate": (
+        lambda: Trajectory.concatenate([EPISODES, Trajectory(jnp.ones((4, 6, 3)), ACTIONS)]),
+        r"states of the trajectories have \[2, 3\] entries",
+    ),
+    "rewards in one of two trajectories": (
+        lambda: Trajectory.concatenate([EPISODES, Trajectory(STATES, ACTIONS, jnp.ones((4, 5)))]),
+        "Only some of the trajectories have rewards; give them to all, or to none",
+    ),
+    "a length beyond the arrays": (
+        lambda: Trajectory.concatenate([Trajectory(STATES, ACTIONS, length=jnp.array([5, 6, 1, 1]))]),
+        "episodes of 1 to 5 steps, the size of their arrays, got length 6 in episode 1",
+    ),
+    "the mean of one value per episode": (
+        lambda: EPISODES.mean_over_steps(jnp.ones(4)),
+        r"needs values of shape \(4, 5, ...\), got float64\[4\]",
+    ),
     "the return without a reward": (lambda: _unroll().returns(), "reward=task.reward"),
     "a task of one step": (lambda: PassiveDoublePendulum(1), "at least 2 steps"),
     "one bounce in one step": (lambda: OneBounce(1), "at least 2 steps"),
