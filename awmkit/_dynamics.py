@@ -194,7 +194,7 @@ class AbstractDynamics(eqx.Module):
         carry: PyTree,
         state: Float[Array, " S"],
         actions: Float[Array, "B A"],
-        t: int,
+        t: int | Array,
         *,
         keys: Key[Array, " B"] | None = None,
     ) -> tuple[PyTree, Float[Array, "B S"]]:
@@ -204,7 +204,7 @@ class AbstractDynamics(eqx.Module):
         let `parallel` return `True`.
 
         **Arguments:** `carry`, `state`: before step t. `actions`: a_t ... a_{t+B-1}, shape (B, A). `t`: index of the first
-        step, a Python integer. `keys`: one per step.
+        step, a Python integer; may be traced unless `parallel` is `True`. `keys`: one per step.
 
         **Returns:** the carry after the last step, and s_{t+1} ... s_{t+B}, shape (B, S).
         """

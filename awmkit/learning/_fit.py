@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._checks import check_counts, check_key, check_optimiser, describe, kind
-from .._normaliser import is_stacked, Normaliser, trainable
+from .._normaliser import is_stacked, Normaliser, rows_of, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import check_episodes, Trajectory
 from ..models import AbstractTrainable
@@ -23,6 +23,7 @@ from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_ste
 from ._model_checks import check_model, normalise_by, warn_of_large_actions
 from ._optimise import check_trains
 from ._sharding import check_mesh, gather, place, split
+from ._windows import cut_windows, draw_windows
 
 M = TypeVar("M", bound=AbstractTrainable)
 
@@ -34,7 +35,8 @@ class FitResult(eqx.Module, Generic[M]):
     - `losses`: training loss at each update, computed before the optimiser step, shape (updates,).
     - `held_out`: mean square error on held-out episodes at each step, shape (H,): of open-loop predictions of s_1 ... s_H from
       s_0 and the actions, or of rewards. Each entry is divided by its variance over all episodes; 1 is as good as predicting
-      the mean. `None` if nothing was held out.
+      the mean. Step t is the mean over the held-out episodes that reach it, and H the length of the longest of them. With
+      `window=n`, shape (n,): the held-out episodes are cut into windows of n steps. `None` if nothing was held out.
     - `seconds`: wall time in seconds, compilation included.
     """
 
@@ -57,6 +59,7 @@ def fit(
     *,
     key: PRNGKeyArray,
     updates: int = 1000,
+    window: int | None = None,
     batch_size: int = 64,
     microbatch_size: int | None = None,
     optimiser: optax.GradientTransformation | None = None,
@@ -64,7 +67,7 @@ def fit(
     mesh: Mesh | None = None,
     progress: AbstractProgress = TqdmProgress(),
 ) -> FitResult[M]:
-    """Fit a world model, a reward model, or a model of your own to whole episodes by minibatch gradient descent.
+    """Fit a world model, a reward model, or a model of your own to episodes by minibatch gradient descent.
 
     The loss is half the mean square error of the model's predictions, in units of the targets' standard deviations. An AWM
     predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
@@ -82,11 +85,16 @@ def fit(
     **Arguments**
 
     - `model`: one AWM, HWM, Markov or reward model, or your own `awmkit.AbstractTrainable`.
-    - `episodes`: N episodes of equal length H, an `awmkit.Trajectory` with a leading axis. Only a reward model needs rewards.
-      If the dtypes of the episodes and of the weights differ, the episodes are computed in the widest of them.
+    - `episodes`: N episodes, an `awmkit.Trajectory` with a leading axis, as `Trajectory.from_episodes` makes of a list. Their
+      lengths may differ, and every step counts equally. Only a reward model needs rewards. If the dtypes of the episodes and of
+      the weights differ, the episodes are computed in the widest of them.
     - `key`: for the split into training and held-out episodes, and for the batches.
     - `updates`: number of updates, 1000 by default.
-    - `batch_size`: number of episodes per update, 64 by default, drawn with replacement.
+    - `window`: number of steps n that are fitted at a time, by default whole episodes. Each update draws windows of n steps from
+      anywhere in the episodes; every step is equally likely to begin one, and those that begin less than n steps before the end
+      are shorter. Use it for episodes that are longer than the model will be unrolled. Held-out episodes stay whole, so that no
+      window of theirs overlaps one that was fitted.
+    - `batch_size`: number of episodes or windows per update, 64 by default, drawn with replacement.
     - `microbatch_size`: largest number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
       Gradients are accumulated, so the result is equal up to rounding and less memory is needed. A CPU takes smaller groups by
       itself if the model asks for them (`AbstractDynamics.episodes_at_a_time`), as one with a transformer does.
@@ -104,13 +112,17 @@ def fit(
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     check_progress(progress)
-    episodes, loss_dtype = _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh)
+    episodes, loss_dtype = _check(model, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh)
+    window = window if window is None else min(window, episodes.horizon)
     began = time.monotonic()
     split_key, batch_key = jax.random.split(key)
     order = jax.random.permutation(split_key, episodes.states.shape[0])
     held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
     training, held_out = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
-    model = normalise_by(model, training)
+    model = normalise_by(model, training, window)
+    if held and window is not None:
+        held_out, episodes = cut_windows(held_out, window), cut_windows(episodes, window)
+    reached = None if not held or held_out.length is None else int(held_out.length.max())
 
     weights, rest = eqx.partition(model, trainable(model))
     carry = (weights, optimiser.init(weights), jnp.zeros(updates, loss_dtype))
@@ -122,7 +134,8 @@ def fit(
         while done < updates:
             chunk_began, stop = time.monotonic(), min(done + chunk, updates)
             bounds = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
-            carry = _update(carry, rest, optimiser, training, batch_key, batch_size, microbatch_size, mesh, *bounds)
+            settings = batch_size, microbatch_size, window, mesh
+            carry = _update(carry, rest, optimiser, training, batch_key, *settings, *bounds)
             loss = float(carry[2][stop - 1])
             _require_finite(loss, stop)
             if jax.process_count() > 1:  # Processes must agree on the chunks, and their clocks differ.
@@ -132,18 +145,23 @@ def fit(
             done = stop
             meter.update(done, f"loss {loss:.3g}", phase="fitting")
     model = eqx.combine(carry[0], rest)
-    error = _held_out_error(model, held_out, episodes) if held else None
+    error = _held_out_error(model, held_out, episodes)[:reached] if held else None
     return FitResult(model, carry[2], error, time.monotonic() - began)
 
 
 @eqx.filter_jit
-def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, mesh, start, stop):
+def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, window, mesh, start, stop):
     """Make updates `start` to `stop`. Both are traced, so that chunks of any length share one program."""
 
     def update(i, carry):
         weights, optimiser_state, losses = carry
-        drawn = jax.random.randint(jax.random.fold_in(key, i), (batch_size,), 0, episodes.states.shape[0])
-        batch = split(jtu.tree_map(lambda x: x[drawn], episodes), mesh, "batch_size")
+        draw_key = jax.random.fold_in(key, i)
+        if window is None:
+            drawn = jax.random.randint(draw_key, (batch_size,), 0, episodes.states.shape[0])
+            batch = jtu.tree_map(lambda x: x[drawn], episodes)
+        else:
+            batch = draw_windows(draw_key, episodes, batch_size, window)
+        batch = split(batch, mesh, "batch_size")
         loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
         few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1])
         weights, optimiser_state, value = minibatch_step(loss, weights, batch, optimiser, optimiser_state, microbatch_size, few)
@@ -156,10 +174,18 @@ def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, 
 def _held_out_error(model, held_out, episodes):
     errors = jax.vmap(lambda episode: model.prediction(episode))(held_out) - model.target(held_out)
     targets = model.target(episodes)
-    return jnp.mean((errors / Normaliser(targets.shape[-1]).fitted(targets).scale[None, None]) ** 2, axis=(0, 2))
+    unit = Normaliser(targets.shape[-1]).fitted(targets, rows_of(episodes, targets.shape[1])).scale
+    squares = (errors / unit[None, None]) ** 2
+    if held_out.length is None:
+        return jnp.mean(squares, axis=(0, 2))
+    mask = held_out.mask[..., None]
+    count = jnp.maximum(jnp.sum(mask, axis=0), 1).astype(squares.dtype)
+    return jnp.mean(jnp.sum(jnp.where(mask, squares, 0), axis=0) / count, axis=1)
 
 
-def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optimiser, key, mesh) -> tuple[Trajectory, Any]:
+def _check(
+    model, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh
+) -> tuple[Trajectory, Any]:
     """Check the arguments of `fit` before anything is run. Returns the episodes in one dtype, and the dtype of the loss."""
     if not isinstance(model, AbstractTrainable):
         raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own AbstractTrainable.")
@@ -168,7 +194,7 @@ def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optim
         raise ValueError(
             "fit makes its updates from Python, which jit, vmap and grad cannot trace; call it once for each model, outside of them."
         )
-    check_counts("fit", updates=updates, batch_size=batch_size)
+    check_counts("fit", updates=updates, batch_size=batch_size, window=window)
     check_microbatch_size("fit", microbatch_size, batch_size)
     check_key("fit", key, several="call fit once for each key")
     check_optimiser(optimiser)
@@ -183,7 +209,8 @@ def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optim
     if not 0 <= holdout < 1:
         raise ValueError(f"fit got holdout={describe(holdout)}; pass the share of episodes to hold out, in [0, 1).")
     episodes = _in_one_dtype(model, episodes)
-    loss_dtype = check_model("fit", model, episodes).dtype
+    shapes = jax.eval_shape(lambda x: x if window is None else draw_windows(key, x, 1, min(window, x.horizon)), episodes)
+    loss_dtype = check_model("fit", model, shapes).dtype
     for name, array in (("states", episodes.states), ("actions", episodes.actions), ("targets", model.target(episodes))):
         if not bool(jnp.isfinite(array).all()):
             raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
@@ -194,6 +221,7 @@ def _check(model, episodes, updates, batch_size, microbatch_size, holdout, optim
 
 def _in_one_dtype(model, episodes: Trajectory) -> Trajectory:
     """The episodes as JAX arrays in the widest dtype of theirs and the model's weights, in which no number is rounded."""
+    episodes = episodes.filled()
     fields = {name: getattr(episodes, name) for name in ("states", "actions", "rewards")}
     fields = {name: jnp.asarray(x) for name, x in fields.items() if x is not None}
     for name, array in fields.items():
@@ -203,7 +231,10 @@ def _in_one_dtype(model, episodes: Trajectory) -> Trajectory:
     dtypes = [x.dtype for x in [*fields.values(), *weights] if jnp.issubdtype(x.dtype, jnp.floating)]
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*dtypes)
-    return Trajectory(**{name: x.astype(dtype) for name, x in fields.items()})
+    whole = episodes.length is None or bool((episodes.length == episodes.horizon).all())  # No mask is needed then.
+    length = None if whole else jnp.asarray(episodes.length)
+    in_dtype = {name: x.astype(dtype) for name, x in fields.items()}
+    return Trajectory(**in_dtype, length=length, terminated=episodes.terminated, t=episodes.t)
 
 
 def _require_finite(loss: float, update: int) -> None:

@@ -43,10 +43,20 @@ def loss_and_gradient(
 ) -> tuple[Scalar, W]:
     """The mean of `loss(weights, episode)` over the episodes of a batch, and its gradient with respect to `weights`.
 
+    Where episodes have a `length`, each is weighted by it, because its loss is a mean over its steps: every step counts once.
+
     Gradients are accumulated over groups of `microbatch_size` episodes, so that memory does not grow with the batch. A CPU takes
     smaller groups, of at most `at_a_time` episodes, whose activations fit in its cache.
     """
-    mean = jax.value_and_grad(lambda weights, group: jnp.mean(jax.vmap(lambda x: loss(weights, x))(group)))
+
+    def mean_of(weights, group):
+        losses = jax.vmap(lambda x: loss(weights, x))(group)
+        if batch.length is not None:  # Divided by the mean of the batch, so that the mean of groups is the mean of the batch.
+            length, of_group = (x.length.astype(losses.dtype) for x in (batch, group))
+            losses = losses * of_group / jnp.mean(length)
+        return jnp.mean(losses)
+
+    mean = jax.value_and_grad(mean_of)
     count = batch.actions.shape[0]
     bound = microbatch_size or count
     few = max(n for n in range(1, min(bound, at_a_time or bound) + 1) if bound % n == 0)

@@ -13,13 +13,23 @@ from .._checks import describe
 from .._normaliser import fill, normalisers
 from .._trajectory import Trajectory
 from ..models._trainable import AbstractTrainable
+from ..models._world_model import AbstractWorldModel, reads_time
+from ._windows import cut_windows
 
 M = TypeVar("M")
 
 
-def normalise_by(model: M, episodes: Trajectory) -> M:
-    """Return the model, its normalisers set by the statistics of the episodes where they were not set."""
-    return fill(model, model.normalised(episodes)) if isinstance(model, AbstractTrainable) else model
+def normalise_by(model: M, episodes: Trajectory, window: int | None = None) -> M:
+    """Return the model, its normalisers set by the statistics of the episodes where they were not set.
+
+    A world model whose steps count from the first state it was given, such as an AWM, takes the statistics of windows of `window`
+    steps instead.
+    """
+    if not isinstance(model, AbstractTrainable):
+        return model
+    if window is not None and isinstance(model, AbstractWorldModel) and not reads_time(model):
+        episodes = cut_windows(episodes, window)
+    return fill(model, model.normalised(episodes))
 
 
 def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax.ShapeDtypeStruct:

@@ -1,0 +1,50 @@
+"""Windows: parts of n steps of longer episodes."""
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from .._trajectory import Trajectory
+
+
+def draw_windows(key: PRNGKeyArray, episodes: Trajectory, count: int, size: int) -> Trajectory:
+    """Draw windows of `size` steps from N episodes, so that every step is equally likely to begin one.
+
+    A window that begins less than `size` steps before the end of its episode is padded. Its `t` is the index of its first step.
+    """
+    length = _lengths(episodes)
+    ends = jnp.cumsum(length)
+    step = jax.random.randint(key, (count,), 0, ends[-1])
+    index = jnp.searchsorted(ends, step, side="right")
+    return _windows_at(episodes, index, step - (ends - length)[index], size)
+
+
+def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
+    """Cut N episodes into windows of `size` steps, side by side; the last of an episode may be shorter.
+
+    In a compiled program, where lengths are unknown, windows that begin after the end of their episode have length 0.
+    """
+    count, horizon = episodes.actions.shape[:2]
+    starts = jnp.arange(0, horizon, size)
+    index, start = (x.ravel() for x in jnp.meshgrid(jnp.arange(count), starts, indexing="ij"))
+    windows = _windows_at(episodes, index, start, size)
+    return windows if isinstance(windows.length, Tracer) else windows[windows.length > 0]
+
+
+def _windows_at(episodes: Trajectory, index: Int[Array, " K"], start: Int[Array, " K"], size: int) -> Trajectory:
+    """Return the windows of `size` steps that begin at step `start` of the episodes with these numbers."""
+    episodes, length = episodes.filled(), _lengths(episodes)[index]
+    pick = lambda x, count: x[index[:, None], jnp.minimum(start[:, None] + jnp.arange(count), x.shape[1] - 1)]
+    return Trajectory(
+        pick(episodes.states, size + 1),
+        pick(episodes.actions, size),
+        None if episodes.rewards is None else pick(episodes.rewards, size),
+        length=jnp.clip(length - start, 0, size),
+        terminated=None if episodes.terminated is None else episodes.terminated[index] & (length - start <= size),
+        t=start if episodes.t is None else episodes.t[index] + start,
+    )
+
+
+def _lengths(episodes: Trajectory) -> Int[Array, " N"]:
+    return jnp.full(episodes.actions.shape[:1], episodes.horizon) if episodes.length is None else episodes.length

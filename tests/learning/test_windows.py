@@ -1,0 +1,89 @@
+"""Episodes of unequal length in a batch: every step counts once, and windows begin at every step equally often."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from awmkit import AWM, fit, GRU, Markov, NoProgress, Trajectory
+from awmkit.learning._minibatch import loss_and_gradient
+from awmkit.learning._windows import cut_windows, draw_windows
+
+KEY = jax.random.key(0)
+ADAM = optax.adam(1e-3)
+LENGTHS = (1, 3, 7, 2, 7, 5, 4, 7)
+TERMINATED = (True, False, False, True, True, False, False, True)
+
+
+@functools.cache
+def episodes(padding: float = np.nan) -> Trajectory:
+    """Episodes whose states are 10 * number + step in the first entry."""
+    step = jnp.arange(8.0) + 10 * jnp.arange(8.0)[:, None]
+    states = jnp.stack([step, jnp.sin(step)], axis=-1)
+    given = [
+        {"states": x[: n + 1], "actions": jnp.cos(x[:n, :1]), "rewards": x[:n, 1], "terminated": end}
+        for x, n, end in zip(states, LENGTHS, TERMINATED, strict=True)
+    ]
+    return padded_by(Trajectory.from_episodes(given), padding)
+
+
+def padded_by(episodes: Trajectory, padding: float) -> Trajectory:
+    fill = lambda x, mask: jnp.where(mask, x, padding)
+    states = jnp.arange(episodes.horizon + 1) <= episodes.length[:, None]
+    new = fill(episodes.states, states[..., None]), fill(episodes.actions, episodes.mask[..., None])
+    return eqx.tree_at(lambda e: (e.states, e.actions, e.rewards), episodes, (*new, fill(episodes.rewards, episodes.mask)))
+
+
+def test_the_loss_of_a_batch_counts_every_step_once():
+    batch = episodes()
+    loss = lambda weight, episode: episode.mean_over_steps((weight * episode.filled().rewards - 1) ** 2)
+    found = [jax.jit(lambda w, n=n: loss_and_gradient(loss, w, batch, n))(jnp.asarray(0.7)) for n in (None, 2)]
+    rewards = np.asarray(batch.rewards)[np.asarray(batch.mask)]
+    expected = np.mean((0.7 * rewards - 1) ** 2), np.mean(2 * rewards * (0.7 * rewards - 1))
+    np.testing.assert_allclose(found, [expected, expected], rtol=1e-9)
+
+
+def test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of_episodes():
+    windows = jax.jit(lambda key: draw_windows(key, episodes(), 36000, 3))(KEY)
+    number = (windows.states[:, 0, 0] // 10).astype(int)
+    counts = np.zeros((8, 7))
+    np.add.at(counts, (np.asarray(number), np.asarray(windows.t)), 1)
+    possible = np.arange(7) < np.array(LENGTHS)[:, None]
+    assert (counts[~possible] == 0).all() and (abs(counts[possible] - 1000) < 150).all()
+    left = jnp.array(LENGTHS)[number] - windows.t
+    assert (windows.length == jnp.minimum(left, 3)).all()
+    assert (windows.terminated == (jnp.array(TERMINATED)[number] & (left <= 3))).all()
+    filled = windows.filled()
+    expected = (10 * number + windows.t)[:, None] + jnp.minimum(jnp.arange(4), windows.length[:, None])
+    expected = expected.astype(float)
+    assert (filled.states[..., 0] == expected).all()
+    assert jnp.allclose(filled.actions[..., 0], jnp.where(windows.mask, jnp.cos(expected[:, :3]), 0))
+    whole = eqx.tree_at(lambda e: (e.length, e.terminated), episodes(0.0), (None, None), is_leaf=lambda x: x is None)
+    drawn = draw_windows(KEY, whole, 50, 7)
+    assert (drawn.length == 7 - drawn.t).all() and drawn.terminated is None
+
+
+def test_windows_side_by_side_contain_every_step_once():
+    windows = cut_windows(episodes(), 3)
+    assert int(windows.length.sum()) == sum(LENGTHS) and len(windows) == 16
+    np.testing.assert_array_equal(windows.rewards[windows.mask], episodes().rewards[episodes().mask])
+    again = cut_windows(windows, 2)
+    assert set(map(tuple, np.stack([again.states[:, 0, 0] % 10, again.t], axis=1))) == {(x, x) for x in (0, 2, 3, 5, 6)}
+    assert (jax.jit(lambda e: cut_windows(e, 3).length.sum())(episodes()) == sum(LENGTHS)).all()
+
+
+@pytest.mark.parametrize("model", [Markov(2, 1, width=4, depth=1, horizon=7, key=KEY), AWM(2, 1, GRU(4, key=KEY), key=KEY)])
+@pytest.mark.parametrize("window", [None, 3])
+def test_fit_reads_no_padding_and_reports_the_steps_that_held_out_episodes_reach(model, window):
+    with jax.numpy_dtype_promotion("standard"):
+        options = {"key": KEY, "updates": 3, "window": window, "batch_size": 4, "optimiser": ADAM, "holdout": 0.4}
+        results = [fit(model, episodes(x), progress=NoProgress(), **options) for x in (np.nan, 1e9)]
+    assert eqx.tree_equal(*[eqx.tree_at(lambda r: r.seconds, result, 0) for result in results])
+    held_out = results[0].held_out
+    order = jax.random.permutation(jax.random.split(KEY)[0], 8)
+    assert held_out.shape == (window or max(LENGTHS[i] for i in order[:3]),)
+    assert jnp.isfinite(held_out).all() and jnp.isfinite(results[0].losses).all()
