@@ -10,7 +10,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | policies | `MLPPolicy`, `GaussianPolicy` |
 | world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
-| fit a world model or a reward | `fit`, `FitResult`, `RewardModel` |
+| fit a world model, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
 | train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
 | improve a policy in a model | `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
 | store, save, log, show progress | `Replay`, `save`, `load`, `versions`, `JSONLines`, `TqdmProgress`, `NoProgress` |
@@ -72,6 +72,7 @@ from .models import (
     Markov,
     RewardModel,
     RNN,
+    TerminationModel,
     Transformer,
 )
 
@@ -119,6 +120,7 @@ __all__ = [
     "Sequential",
     "ShortHorizon",
     "TargetEntropy",
+    "TerminationModel",
     "TqdmProgress",
     "train",
     "TrainResult",

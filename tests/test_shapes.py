@@ -158,6 +158,7 @@ MODELS = {
     "AWM": awmkit.AWM(3, 2, awmkit.GRU(12, key=KEY), key=KEY),
 }
 REWARD = awmkit.RewardModel(3, 2, width=4, depth=1, horizon=5, key=KEY)
+TERMINATION = awmkit.TerminationModel(3, 2, width=4, depth=1, horizon=5, key=KEY)
 TASKS = (
     SYSTEM,
     tasks.CreditAssignment(5),
@@ -346,6 +347,12 @@ def model_rows():
     yield "RewardModel.target", Row(both(REWARD.target), EPISODES, "* H 1")
     yield "RewardModel.loss", Row(both(REWARD.loss), {**EPISODE, "rewards": "H"}, "")
     yield "RewardModel.prediction", Row(of(REWARD.prediction), EPISODE, "H 1")
+    yield "TerminationModel.__call__", Row(TERMINATION, {"state": "S", "action": "A", "t": "", "next_state": "S"}, "")
+    at_any = {"states": "* H+1 S", "actions": "* H A"}
+    yield "TerminationModel.target", Row(of(TERMINATION.target), at_any, "* H 1")
+    yield "TerminationModel.loss", Row(of(TERMINATION.loss), EPISODE, "")
+    yield "TerminationModel.prediction", Row(of(TERMINATION.prediction), EPISODE, "H 1")
+    yield "TerminationModel.normalised", Row(of(lambda x: TERMINATION.normalised(x).input_norm.shift), whole, "S")
     of_many = {name: spec.replace("*", "N") for name, spec in EPISODES.items()}
     yield "RewardModel.normalised", Row(both(lambda x: REWARD.normalised(x).input_norm.shift), of_many, "S")
 

@@ -34,7 +34,7 @@ class FitResult(eqx.Module, Generic[M]):
     - `model`: the fitted model.
     - `losses`: training loss at each update, computed before the optimiser step, shape (updates,).
     - `held_out`: mean square error on held-out episodes at each step, shape (H,): of open-loop predictions of s_1 ... s_H from
-      s_0 and the actions, or of rewards. Each entry is divided by its variance over all episodes; 1 is as good as predicting
+      s_0 and the actions, of rewards, or of ends. Each entry is divided by its variance over all episodes; 1 is as good as predicting
       the mean. Step t is the mean over the held-out episodes that reach it, and H the length of the longest of them. With
       `window=n`, shape (n,): the held-out episodes are cut into windows of n steps. `None` if nothing was held out.
     - `seconds`: wall time in seconds, compilation included.
@@ -67,11 +67,11 @@ def fit(
     mesh: Mesh | None = None,
     progress: AbstractProgress = TqdmProgress(),
 ) -> FitResult[M]:
-    """Fit a world model, a reward model, or a model of your own to episodes by minibatch gradient descent.
+    """Fit a world model, a reward model, a termination model or a model of your own to episodes by minibatch gradient descent.
 
     The loss is half the mean square error of the model's predictions, in units of the targets' standard deviations. An AWM
     predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
-    true state before it.
+    true state before it. The loss of a termination model is the negative log-likelihood of the ends.
 
     ```python
     model = AWM(task.state_size, task.action_size, key=k1)
@@ -79,12 +79,12 @@ def fit(
     result.held_out.mean()  # 1 is as good as predicting the mean
     ```
 
-    Normalisers of a world model or reward model that are not set get the statistics of the training episodes. Those that are
+    Normalisers of awmkit's models that are not set get the statistics of the training episodes. Those that are
     set stay as they are: to replace them, pass `model.normalised(episodes)`.
 
     **Arguments**
 
-    - `model`: one AWM, HWM, Markov or reward model, or your own `awmkit.AbstractTrainable`.
+    - `model`: one AWM, HWM, Markov, reward model or termination model, or your own `awmkit.AbstractTrainable`.
     - `episodes`: N episodes, an `awmkit.Trajectory` with a leading axis, as `Trajectory.from_episodes` makes of a list. Their
       lengths may differ, and every step counts equally. Only a reward model needs rewards. If the dtypes of the episodes and of
       the weights differ, the episodes are computed in the widest of them.
@@ -188,7 +188,9 @@ def _check(
 ) -> tuple[Trajectory, Any]:
     """Check the arguments of `fit` before anything is run. Returns the episodes in one dtype, and the dtype of the loss."""
     if not isinstance(model, AbstractTrainable):
-        raise ValueError(f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel or your own AbstractTrainable.")
+        raise ValueError(
+            f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel, TerminationModel or your own AbstractTrainable."
+        )
     check_episodes("fit", episodes, state_size=model.state_size, action_size=model.action_size)
     if any(isinstance(x, Tracer) for x in jtu.tree_leaves((model, episodes, key))):
         raise ValueError(

@@ -1,9 +1,10 @@
-"""World models, reward models and the sequence networks inside them."""
+"""World models, reward models, termination models and the sequence networks inside them."""
 
 from ._awm import AWM
 from ._hwm import HWM
 from ._markov import Markov
 from ._reward_model import RewardModel
+from ._termination_model import TerminationModel
 from ._trainable import AbstractTrainable
 from ._world_model import AbstractWorldModel
 from .backbones import AbstractAttention, AbstractBackbone, CuDNNAttention, GRU, LinearStateSpace, LSTM, RNN, Transformer
@@ -22,5 +23,6 @@ __all__ = [
     "Markov",
     "RewardModel",
     "RNN",
+    "TerminationModel",
     "Transformer",
 ]

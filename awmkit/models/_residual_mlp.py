@@ -1,4 +1,4 @@
-"""The residual MLP inside Markov and RewardModel."""
+"""The residual MLP inside Markov, RewardModel and TerminationModel."""
 
 import equinox as eqx
 import jax

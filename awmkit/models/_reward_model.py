@@ -1,14 +1,14 @@
 """A learned reward, for environments whose reward function is not known as JAX code."""
 
 import equinox as eqx
-import jax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from .._checks import check_counts, check_shapes
 from .._normaliser import Normaliser, rows_of
 from ._residual_mlp import ResidualMLP
-from ._trainable import AbstractTrainable, check_data, check_sequence
+from ._trainable import AbstractTrainable, check_data
+from ._transitions import of_each_step, read_transition
 
 
 class RewardModel(AbstractTrainable):
@@ -62,16 +62,7 @@ class RewardModel(AbstractTrainable):
 
         **Arguments:** `state`, `next_state`: shape (S,). `action`: shape (A,). `t`: index of the step.
         """
-        size = (self.state_size,)
-        given = {
-            "state": (state, size),
-            "action": (action, (self.action_size,)),
-            "t": (t, ()),
-            "next_state": (next_state, size),
-        }
-        check_shapes("RewardModel", **given)
-        change = (next_state - state) / lax.stop_gradient(self.input_norm.scale)
-        return self.output_norm.inverse(self.network(self.input_norm(state), change, action, t=t))[0]
+        return read_transition(self, state, action, t, next_state)
 
     def normalised(self, episodes):
         check_data("RewardModel.normalised", self, episodes)
@@ -99,8 +90,4 @@ class RewardModel(AbstractTrainable):
         return episodes.filled().rewards[..., None]
 
     def prediction(self, episode):
-        check_sequence("RewardModel.prediction", self, episode.states, episode.actions)
-        episode = episode.filled()
-        states = episode.states
-        step = lambda s, a, t, n: self(s, a, t, n)  # A bound method under vmap is hashed, which fails inside grad.
-        return jax.vmap(step)(states[:-1], episode.actions, episode.steps, states[1:])[:, None]
+        return of_each_step("RewardModel.prediction", self, self, episode)
