@@ -10,7 +10,8 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | policies | `MLPPolicy`, `GaussianPolicy` |
 | world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
-| fit a world model, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
+| fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
+| measure a model | `prediction_error`, `PredictionError` |
 | train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
 | improve a policy in a model | `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
 | store, save, log, show progress | `Replay`, `save`, `load`, `versions`, `JSONLines`, `TqdmProgress`, `NoProgress` |
@@ -46,6 +47,8 @@ from .learning import (
     load,
     Metrics,
     ModelUpdates,
+    prediction_error,
+    PredictionError,
     Replay,
     save,
     ShortHorizon,
@@ -113,6 +116,8 @@ __all__ = [
     "Parallel",
     "Paths",
     "Picard",
+    "prediction_error",
+    "PredictionError",
     "Replay",
     "RewardModel",
     "RNN",

@@ -51,6 +51,35 @@ DENSITY = "core/test_policies.py::test_the_gaussian_density_integrates_to_one_an
 
 MUTANTS = (
     Mutant(
+        "a simulator runs on after the end of an episode",
+        "learning/_open_loop.py",
+        "jnp.where(happens, new, old)",
+        "new",
+        "learning/test_identify.py::test_a_simulator_that_overflows_after_the_end_of_an_episode_is_fitted_to_what_happened",
+    ),
+    Mutant(
+        "short episodes count as much as long ones",
+        "learning/_minibatch.py",
+        "if batch.length is not None:",
+        "if False:",
+        "learning/test_windows.py::test_the_loss_of_a_batch_counts_every_step_once",
+    ),
+    Mutant(
+        "windows begin equally often in every episode",
+        "learning/_windows.py",
+        "ends = jnp.cumsum(length)",
+        "ends = jnp.cumsum(jnp.full_like(length, 3))",
+        "learning/test_windows.py::test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of_episodes",
+    ),
+    Mutant(
+        "a truncated episode counts as terminated",
+        "models/_termination_model.py",
+        " & episodes.terminated.astype(bool)[..., None]",
+        "",
+        "models/test_termination_model.py::test_the_last_step_of_a_terminated_episode_is_an_end_and_the_output_starts_at_the_log_odds_of"
+        "_the_data",
+    ),
+    Mutant(
         "the policy's edge is not cut",
         "_paths.py",
         "return scale_gradient(states, self.state_to_policy)",

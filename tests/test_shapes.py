@@ -221,7 +221,16 @@ def core_rows():
 
 def learning_rows():
     whole = {"states": "N H+1 S", "actions": "N H A", "rewards": "N H"}
-    for model in (REWARD, MODELS["Markov"]):
+
+    def error(**x):
+        try:
+            awmkit.prediction_error(REWARD, Trajectory(**x))
+        except ValueError as error:
+            if "on the host" not in str(error):
+                raise
+
+    yield "learning.prediction_error", Row(error, whole)
+    for model in (REWARD, MODELS["Markov"], SYSTEM):
 
         def fit(model=model, **x):
             try:
@@ -556,6 +565,7 @@ RESULTS = {
         "Lyapunov",
         "Metrics",
         "NewtonSweeps",
+        "PredictionError",
         "Replay",
         "Report",
         "Sweeps",

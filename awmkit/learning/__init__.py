@@ -6,6 +6,7 @@ from ._fit import fit, FitResult
 from ._json_lines import JSONLines
 from ._metrics import Metrics
 from ._model_updates import ModelUpdates
+from ._prediction_error import prediction_error, PredictionError
 from ._replay import Replay
 from ._train import train, TrainResult
 from ._train_state import TrainState
@@ -24,6 +25,8 @@ __all__ = [
     "load",
     "Metrics",
     "ModelUpdates",
+    "prediction_error",
+    "PredictionError",
     "read_header",
     "Replay",
     "save",

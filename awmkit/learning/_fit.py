@@ -14,18 +14,20 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from .._checks import check_counts, check_key, check_optimiser, describe, kind
+from .._checks import check_counts, check_key, check_optimiser, describe
+from .._dynamics import AbstractDynamics
 from .._normaliser import is_stacked, Normaliser, rows_of, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import check_episodes, Trajectory
 from ..models import AbstractTrainable
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
-from ._model_checks import check_model, normalise_by, warn_of_large_actions
+from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by, warn_of_large_actions
+from ._open_loop import as_trainable, check_has_parameters, OpenLoop
 from ._optimise import check_trains
 from ._sharding import check_mesh, gather, place, split
 from ._windows import cut_windows, draw_windows
 
-M = TypeVar("M", bound=AbstractTrainable)
+M = TypeVar("M", bound=AbstractTrainable | AbstractDynamics)
 
 
 class FitResult(eqx.Module, Generic[M]):
@@ -67,11 +69,24 @@ def fit(
     mesh: Mesh | None = None,
     progress: AbstractProgress = TqdmProgress(),
 ) -> FitResult[M]:
-    """Fit a world model, a reward model, a termination model or a model of your own to episodes by minibatch gradient descent.
+    """Fit a model, or the parameters of a simulator, to episodes by minibatch gradient descent.
 
     The loss is half the mean square error of the model's predictions, in units of the targets' standard deviations. An AWM
     predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
     true state before it. The loss of a termination model is the negative log-likelihood of the ends.
+
+    A simulator is any other `awmkit.AbstractDynamics`: known equations, with parameters to find, or with a network for what they
+    leave out. All its floating-point arrays are trained, and Python numbers and static fields stay as they are. Its loss is half the
+    mean square error of open-loop predictions in units of the states' standard deviations. With `window=n` these are predictions
+    of n steps from recorded states. Short windows give smooth losses, and long ones are hurt less by noise in the recorded states.
+
+    ```python
+    class Boat(AbstractDynamics):
+        drag: Array  # Fitted, because it is an array.
+        ...
+
+    boat = fit(Boat(drag=jnp.asarray(1.0)), episodes, key=key, window=20, optimiser=optax.adam(1e-2)).model
+    ```
 
     ```python
     model = AWM(task.state_size, task.action_size, key=k1)
@@ -84,7 +99,8 @@ def fit(
 
     **Arguments**
 
-    - `model`: one AWM, HWM, Markov, reward model or termination model, or your own `awmkit.AbstractTrainable`.
+    - `model`: one AWM, HWM, Markov, reward model or termination model, your own `awmkit.AbstractTrainable`, or a
+      simulator.
     - `episodes`: N episodes, an `awmkit.Trajectory` with a leading axis, as `Trajectory.from_episodes` makes of a list. Their
       lengths may differ, and every step counts equally. Only a reward model needs rewards. If the dtypes of the episodes and of
       the weights differ, the episodes are computed in the widest of them.
@@ -112,6 +128,9 @@ def fit(
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     check_progress(progress)
+    given, model = model, as_trainable("fit", model)
+    if isinstance(model, OpenLoop):
+        check_has_parameters(model.dynamics)
     episodes, loss_dtype = _check(model, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh)
     window = window if window is None else min(window, episodes.horizon)
     began = time.monotonic()
@@ -128,7 +147,7 @@ def fit(
     carry = (weights, optimiser.init(weights), jnp.zeros(updates, loss_dtype))
     carry, rest, training, held_out, episodes, batch_key = place((carry, rest, training, held_out, episodes, batch_key), mesh)
     done, chunk = 0, 1
-    parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
+    parts = [type(part).__name__ for part in (given, getattr(given, "backbone", None)) if part is not None]
     with progress.start(" ".join(["fit", *parts]), updates) as meter:
         meter.update(0, phase="compiling")
         while done < updates:
@@ -146,7 +165,8 @@ def fit(
             meter.update(done, f"loss {loss:.3g}", phase="fitting")
     model = eqx.combine(carry[0], rest)
     error = _held_out_error(model, held_out, episodes)[:reached] if held else None
-    return FitResult(model, carry[2], error, time.monotonic() - began)
+    fitted = model.dynamics if isinstance(model, OpenLoop) else model
+    return FitResult(fitted, carry[2], error, time.monotonic() - began)
 
 
 @eqx.filter_jit
@@ -187,10 +207,6 @@ def _check(
     model, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh
 ) -> tuple[Trajectory, Any]:
     """Check the arguments of `fit` before anything is run. Returns the episodes in one dtype, and the dtype of the loss."""
-    if not isinstance(model, AbstractTrainable):
-        raise ValueError(
-            f"fit got {kind(model)}; pass a Markov, HWM, AWM, RewardModel, TerminationModel or your own AbstractTrainable."
-        )
     check_episodes("fit", episodes, state_size=model.state_size, action_size=model.action_size)
     if any(isinstance(x, Tracer) for x in jtu.tree_leaves((model, episodes, key))):
         raise ValueError(
@@ -210,33 +226,13 @@ def _check(
         raise ValueError(f"fit got states {describe(episodes.states)}; it needs at least 2 episodes.")
     if not 0 <= holdout < 1:
         raise ValueError(f"fit got holdout={describe(holdout)}; pass the share of episodes to hold out, in [0, 1).")
-    episodes = _in_one_dtype(model, episodes)
+    episodes = in_one_dtype(model, episodes)
     shapes = jax.eval_shape(lambda x: x if window is None else draw_windows(key, x, 1, min(window, x.horizon)), episodes)
     loss_dtype = check_model("fit", model, shapes).dtype
-    for name, array in (("states", episodes.states), ("actions", episodes.actions), ("targets", model.target(episodes))):
-        if not bool(jnp.isfinite(array).all()):
-            raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
+    check_finite(model, episodes)
     warn_of_large_actions("fit", episodes.actions)
     check_trains(optimiser, model)
     return episodes, loss_dtype
-
-
-def _in_one_dtype(model, episodes: Trajectory) -> Trajectory:
-    """The episodes as JAX arrays in the widest dtype of theirs and the model's weights, in which no number is rounded."""
-    episodes = episodes.filled()
-    fields = {name: getattr(episodes, name) for name in ("states", "actions", "rewards")}
-    fields = {name: jnp.asarray(x) for name, x in fields.items() if x is not None}
-    for name, array in fields.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
-            raise ValueError(f"The episodes' {name} have dtype {array.dtype}; pass them .astype(float).")
-    weights = jtu.tree_leaves(eqx.filter(model, trainable(model)))
-    dtypes = [x.dtype for x in [*fields.values(), *weights] if jnp.issubdtype(x.dtype, jnp.floating)]
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*dtypes)
-    whole = episodes.length is None or bool((episodes.length == episodes.horizon).all())  # No mask is needed then.
-    length = None if whole else jnp.asarray(episodes.length)
-    in_dtype = {name: x.astype(dtype) for name, x in fields.items()}
-    return Trajectory(**in_dtype, length=length, terminated=episodes.terminated, t=episodes.t)
 
 
 def _require_finite(loss: float, update: int) -> None:

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from .._checks import describe
-from .._normaliser import fill, normalisers
+from .._normaliser import fill, normalisers, rows_of, trainable
 from .._trajectory import Trajectory
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel, reads_time
@@ -71,3 +71,31 @@ def warn_of_large_actions(who: str, actions: Float[Array, "*seeds N H A"]) -> No
             "environment with the bounds low and high, pass 2 * (actions - low) / (high - low) - 1.",
             stacklevel=4,
         )
+
+
+def check_finite(model: AbstractTrainable, episodes: Trajectory) -> None:
+    """Raise if the episodes, or what the model predicts of them, are not finite."""
+    targets = model.target(episodes)
+    rows = rows_of(episodes, targets.shape[1])
+    targets = targets if rows is None else jnp.where(rows[..., None], targets, 0)
+    for name, array in (("states", episodes.states), ("actions", episodes.actions), ("targets", targets)):
+        if not bool(jnp.isfinite(array).all()):
+            raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
+
+
+def in_one_dtype(model, episodes: Trajectory) -> Trajectory:
+    """The episodes as JAX arrays in the widest dtype of theirs and the model's weights, in which no number is rounded."""
+    episodes = episodes.filled()
+    fields = {name: getattr(episodes, name) for name in ("states", "actions", "rewards")}
+    fields = {name: jnp.asarray(x) for name, x in fields.items() if x is not None}
+    for name, array in fields.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+            raise ValueError(f"The episodes' {name} have dtype {array.dtype}; pass them .astype(float).")
+    weights = jtu.tree_leaves(eqx.filter(model, trainable(model)))
+    dtypes = [x.dtype for x in [*fields.values(), *weights] if jnp.issubdtype(x.dtype, jnp.floating)]
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*dtypes)
+    whole = episodes.length is None or bool((episodes.length == episodes.horizon).all())  # No mask is needed then.
+    length = None if whole else jnp.asarray(episodes.length)
+    in_dtype = {name: x.astype(dtype) for name, x in fields.items()}
+    return Trajectory(**in_dtype, length=length, terminated=episodes.terminated, t=episodes.t)

@@ -30,6 +30,7 @@ from awmkit import (
     Parallel,
     Paths,
     Picard,
+    prediction_error,
     Replay,
     RewardModel,
     save,
@@ -88,6 +89,18 @@ class Careless(AbstractDynamics):
         if self.wrong == "dtype":
             return carry, state.astype(jnp.float32)
         return carry[:2], state
+
+
+class Numbers(AbstractDynamics):
+    """A simulator whose parameters are Python numbers."""
+
+    drag: float = 0.3
+    mass: float = 1.0
+    state_size: int = 2
+    action_size: int = 1
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, state - self.drag / self.mass * state
 
 
 class Mismatched(AbstractTrainable):
@@ -271,7 +284,13 @@ MISUSES = {
     ),
     "rotary heads of odd size": (lambda: Transformer(9, heads=3, key=KEY), "multiple of 6.*rotary.*got 9; use width=12"),
     "std=0": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),
-    "fitting a simulator": (lambda: fit(SYSTEM, Trajectory(STATES, ACTIONS), key=KEY), "pass a Markov"),
+    "fitting a function": (lambda: fit(jnp.sin, Trajectory(STATES, ACTIONS), key=KEY), "pass a Markov.*or a simulator"),
+    "fitting a simulator without arrays": (
+        lambda: fit(Numbers(), Trajectory(STATES, ACTIONS), key=KEY),
+        r"no floating-point array in Numbers .*only the numbers \['drag', 'mass'\]; .*as in Numbers\(drag=jnp.asarray\(0.3\)\)",
+    ),
+    "the prediction error of a function": (lambda: prediction_error(jnp.sin, EPISODES), "prediction_error got"),
+    "the prediction error in windows of no step": (lambda: prediction_error(SYSTEM, EPISODES, window=0), "window=0"),
     "fitting a reward model without rewards": (
         lambda: fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS), key=KEY),
         "needs episodes with rewards.*collect them with reward=",
