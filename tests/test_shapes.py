@@ -4,7 +4,6 @@ Nothing is compiled: functions are traced abstractly, where shapes are known. Th
 """
 
 import contextlib
-import inspect
 import itertools
 import math
 import traceback
@@ -21,6 +20,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from public_names import public
 
 import awmkit
 import awmkit.analysis as analysis
@@ -526,24 +526,6 @@ def test_only_the_documented_shapes_are_accepted_and_an_error_says_which_was_giv
     assert not silent, f"accepted {silent}"
 
 
-MODULES = (
-    awmkit,
-    analysis,
-    awmkit.baselines,
-    awmkit.gym,
-    awmkit.learning,
-    ascents,
-    awmkit.learning.tensorboard,
-    awmkit.methods,
-    awmkit.mjx,
-    awmkit.models,
-    awmkit.models.backbones,
-    plot,
-    scores,
-    tasks,
-)
-
-
 RESULTS = {
     *(
         "ActionJacobian",
@@ -643,26 +625,6 @@ NO_ARRAYS = {
         "learning.ascents.trainable_gradient",
     ),
 }
-
-
-def public() -> dict[str, Any]:
-    """Return every public function, class and method of awmkit that is not abstract, by name."""
-    found = {}
-    for thing in (getattr(module, name) for module in MODULES for name in module.__all__):
-        if inspect.isfunction(thing):
-            parts = [part for part in thing.__module__.split(".")[1:] if not part.startswith("_")]
-            found[".".join([*parts, thing.__name__])] = thing
-        elif isinstance(thing, type) and not inspect.isabstract(thing):
-            if thing is awmkit.Paths or any(
-                "Float[" in str(p.annotation) for p in inspect.signature(thing).parameters.values()
-            ):
-                found[thing.__name__] = thing
-            for cls in (cls for cls in thing.__mro__ if cls.__module__.startswith("awmkit")):
-                for method, f in vars(cls).items():
-                    hidden = method.startswith("_") and method != "__call__"
-                    if not hidden and inspect.isroutine(f) and not getattr(f, "__isabstractmethod__", False):
-                        found[f"{cls.__name__}.{method}"] = f
-    return found
 
 
 def test_every_public_function_is_in_the_table_or_takes_no_arrays():

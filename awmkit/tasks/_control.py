@@ -253,9 +253,12 @@ class Discretised(AbstractTask):
             states=(states, ("H+1", self.state_size)),
             actions=(actions, ("H", self.action_size)),
         )
-        unclipped = jax.vmap(self._unclipped)(states[:-1], actions, jnp.arange(actions.shape[0]))
+        filled = trajectory.filled()
+        states = filled.states
+        unclipped = jax.vmap(self._unclipped)(states[:-1], filled.actions, filled.steps)
         x = states[1:, : low.size]
-        return ((x <= low) | (x >= high)) & (x != unclipped)
+        clipped = ((x <= low) | (x >= high)) & (x != unclipped)
+        return clipped if filled.length is None else clipped & filled.mask[:, None]
 
     def report(self, trajectory: Trajectory) -> ControlReport:
         """Return the return and the number of clipped steps of one episode. Use `jax.vmap` for a batch."""
