@@ -5,6 +5,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | topic | names |
 | --- | --- |
 | run a policy and differentiate its return | `unroll`, `unroll_grad`, `Trajectory` |
+| episodes of your own | `load_episodes`, `save_episodes`, `scale_actions`, `unscale_actions` |
 | which edges carry gradient | `Paths`, `BPO` |
 | how the gradient is computed | `Sequential`, `Parallel`, `Picard`, `Newton` |
 | policies | `MLPPolicy`, `GaussianPolicy` |
@@ -26,9 +27,11 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | `awmkit.gym` | Gymnasium, both ways (`pip install "awmkit[gym]"`) |
 | `awmkit.mjx` | MuJoCo bodies (`pip install "awmkit[mjx]"`) |
 | `awmkit.baselines` | SAC and PPO (`pip install "awmkit[baselines]"`) |
+| `awmkit.learning.minari` | data sets of Minari (`pip install "awmkit[data]"`) |
 | `awmkit.learning.tensorboard` | curves for TensorBoard (`pip install "awmkit[tensorboard]"`) |
 """
 
+from ._bounds import scale_actions, unscale_actions
 from ._dynamics import AbstractDynamics, AbstractTask
 from ._normaliser import Normaliser
 from ._paths import BPO, Paths
@@ -45,12 +48,14 @@ from .learning import (
     held_actions,
     JSONLines,
     load,
+    load_episodes,
     Metrics,
     ModelUpdates,
     prediction_error,
     PredictionError,
     Replay,
     save,
+    save_episodes,
     ShortHorizon,
     TargetEntropy,
     train,
@@ -105,6 +110,7 @@ __all__ = [
     "JSONLines",
     "LinearStateSpace",
     "load",
+    "load_episodes",
     "LSTM",
     "Markov",
     "Metrics",
@@ -122,6 +128,8 @@ __all__ = [
     "RewardModel",
     "RNN",
     "save",
+    "save_episodes",
+    "scale_actions",
     "Sequential",
     "ShortHorizon",
     "TargetEntropy",
@@ -134,6 +142,7 @@ __all__ = [
     "uniform_actions",
     "unroll",
     "unroll_grad",
+    "unscale_actions",
     "UpdateInfo",
     "versions",
     "Warmup",

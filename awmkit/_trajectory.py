@@ -228,7 +228,7 @@ class Trajectory(eqx.Module):
         host = jtu.tree_map(np.asarray, self._batched())
         for i in range(len(self)):
             n = self.horizon if host.length is None else host.length[i]
-            cut = lambda x, size=None, i=i: None if x is None else jnp.asarray(x[i][:size] if size else x[i])
+            cut: Any = lambda x, size=None, i=i: None if x is None else jnp.asarray(x[i][:size] if size else x[i])
             fields = {name: cut(getattr(host, name), n) for name in ("actions", "rewards", "survival")}
             kept = {name: cut(getattr(host, name)) for name in ("terminated", "t", "sweeps", "residual")}
             yield Trajectory(states=cut(host.states, n + 1), **fields, **kept)

@@ -44,7 +44,7 @@ def _descendants(cls) -> set[type]:
 def test_importing_awmkit_imports_no_optional_package():
     code = (
         "import sys, awmkit, awmkit.tasks, awmkit.analysis; "
-        "print(*({'mujoco', 'gymnasium', 'matplotlib', 'rejax', 'tensorboardX'} & set(sys.modules)))"
+        "print(*({'mujoco', 'gymnasium', 'matplotlib', 'rejax', 'tensorboardX', 'minari', 'h5py'} & set(sys.modules)))"
     )
     assert _python(code).split() == []
 

@@ -211,6 +211,10 @@ def core_rows():
     returns = lambda rewards, discount: Trajectory(None, None, rewards).returns(discount)  # pyright: ignore[reportArgumentType]
     yield "Trajectory.returns", Row(returns, {"rewards": "* H", "discount": ""}, "*")
     mean = Trajectory(jnp.zeros((6, 3)), PLAN).mean_over_steps
+    bounds = {"actions": "* 2", "low": "2 | ", "high": "2 | "}
+    for scale in (awmkit.scale_actions, awmkit.unscale_actions):
+        traced = lambda actions, low, high, scale=scale: scale(actions, low, high)
+        yield scale.__name__, Row(traced, bounds, "* 2")
     yield "Trajectory.mean_over_steps", Row(mean, {"values": "5 | 5 D | 5 D P"}, "")
     episode = {"states": "n+1 D", "actions": "n P", "rewards": "n"}
     made = lambda **x: Trajectory.from_episodes([x]).states
@@ -576,6 +580,9 @@ NO_ARRAYS = {
         "baselines.sac",
         "fingerprint",
         "learning.load",
+        "learning.load_episodes",
+        "learning.minari.create_dataset",
+        "learning.save_episodes",
         "learning.read_header",
         "learning.save",
         "learning.versions",

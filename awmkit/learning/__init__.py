@@ -2,6 +2,7 @@
 
 from .._fingerprint import fingerprint
 from ._checkpoint import load, read_header, save, versions
+from ._episode_files import load_episodes, save_episodes
 from ._fit import fit, FitResult
 from ._json_lines import JSONLines
 from ._metrics import Metrics
@@ -23,6 +24,7 @@ __all__ = [
     "held_actions",
     "JSONLines",
     "load",
+    "load_episodes",
     "Metrics",
     "ModelUpdates",
     "prediction_error",
@@ -30,6 +32,7 @@ __all__ = [
     "read_header",
     "Replay",
     "save",
+    "save_episodes",
     "ShortHorizon",
     "TargetEntropy",
     "train",

@@ -8,6 +8,7 @@ import awmkit
 import awmkit.analysis as analysis
 import awmkit.gym
 import awmkit.learning.ascents as ascents
+import awmkit.learning.minari
 import awmkit.learning.tensorboard
 import awmkit.methods
 import awmkit.mjx
@@ -27,6 +28,7 @@ MODULES = (
     awmkit.gym,
     awmkit.learning,
     ascents,
+    awmkit.learning.minari,
     awmkit.learning.tensorboard,
     awmkit.methods,
     awmkit.mjx,
