@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ._dynamics import AbstractDynamics
 from ._paths import EDGES, is_cut
-from ._reward import with_next_state
-from ._trajectory import Trajectory
+from ._termination import run, scored
 from ._unroll_checks import ALLOWED_ACTION
 from .methods import Sequential
 
@@ -82,9 +81,9 @@ def _warn(cause, largest) -> None:
 
 
 @eqx.filter_jit
-def _diagnose(result, dynamics, policy, state, horizon, *, reward, key, paths, discount, t, carry):
+def _diagnose(result, dynamics, policy, state, horizon, *, reward, rule, key, paths, discount, t, carry):
     """Return `result`, the index in `ZERO` of why its gradient is zero (or its length), and the largest action."""
-    forward, backward, cause, largest = _follow(dynamics, policy, state, horizon, reward, key, paths, discount, t, carry)
+    forward, backward, cause, largest = _follow(dynamics, policy, state, horizon, reward, rule, key, paths, discount, t, carry)
     flags = jnp.concatenate([forward.ravel(), backward[::-1].ravel(), jnp.ones(1, bool)])
     at = lambda i: f"t={t + i}" if isinstance(t, int) else f"{i} after t"
     messages = [
@@ -106,7 +105,7 @@ def _diagnose(result, dynamics, policy, state, horizon, *, reward, key, paths, d
 
 
 def _follow(
-    dynamics, policy, state, horizon, reward, key, paths, discount, first, carry
+    dynamics, policy, state, horizon, reward, rule, key, paths, discount, first, carry
 ) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"], Int[Array, ""], Scalar]:
     """Return where values (action, reward, next state) and gradients (one per edge) are not finite, for each step.
 
@@ -115,21 +114,22 @@ def _follow(
 
     def value(probes):
         probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t - first], t, key=key)
-        states, actions, _ = Sequential().run(
+        (states, actions, _), ended = run(
+            Sequential(),
             _ProbedDynamics(dynamics, probes, first, dynamics.state_size, dynamics.action_size),
             policy if isinstance(policy, Array) else probed,
             state,
             horizon,
+            rule=rule,
             key=key,
             paths=paths,
             t=first,
             carry=carry,
         )
-        before, after = (x + probes.state_to_reward for x in (jnp.concatenate([state[None], states[:-1]]), states))
-        probed_actions = actions + probes.action_to_reward
-        rewards = jax.vmap(with_next_state(reward))(before, probed_actions, first + jnp.arange(horizon), after)
-        value = Trajectory(jnp.concatenate([state[None], states]), actions, rewards).returns(discount)
-        return value, (actions, rewards[:, None], states)
+        states = jnp.concatenate([state[None], states])
+        seen = states[:-1] + probes.state_to_reward, actions + probes.action_to_reward, states[1:] + probes.state_to_reward
+        episode = scored(states, actions, first, reward=reward, rule=rule, ended=ended, seen=seen)
+        return episode.returns(discount), (episode.actions, episode.rewards[:, None], episode.states[1:])
 
     of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))
     zeros = _Probes(of_state, of_action, of_state, of_action, of_state)
@@ -138,8 +138,8 @@ def _follow(
         if is_cut(getattr(paths, edge)):
             flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, replace_fn=jnp.zeros_like)
     passed = jnp.where(jnp.asarray(paths.action_to_model) == 0, 0, flows.action_to_model)
-    scored = jnp.any(flows.state_to_reward != 0) | jnp.any(flows.action_to_reward != 0)
+    paid = jnp.any(flows.state_to_reward != 0) | jnp.any(flows.action_to_reward != 0)
     acted = jnp.any(flows.action_to_reward != 0) | jnp.any(passed != 0)
-    cause = jnp.where(acted, 2, jnp.where(scored, 1, 0))
+    cause = jnp.where(acted, 2, jnp.where(paid, 1, 0))
     broken = lambda arrays: jnp.stack([jnp.any(~jnp.isfinite(x), axis=1) for x in arrays], axis=1)
     return broken(values), broken(jtu.tree_leaves(flows)), cause, jnp.max(jnp.abs(values[0]))

@@ -2,6 +2,7 @@
 
 import abc
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -54,6 +55,15 @@ def _checked_segment(rollout_segment: Callable) -> Callable:
         _check(self, "rollout_segment", state, actions=(actions, ("H", self.action_size)))
         check_floats(f"{type(self).__name__}.rollout_segment", state=state)
         return rollout_segment(self, as_arrays(carry, state), state, actions, *args, **kwargs)
+
+    return checked
+
+
+def _checked_rule(terminates: Callable) -> Callable:
+    @functools.wraps(terminates)
+    def checked(self, state, action, t, next_state):
+        _check(self, "terminates", state, action=(action, (self.action_size,)), t=(t, ()))
+        return terminates(self, state, action, t, next_state)
 
     return checked
 
@@ -238,6 +248,11 @@ class AbstractTask(AbstractDynamics):
     `train`, the Gymnasium environments and the baselines take tasks. Subclass it to bring your own problem: besides the
     methods of `AbstractDynamics`, define `reward` and `reset`.
 
+    **A task that may end before its horizon** also defines `terminates(state, action, t, next_state)`, of the same arguments as a
+    reward that reads the next state. It returns whether step t ends the episode, either as a bool, which has no gradient, or as a
+    probability, a float from 0 to 1, whose gradient says how to go on for longer. Unrolls of the task then stop rewarding after
+    the end (see `awmkit.unroll`), and Gymnasium environments report it. `terminates = None`, the default, never ends.
+
     **Fields** a subclass defines, besides those of `AbstractDynamics`
 
     - `horizon`: number of steps H of an episode.
@@ -266,11 +281,14 @@ class AbstractTask(AbstractDynamics):
 
     horizon: eqx.AbstractVar[int]
     on_host: ClassVar[bool] = False
+    terminates: ClassVar[Callable[..., Any] | None] = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "reward" in cls.__dict__:
             cls.reward = _checked_reward(cls.__dict__["reward"])
+        if inspect.isfunction(cls.__dict__.get("terminates")):
+            cls.terminates = _checked_rule(cls.__dict__["terminates"])
 
     def __check_init__(self):
         check_counts(type(self).__name__, horizon=self.horizon)

@@ -1,9 +1,7 @@
 """Rewards: the score of one step, from the state and the action or from the whole transition."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
 
 from ._checks import check_call, parameters_of
 from ._types import Reward
@@ -45,8 +43,3 @@ def check_reward(reward: Reward) -> None:
     if len(required) == 4:
         fix = f"name its fourth parameter next_state, instead of {required[3]}, to be called with the next state too"
     check_call("reward", "reward(state, action, t)", fix, reward, *range(3))
-
-
-def score(reward: Reward, states: Float[Array, "T S"], actions: Float[Array, "H A"], t: ScalarLike = 0) -> Float[Array, " H"]:
-    """Return the rewards of H steps from step `t` on, for their states, shape (H+1, S), and actions, shape (H, A)."""
-    return jax.vmap(with_next_state(reward))(states[:-1], actions, t + jnp.arange(actions.shape[0]), states[1:])

@@ -1,4 +1,4 @@
-"""Types of the functions that a user passes: policies and rewards."""
+"""Types of the functions that a user passes: policies, rewards and termination rules."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +29,16 @@ class Reward(Protocol):
     - `next_state`: s_{t+1}, shape (S,), only if the function has a parameter of this name.
 
     It returns r_t, a floating-point scalar.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+@runtime_checkable
+class Termination(Protocol):
+    """A termination rule, called as `terminates(state, action, t, next_state)`; see `awmkit.AbstractTask.terminates`.
+
+    It returns whether step t ends the episode, as a bool or as a probability.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...

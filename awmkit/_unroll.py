@@ -1,5 +1,7 @@
 """`unroll` runs a policy in a dynamics; `unroll_grad` differentiates its return with respect to the policy."""
 
+import dataclasses
+
 import equinox as eqx
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -9,8 +11,10 @@ from ._diagnose import diagnose
 from ._dynamics import AbstractDynamics
 from ._few_at_a_time import few_at_a_time
 from ._paths import Paths
-from ._reward import check_reward, Reward, score
+from ._reward import check_reward, Reward
+from ._termination import check_termination, rule_of, run, scored
 from ._trajectory import Trajectory
+from ._types import Termination
 from ._unroll_checks import (
     check_arguments,
     check_differentiable,
@@ -29,6 +33,7 @@ def unroll(
     horizon: int,
     *,
     reward: Reward | None = None,
+    termination: Termination | None = None,
     key: Key[Array, ""] | None = None,
     paths: Paths = Paths(),
     method: AbstractMethod | None = None,
@@ -57,6 +62,18 @@ def unroll(
     rest = unroll(model, policy, states[-1], 70, reward=task.reward, t=30, carry=carry)
     ```
 
+    **Where episodes end early.** A rule `terminates(state, action, t, next_state)`, the task's own or `termination`, says whether
+    step t is the last one, whose reward still counts.
+
+    - A rule that returns a bool is hard. The trajectory has `length` and `terminated`, its states stay at the last one after the
+      end, and rewards there are 0. No gradient flows through what would happen after the end, even if it is not finite, unless
+      `dynamics.reads_state` is `False`: an actions world model predicts all H steps, and must stay finite. The time of the end
+      has no derivative.
+    - A rule that returns a probability p_t is smooth; it may be learned. The trajectory has `survival`, the probability
+      survival_t = prod_{i<t} (1 - p_i) that step t happens, with gradient. `Trajectory.returns` weighs each reward by it. The
+      states go on for all H steps, or until the probability of having survived is lost in rounding, where they stay (an actions
+      world model goes on).
+
     **Arguments**
 
     - `dynamics`: a simulator or a world model.
@@ -66,6 +83,7 @@ def unroll(
     - `horizon`: the number of steps H, a Python int of at least 1.
     - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter named
       `next_state`; returns a scalar. Define it once, outside of loops: every new function is compiled again.
+    - `termination`: a rule, or a model of one. By default the rule of `dynamics` if it is a task that has one.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics. Without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges. They do not change values.
     - `method`: how to compute it; `methods.default_method(dynamics)` by default.
@@ -82,7 +100,8 @@ def unroll(
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
     t, carry = check_start(dynamics, method, state, horizon, t, carry)
     method = default_method(dynamics, t) if method is None else method
-    return _unroll(dynamics, policy, state, horizon, reward, key, paths, method, _as_argument(t, method), carry)
+    rule = _rule(dynamics, termination)
+    return _unroll(dynamics, policy, state, horizon, reward, rule, key, paths, method, _as_argument(t, method), carry)
 
 
 def unroll_grad(
@@ -92,6 +111,7 @@ def unroll_grad(
     horizon: int,
     *,
     reward: Reward,
+    termination: Termination | None = None,
     key: Key[Array, ""] | None = None,
     paths: Paths = Paths(),
     discount: int | float | Array = 1.0,
@@ -123,6 +143,8 @@ def unroll_grad(
     - `horizon`: the number of steps H, a Python int of at least 1.
     - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter named
       `next_state`; returns a scalar. Define it once, outside of loops: every new function is compiled again.
+    - `termination`: a rule, or a model of one, as for `unroll`: J weighs rewards by the probability of having survived, or sums
+      them up to the end. By default the rule of `dynamics` if it is a task that has one.
     - `key`: a `jax.random.key` for a stochastic policy or dynamics. Without one, a Gaussian policy takes its mode.
     - `paths`: gains of the gradient on the edges: `Paths()`, `BPO`, or for example `Paths(state_to_model=0.9)`.
     - `discount`: factor per step, a scalar; 1 by default, as in the paper.
@@ -145,10 +167,10 @@ def unroll_grad(
     check_discount(discount)
     t, carry = check_start(dynamics, method, state, horizon, t, carry)
     method = default_method(dynamics, t) if method is None else method
-    first = _as_argument(t, method)
-    value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, first, carry)
+    rule, first = _rule(dynamics, termination), _as_argument(t, method)
+    value, grads = _unroll_grad(dynamics, policy, state, horizon, reward, rule, key, paths, discount, method, first, carry)
     if check:
-        given = {"reward": reward, "key": key, "paths": paths, "discount": discount, "t": t, "carry": carry}
+        given = {"reward": reward, "rule": rule, "key": key, "paths": paths, "discount": discount, "t": t, "carry": carry}
         value, grads = diagnose((value, grads), dynamics, policy, state, horizon, **given)
     return value, grads
 
@@ -160,6 +182,7 @@ def unchecked_unroll(
     horizon: int,
     *,
     reward: Reward | None = None,
+    termination: Termination | None = None,
     key: Key[Array, ""] | None = None,
     paths: Paths = Paths(),
     method: AbstractMethod | None = None,
@@ -169,14 +192,23 @@ def unchecked_unroll(
     """Do what `unroll` does without its checks and without compiling.
 
     For code inside awmkit that has checked its arguments at its own public entry (with `check_arguments` and
-    `check_functions`) and runs inside its own `jit`, such as the analyses.
+    `check_functions`) and runs inside its own `jit`, such as the analyses. Without `termination` it ignores the task's own rule.
     """
     method = default_method(dynamics, t) if method is None else method
-    states, actions, sweeps = method.run(dynamics, policy, state, horizon, key=key, paths=paths, t=t, carry=carry)
+    options = {"key": key, "paths": paths, "t": t, "carry": carry}
+    (states, actions, sweeps), ended = run(method, dynamics, policy, state, horizon, rule=termination, **options)
     states = jnp.concatenate([state[None], states])
-    rewards = None if reward is None else score(reward, states, actions, t)
+    trajectory = scored(states, actions, t, reward=reward, rule=termination, ended=ended)
     count, residual = (None, None) if sweeps is None else sweeps
-    return Trajectory(states, actions, rewards, sweeps=count, residual=residual)
+    return dataclasses.replace(trajectory, sweeps=count, residual=residual)
+
+
+def _rule(dynamics: AbstractDynamics, termination: Termination | None) -> Termination | None:
+    """Return the given rule, or the task's own; raise if it cannot be called."""
+    rule = rule_of(dynamics) if termination is None else termination
+    if rule is not None:
+        check_termination(rule)
+    return rule
 
 
 def _as_argument(t: int | Array, method: AbstractMethod) -> int | Array:
@@ -186,20 +218,21 @@ def _as_argument(t: int | Array, method: AbstractMethod) -> int | Array:
 
 # Compiled here, so that a call outside of jit is compiled once for each shape, as a call inside is.
 @eqx.filter_jit
-def _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry) -> Trajectory:
-    check_functions(dynamics, policy, state, horizon, reward=reward, key=key, carry=carry)
-    return unchecked_unroll(
-        dynamics, policy, state, horizon, reward=reward, key=key, paths=paths, method=method, t=t, carry=carry
-    )
+def _unroll(dynamics, policy, state, horizon, reward, rule, key, paths, method, t, carry) -> Trajectory:
+    check_functions(dynamics, policy, state, horizon, reward=reward, rule=rule, key=key, carry=carry)
+    given = {"reward": reward, "termination": rule, "key": key, "paths": paths, "method": method, "t": t, "carry": carry}
+    return unchecked_unroll(dynamics, policy, state, horizon, **given)
 
 
 @eqx.filter_jit
-def _unroll_grad(dynamics, policy, state, horizon, reward, key, paths, discount, method, t, carry) -> tuple[Scalar, PyTree]:
+def _unroll_grad(
+    dynamics, policy, state, horizon, reward, rule, key, paths, discount, method, t, carry
+) -> tuple[Scalar, PyTree]:
     def differentiate(state, key, carry):
-        value = lambda policy: _unroll(dynamics, policy, state, horizon, reward, key, paths, method, t, carry).returns(discount)
-        return eqx.filter_value_and_grad(value)(policy)
+        episode = lambda policy: _unroll(dynamics, policy, state, horizon, reward, rule, key, paths, method, t, carry)
+        return eqx.filter_value_and_grad(lambda policy: episode(policy).returns(discount))(policy)
 
     # A group of episodes is differentiated as a whole, so nothing is stored for the batch or computed twice.
     result = few_at_a_time(differentiate, state, key, carry, size=method.episodes_at_a_time(dynamics, horizon))
-    warn_of_constants(dynamics, policy, state, reward=reward, key=key)
+    warn_of_constants(dynamics, policy, state, reward=reward, rule=rule, key=key)
     return result

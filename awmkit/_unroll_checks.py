@@ -23,6 +23,7 @@ from ._checks import check_call, check_counts, check_key, describe, kind
 from ._dynamics import AbstractDynamics, as_arrays
 from ._paths import Paths
 from ._reward import check_reward, with_next_state
+from ._termination import evaluate, is_hard
 from .methods import AbstractMethod, Parallel, Policy
 
 ALLOWED_ACTION = 1 + 1e-5  # [-1, 1], and what rounding adds to it.
@@ -106,9 +107,9 @@ def check_differentiable(policy) -> None:
         )
 
 
-def warn_of_constants(dynamics, policy, state, *, reward, key) -> None:
+def warn_of_constants(dynamics, policy, state, *, reward, key, rule=None) -> None:
     """Warn if the reward, or the policy's action, is a constant to the gradient. Traces both once, abstractly."""
-    warn_of_constant_reward(reward, state, jax.ShapeDtypeStruct((dynamics.action_size,), state.dtype))
+    warn_of_constant_reward(reward, state, jax.ShapeDtypeStruct((dynamics.action_size,), state.dtype), rule)
     if isinstance(policy, Array):
         return
     weights, rest = eqx.partition(policy, eqx.is_inexact_array)
@@ -120,9 +121,10 @@ def warn_of_constants(dynamics, policy, state, *, reward, key) -> None:
         )
 
 
-def warn_of_constant_reward(reward, state, action) -> None:
-    """Warn if the reward is a constant to the gradient. It is traced once, abstractly."""
-    if _is_constant(lambda t, s, a, n: with_next_state(reward)(s, a, t, n), state, action, state):
+def warn_of_constant_reward(reward, state, action, rule=None) -> None:
+    """Warn if the reward is a constant to the gradient, and the probability of the end too. They are traced once, abstractly."""
+    constant = lambda function: _is_constant(lambda t, s, a, n: function(s, a, t, n), state, action, state)
+    if constant(with_next_state(reward)) and (rule is None or is_hard(rule, state, action) or constant(evaluate(rule))):
         warnings.warn(
             "The reward is a constant to the gradient: it has no derivative in the state, the action or the next state, so the "
             "gradient of the return is zero; it is 0 or 1, rounded, cast to int or detached, so pass a smooth reward.",
@@ -145,13 +147,18 @@ def _is_constant(function: Callable[..., Array], *inputs: PyTree) -> bool:
     return not any(x in reached for x in jaxpr.outvars if isinstance(x, Var))
 
 
-def check_functions(dynamics, policy, state, horizon, *, reward, key, carry=None) -> None:
-    """Raise if the policy, the dynamics or the reward returns the wrong thing. Traces each of them once, abstractly."""
+def check_functions(dynamics, policy, state, horizon, *, reward, key, carry=None, rule=None) -> None:
+    """Raise if the policy, the dynamics, the reward or the termination rule returns the wrong thing.
+
+    Traces each of them once, abstractly.
+    """
     if isinstance(policy, Array):
         action = jax.ShapeDtypeStruct(policy.shape[1:], policy.dtype)
     else:
         action = _explained("policy", lambda policy, key: _check_policy(dynamics, policy, state, key), policy, key)
     _explained("dynamics", lambda dynamics, key: _check_step(dynamics, action, state, horizon, key, carry), dynamics, key)
+    if rule is not None:
+        is_hard(rule, state, action)
     if reward is None:
         return
     check_reward(reward)

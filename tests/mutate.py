@@ -78,6 +78,18 @@ MUTANTS = (
         "",
         "models/test_termination_model.py::test_the_last_step_of_a_terminated_episode_is_an_end_and_the_output_starts_at_the_log_odds_of"
         "_the_data",
+        "the dynamics goes on from states after the end",
+        "_termination.py",
+        "before = jnp.where(ended, self.start, state[:-1])",
+        "before = state[:-1]",
+        "core/test_termination.py::test_nothing_after_a_hard_end_reaches_values_or_gradients_not_even_nan[Sequential]",
+    ),
+    Mutant(
+        "a reward needs to survive its own step",
+        "_termination.py",
+        "jnp.concatenate([jnp.ones_like(goes_on[:1]), jnp.cumprod(goes_on[:-1])])",
+        "jnp.cumprod(goes_on)",
+        "core/test_termination.py::test_a_smooth_rule_weighs_each_reward_by_the_probability_of_having_survived",
     ),
     Mutant(
         "the policy's edge is not cut",
@@ -159,20 +171,20 @@ MUTANTS = (
     Mutant(
         "a gradient that a cut edge makes zero is blamed on the reward",
         "_diagnose.py",
-        "jnp.where(acted, 2, jnp.where(scored, 1, 0))",
+        "jnp.where(acted, 2, jnp.where(paid, 1, 0))",
         "jnp.where(acted, 2, 0)",
         "core/test_zero_gradients.py::test_check_says_why_a_gradient_is_exactly_zero_and_names_actions_out_of_range[a cut edge]",
     ),
     Mutant(
         "a reward reads the next state",
-        "_reward.py",
+        "_termination.py",
         "(states[:-1], actions,",
         "(states[1:], actions,",
         LQ,
     ),
     Mutant(
         "a reward is detached from its own action",
-        "_reward.py",
+        "_termination.py",
         "(states[:-1], actions,",
         "(states[:-1], jax.lax.stop_gradient(actions),",
         LQ,

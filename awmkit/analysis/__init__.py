@@ -2,6 +2,9 @@
 
 Every function takes a simulator or a world model. `report` runs all of them on several dynamics side by side.
 
+An analysis follows the state for all H steps and counts all rewards, also of a task that ends early: `AbstractTask.terminates`
+is not applied.
+
 - `gradient_growth`, `fit_growth`: the norm of a gradient against the horizon, and the law by which it grows.
 - `hop_spectrum`, `policy_hop_spectrum`: a derivative split by how often its paths are fed back through a state.
 - `action_jacobian`: the derivative of every state by every action.

@@ -201,6 +201,19 @@ MISUSES = {
     "open loop beyond the model's horizon": (lambda: AWM_20.open_loop(STATE, jnp.ones((21, 1))), "got 21"),
     "a reward that returns an array": (lambda: _unroll(reward=lambda s, a, t: s), r"reward returned float64\[2\].*jnp.sum"),
     "a reward that returns an integer": (lambda: _unroll(reward=lambda s, a, t: t), "floating-point number"),
+    "a termination rule that returns an array": (
+        lambda: _unroll(termination=lambda s, a, t: s > 0),
+        r"rule returned bool\[2\]; it must be one bool, or one probability.*jnp.any",
+    ),
+    "a termination rule that returns an integer": (
+        lambda: _grad(termination=lambda s, a, t: t),
+        r"rule returned int64\[\].*\.astype\(bool\)",
+    ),
+    "a termination rule whose next state has another name": (
+        lambda: _unroll(termination=lambda s, a, t, after: True),
+        r"cannot be called as terminates\(state, action, t, next_state\).*a fourth parameter named next_state",
+    ),
+    "a number as the termination rule": (lambda: _unroll(termination=0.1), "termination rule is a float; give a function"),
     "a function as the dynamics": (lambda: _unroll(dynamics=lambda s, a: s), "pass an instance of awmkit.AbstractDynamics"),
     "a step that changes the size of the state": (
         lambda: _unroll(Careless("state")),

@@ -29,7 +29,7 @@ from awmkit import (
     unroll,
 )
 from awmkit._normaliser import trainable
-from awmkit._reward import score
+from awmkit._reward import with_next_state
 from awmkit.learning._minibatch import episodes_at_a_time, loss_and_gradient
 from awmkit.learning._train_state import _model_error
 from awmkit.models import AbstractWorldModel
@@ -383,11 +383,13 @@ def test_an_update_takes_each_group_as_a_whole_on_a_cpu_and_all_episodes_at_once
 def test_a_reward_model_learns_the_rewards_of_transitions_and_can_be_passed_as_a_reward():
     episodes = _episodes(256, scale=(800.0, 0.04, 1.0))
     pay = lambda s, a, t, next_state: (next_state[0] - s[0]) / 80 + 3 * a[0] ** 2
-    rewards = jax.vmap(lambda states, actions: score(pay, states, actions))(episodes.states, episodes.actions)
+    inputs = lambda episode: (episode.states[:-1], episode.actions, jnp.arange(HORIZON), episode.states[1:])
+    score = lambda fn, episode: jax.vmap(with_next_state(fn))(*inputs(episode))
+    rewards = jax.vmap(lambda episode: score(pay, episode))(episodes)
     episodes = Trajectory(episodes.states, episodes.actions, rewards)
     result = _fit(RewardModel(3, 2, width=32, key=jax.random.key(0)).normalised(episodes), episodes)
     assert result.held_out.shape == (HORIZON,) and result.held_out.mean() < 0.05
-    values = [score(fn, episodes.states[0], episodes.actions[0]) for fn in (result.model, pay)]
+    values = [score(fn, episodes[0]) for fn in (result.model, pay)]
     np.testing.assert_allclose(*values, atol=0.5 * float(jnp.std(rewards)))
 
 
