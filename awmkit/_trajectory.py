@@ -1,5 +1,6 @@
 """`Trajectory`: the states, actions and rewards of an episode, or of a batch of episodes of unequal length."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -121,7 +122,7 @@ class Trajectory(eqx.Module):
             if len(sizes := sorted({getattr(part, name).shape[-1] for part in parts})) > 1:
                 raise ValueError(f"The {name} of the trajectories have {sizes} entries; concatenate those of one size.")
         horizon = max(part.horizon for part in parts)
-        padded = [part._resized(horizon) for part in parts]
+        padded = [part.padded(horizon)._with_defaults() for part in parts]
         join = lambda name: jnp.concatenate([getattr(part, name) for part in padded])
         optional = [name for name in ("rewards", "t", "survival") if any(getattr(part, name) is not None for part in parts)]
         return Trajectory(**{name: join(name) for name in ("states", "actions", "length", "terminated", *optional)})
@@ -136,13 +137,13 @@ class Trajectory(eqx.Module):
         """Whether each step happened, shape (..., H)."""
         if self.length is None:
             return jnp.ones(self.actions.shape[:-1], bool)
-        return jnp.arange(self.horizon) < jnp.asarray(self.length)[..., None]
+        return self._step_numbers() < jnp.asarray(self.length)[..., None]
 
     @property
     def steps(self) -> Int[Array, "*batch H"]:
         """Index of each step within its episode, shape (..., H)."""
         first = 0 if self.t is None else jnp.asarray(self.t)[..., None]
-        return jnp.broadcast_to(first + jnp.arange(self.horizon), self.actions.shape[:-1])
+        return self._step_numbers() + first
 
     def returns(self, discount: ScalarLike = 1.0) -> Float[Array, "*batch"]:
         """Return J = sum_t discount^t r_t over the steps that happened, one scalar per episode.
@@ -203,6 +204,21 @@ class Trajectory(eqx.Module):
         none = lambda x: x is None
         return eqx.tree_at(lambda x: (x.states, x.actions, x.rewards, x.survival), self, fields, is_leaf=none)
 
+    def padded(self, horizon: int) -> "Trajectory":
+        """Return the same episodes in arrays of `horizon` steps, with `length` and `terminated`; needs a leading axis.
+
+        **Raises:** `ValueError` if `horizon` is less than the number of steps of the arrays.
+        """
+        count, more = len(self), horizon - self.horizon
+        if more < 0:
+            raise ValueError(f"padded needs a horizon of at least {self.horizon}, the size of the arrays, got {horizon}.")
+        length = jnp.full(count, self.horizon) if self.length is None else self.length
+        terminated = jnp.zeros(count, bool) if self.terminated is None else self.terminated
+        pad = lambda x, mode: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode=mode)
+        zeros = lambda x: None if x is None else pad(x, "constant")
+        states, actions = pad(self.states, "edge"), pad(self.actions, "constant")
+        return Trajectory(states, actions, zeros(self.rewards), length, terminated, self.t, zeros(self.survival))
+
     def __len__(self) -> int:
         """Number of episodes; needs a leading axis."""
         return self._batched().actions.shape[0]
@@ -241,17 +257,14 @@ class Trajectory(eqx.Module):
             )
         return self
 
-    def _resized(self, horizon: int) -> "Trajectory":
-        """Return these episodes with all of `length`, `terminated`, `t` and `survival`, padded to `horizon` steps."""
-        count, more = self.actions.shape[0], horizon - self.horizon
-        length = jnp.full(count, self.horizon) if self.length is None else self.length
-        terminated = jnp.zeros(count, bool) if self.terminated is None else self.terminated
-        pad = lambda x, mode: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode=mode)
-        zeros = lambda x: None if x is None else pad(x, "constant")
-        states, actions = pad(self.states, "edge"), pad(self.actions, "constant")
-        t = jnp.zeros(count, int) if self.t is None else self.t
+    def _step_numbers(self) -> Int[Array, "*batch H"]:
+        return jnp.broadcast_to(jnp.arange(self.horizon), self.actions.shape[:-1])
+
+    def _with_defaults(self) -> "Trajectory":
+        """Return these episodes with `t` and `survival`."""
+        t = jnp.zeros(len(self), int) if self.t is None else self.t
         survival = jnp.ones(self.actions.shape[:-1], self.actions.dtype) if self.survival is None else self.survival
-        return Trajectory(states, actions, zeros(self.rewards), length, terminated, t, zeros(survival))
+        return dataclasses.replace(self, t=t, survival=survival)
 
 
 def discounts(discount: ScalarLike, horizon: int, dtype: DTypeLike) -> Float[Array, " H"]:

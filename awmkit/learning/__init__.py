@@ -3,7 +3,9 @@
 from .._fingerprint import fingerprint
 from ._checkpoint import load, read_header, save, versions
 from ._episode_files import load_episodes, save_episodes
+from ._evaluate import as_task, evaluate, Evaluation
 from ._fit import fit, FitResult
+from ._improve import improve, ImproveResult
 from ._json_lines import JSONLines
 from ._metrics import Metrics
 from ._model_updates import ModelUpdates
@@ -16,12 +18,17 @@ from .ascents import AbstractAscent, Critic, FullHorizon, ShortHorizon, TargetEn
 
 __all__ = [
     "AbstractAscent",
+    "as_task",
     "Critic",
+    "evaluate",
+    "Evaluation",
     "fingerprint",
     "fit",
     "FitResult",
     "FullHorizon",
     "held_actions",
+    "improve",
+    "ImproveResult",
     "JSONLines",
     "load",
     "load_episodes",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from .._dynamics import AbstractTask
 from .._trajectory import Trajectory
 from .._unroll import unroll
-from ._loop import fori_loop
+from ._loop import fori_loop, while_loop
 
 T = TypeVar("T", bound=PyTree)
 
@@ -24,7 +24,8 @@ T = TypeVar("T", bound=PyTree)
 def collect(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
     """Collect episodes of one policy, or of one array of actions (H, A)."""
     if task.on_host:
-        return task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+        collected = task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
+        return collected.padded(task.horizon)  # One shape, or every length would compile again.
     episode = lambda s, k: unroll(task, policy, s, task.horizon, reward=task.reward, key=k)
     reset_keys, unroll_keys = (jax.random.split(k, episodes) for k in jax.random.split(key))
     return jax.vmap(episode)(jax.vmap(task.reset)(reset_keys), unroll_keys)
@@ -38,7 +39,7 @@ def collect_each(
     keys = jax.random.split(key, len(noise))
     if task.on_host:
         episodes = [episode(row, k) for row, k in zip(noise, keys, strict=True)]
-        return jtu.tree_map(lambda *x: jnp.concatenate(x), *episodes)
+        return Trajectory.concatenate(episodes)
     return jax.vmap(lambda row, k: jtu.tree_map(lambda x: x[0], episode(row, k)))(noise, keys)
 
 
@@ -46,9 +47,15 @@ def empty_episodes(task: AbstractTask, episodes: int) -> Trajectory:
     """Episodes of zeros with the shapes and dtypes that `collect` returns."""
     H, S, A = task.horizon, task.state_size, task.action_size
     if task.on_host:
-        return Trajectory(jnp.zeros((episodes, H + 1, S)), jnp.zeros((episodes, H, A)), jnp.zeros((episodes, H)))
+        arrays = jnp.zeros((episodes, H + 1, S)), jnp.zeros((episodes, H, A)), jnp.zeros((episodes, H))
+        return Trajectory(*arrays, jnp.full(episodes, H), jnp.zeros(episodes, bool))
     shapes = eqx.filter_eval_shape(collect, task, jnp.zeros((H, A)), episodes, jax.random.key(0))
     return jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def is_uneven(task: AbstractTask) -> bool:
+    """Return whether episodes of the task may be shorter than its horizon."""
+    return task.on_host or getattr(task, "terminates", None) is not None
 
 
 def call_compiled(task: AbstractTask, fn: Callable[..., T], *args: Any, **host_only: Any) -> T:
@@ -62,6 +69,15 @@ def iterate(task: AbstractTask, start, stop, body: Callable[[Array, T], T], carr
         return fori_loop(start, stop, body, carry)
     for i in range(int(start), int(stop)):
         carry = body(jnp.asarray(i), carry)
+    return carry
+
+
+def iterate_while(task: AbstractTask, goes_on: Callable[[T], Array], body: Callable[[T], T], carry: T) -> T:
+    """`while_loop`, or a Python loop if `body` collects episodes on the host."""
+    if not task.on_host:
+        return while_loop(goes_on, body, carry)
+    while goes_on(carry):
+        carry = body(carry)
     return carry
 
 

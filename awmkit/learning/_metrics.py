@@ -13,12 +13,15 @@ class Metrics(eqx.Module):
     """The numbers that `awmkit.train` reports for an epoch.
 
     - `steps`: number of environment steps so far, the warm-up's included.
+    - `episodes`: number of episodes collected in this epoch.
     - `true_return`: return of the policy's mode on the true task, mean over the evaluation episodes.
-    - `collected_return`: return of the exploring policy, mean over the episodes collected in this epoch.
+    - `collected_return`: return of the exploring policy, mean over the episodes collected in this epoch; NaN if there
+      are none, as in offline learning.
     - `model_loss`: training loss of the model (and of a reward model), mean over the updates of this epoch.
     - `model_error`: mean square error of the model's open-loop predictions of this epoch's episodes, measured before the
       model was fitted to them, divided by the variance of the states in the model's normaliser: of the warm-up's states, unless
-      the model came with its own. 1 is as good as predicting the mean state.
+      the model came with its own. 1 is as good as predicting the mean state. Where the model is fitted to windows, these are
+      predictions of successive windows.
     - `policy_update`: an `awmkit.UpdateInfo`, mean over the policy updates of this epoch; `skipped` is the number of skipped
       updates.
 
@@ -27,6 +30,7 @@ class Metrics(eqx.Module):
     """
 
     steps: Int[Array, "*seeds"]
+    episodes: Int[Array, "*seeds"]
     true_return: Float[Array, "*seeds"]
     collected_return: Float[Array, "*seeds"]
     model_loss: Float[Array, "*seeds"] | None

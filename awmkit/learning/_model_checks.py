@@ -62,7 +62,7 @@ def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax
     return loss
 
 
-def warn_of_large_actions(who: str, actions: Float[Array, "*seeds N H A"]) -> None:
+def warn_of_large_actions(who: str, actions: Float[Array, "*batch A"]) -> None:
     """Warn if an action is outside of [-1, 1]."""
     largest = float(jnp.max(jnp.abs(actions)))
     if largest > 1 + 1e-3:

@@ -25,8 +25,11 @@ class ModelUpdates(eqx.Module):
     - `microbatch_size`: largest number of episodes that are differentiated at a time, a divisor of `batch_size`; all by
       default. Smaller values save memory; see `awmkit.fit`.
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default.
-    - `initial_updates`: number of updates right after the warm-up, 0 by default. Some hundreds let the first policy updates
-      use a fitted model.
+    - `initial_updates`: number of updates right after the warm-up, or to the episodes that `train` was given, 0 by default.
+      Some hundreds let the first policy updates use a fitted model.
+    - `window`: number of steps of the windows that the models are fitted to, drawn from anywhere in the episodes; by default
+      whole episodes. Use it where episodes are long, and fit no more steps than are imagined: 1 for a Markov model, and the
+      `length` of the ascent for an AWM.
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
 
@@ -38,10 +41,11 @@ class ModelUpdates(eqx.Module):
     microbatch_size: int | None = eqx.field(static=True, default=None)
     optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
     initial_updates: int = eqx.field(static=True, default=0)
+    window: int | None = eqx.field(static=True, default=None)
     recency: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
-        check_counts("ModelUpdates", batch_size=self.batch_size)
+        check_counts("ModelUpdates", batch_size=self.batch_size, window=self.window)
         check_microbatch_size("ModelUpdates", self.microbatch_size, self.batch_size)
         check_counts("ModelUpdates", least=0, initial_updates=self.initial_updates)
         check_optimiser(self.optimiser)
@@ -60,27 +64,29 @@ def update_models(
     models: dict[str, AbstractTrainable],
     optimiser_state: PyTree,
     replay: Replay,
-    updates: Int[ArrayLike, ""],
+    start: Int[ArrayLike, ""],
+    stop: Int[ArrayLike, ""],
     key: PRNGKeyArray,
 ) -> tuple[dict[str, AbstractTrainable], PyTree, Scalar]:
-    """Make `updates` updates of all models on the sum of their losses.
+    """Make updates `start` to `stop` of all models on the sum of their losses.
 
     **Returns:** the models, the optimiser's state and the sum of the losses.
     """
-    zero = jnp.zeros((), replay.episodes.states.dtype)
+    zero = jnp.zeros((), replay.steps.state.dtype)
     if not models:
         return models, optimiser_state, zero
     weights, rest = eqx.partition(models, trainable(models))
-    few = episodes_at_a_time(models.values(), replay.episodes.actions.shape[1])
+    few = episodes_at_a_time(models.values(), settings.window or replay.horizon)
     loss = lambda weights, episode: sum((m.loss(episode) for m in eqx.combine(weights, rest).values()), zero)
 
     def update(i, carry):
         weights, optimiser_state, total = carry
-        batch = replay.sample(jax.random.fold_in(key, i), settings.batch_size, recency=settings.recency)
+        options = {"recency": settings.recency, "window": settings.window}
+        batch = replay.sample(jax.random.fold_in(key, i), settings.batch_size, **options)
         weights, optimiser_state, value = minibatch_step(
             loss, weights, batch, settings.optimiser, optimiser_state, settings.microbatch_size, few
         )
         return weights, optimiser_state, total + value
 
-    weights, optimiser_state, total = lax.fori_loop(0, updates, update, (weights, optimiser_state, zero))
+    weights, optimiser_state, total = lax.fori_loop(start, stop, update, (weights, optimiser_state, zero))
     return eqx.combine(weights, rest), optimiser_state, total

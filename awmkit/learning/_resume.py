@@ -19,26 +19,27 @@ from ._metrics import Metrics
 from ._train_state import EpochSums, first_state_shapes, RunConfig, TrainState
 
 
-def identity(config: RunConfig, model, reward, policy, key, epoch: int) -> dict[str, str]:
+def identity(config: RunConfig, learned, policy, key, epoch: str) -> dict[str, str]:
     """What must be equal for a run to be resumed, line by line. The number of steps is not part of it, so that a run can be
     prolonged."""
     settings = ("jax_enable_x64", "jax_default_matmul_precision", "jax_threefry_partitionable")
     arguments = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    arguments |= {"model": model, "reward": config.reward if reward is None else reward, "policy": policy, "key": key}
-    arguments["evaluate_every"] = f"{epoch} iterations"
+    arguments |= {"policy": policy, "key": key, "model": learned["model"], "evaluate_every": epoch}
+    for name in ("reward", "termination"):
+        arguments[name] = getattr(config, name) if learned[name] is None else learned[name]
     arguments |= {name: getattr(jax.config, name, None) for name in settings}
     return fingerprint(SimpleNamespace(**arguments))
 
 
 def save_run(path: str | Path, run: dict[str, str], state: TrainState, epochs: list[Metrics]) -> None:
     """Write the state of a run and the metrics of its epochs to one file."""
-    save(path, (state, stack(epochs)), config={"run": run, "epochs": len(epochs)})
+    save(path, (state, stack(epochs)), config={"run": run, "epochs": len(epochs), "capacity": state.replay.capacity})
 
 
 def load_run(
-    path: str | Path, run: dict[str, str], config: RunConfig, model, reward, policy, key
+    path: str | Path, run: dict[str, str], config: RunConfig, learned, policy, key
 ) -> tuple[TrainState, list[Metrics]]:
-    """Read what `save_run` wrote, if it belongs to this run."""
+    """Read what `save_run` wrote, if it belongs to this run. The replay buffer grows if this run is to be longer."""
     header = read_header(path)
     if not isinstance(saved := header["config"].get("run"), dict):
         raise ValueError(f"{path} is not a checkpoint of train; pass the path of another file.")
@@ -53,10 +54,13 @@ def load_run(
     if header["versions"] != versions():
         warnings.warn(f"{path} was written by {header['versions']}; the run is resumed with {versions()}.", stacklevel=3)
     epochs, sums = header["config"]["epochs"], EpochSums.zeros(float)
-    fitted = sums.model_loss if isinstance(model, AbstractWorldModel) else None
-    row = Metrics(jnp.zeros((), int), sums.model_loss, sums.model_loss, fitted, fitted, sums.policy_update)
+    fitted = sums.model_loss if isinstance(learned["model"], AbstractWorldModel) else None
+    row = Metrics(sums.iterations, sums.iterations, sums.model_loss, sums.model_loss, fitted, fitted, sums.policy_update)
     row_shapes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((*key.shape, epochs), x.dtype), row)
-    state, rows = load(path, (first_state_shapes(config, model, reward, policy, key), row_shapes))
+    saved = dataclasses.replace(config, capacity=header["config"]["capacity"])
+    state, rows = load(path, (first_state_shapes(saved, learned, policy, key), row_shapes))
+    if config.capacity > saved.capacity:
+        state = dataclasses.replace(state, replay=state.replay.grown(config.capacity))
     return state, [jtu.tree_map(lambda x, i=i: np.asarray(x[..., i]), rows) for i in range(epochs)]
 
 

@@ -9,21 +9,26 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from .._checks import check_counts
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._progress import AbstractProgress, NoProgress, TqdmProgress
 from .._reward import Reward
+from .._trajectory import Trajectory
 from ..models._trainable import AbstractTrainable
+from ._chunks import chunks
+from ._collect import is_uneven
 from ._metrics import Metrics
 from ._model_checks import warn_of_large_actions
 from ._model_updates import ModelUpdates
 from ._resume import explain_interrupt, identity, load_run, save_run, stack
 from ._sharding import place
 from ._train_checks import check_types, check_values
-from ._train_state import first_state, run_epoch, RunConfig, TrainState
+from ._train_state import first_state, initial_updates, number_of_steps, run_epoch, RunConfig, TrainState
 from ._warmup import Warmup
 from .ascents import AbstractAscent, FullHorizon
 
@@ -34,24 +39,52 @@ class TrainResult(eqx.Module):
     - `model`: the fitted world model, or the simulator that was given.
     - `policy`: the trained policy.
     - `reward`: the fitted reward model, or `None` if the reward was known.
+    - `termination`: the fitted termination model, or `None`.
     - `metrics`: an `awmkit.Metrics` whose fields have a last axis of epochs.
     - `seconds`: wall time of this call in seconds, compilation included.
-    - `state`: everything a run changes, as in a checkpoint: model, reward and policy, the replay buffer (`state.replay`) and
-      the optimisers' states.
+    - `state`: everything a run changes, as in a checkpoint: models and policy, the replay buffer (`state.replay`) and the
+      optimisers' states.
+
+    With several seeds, `result[i]` is the result of seed i, and `result.best()` that of the seed with the highest last
+    `true_return`.
     """
 
     model: AbstractDynamics
     policy: Callable[..., Array]
     reward: AbstractTrainable | None
+    termination: AbstractTrainable | None
     metrics: Metrics
     seconds: float
     state: TrainState
+
+    def __getitem__(self, seed: int) -> "TrainResult":
+        """Return the result of one of several seeds."""
+        if self.metrics.steps.ndim != 2:
+            raise IndexError("This is the result of one seed, which cannot be indexed; use it as it is.")
+        state = self.state
+        one = lambda tree: jtu.tree_map(lambda x: x[seed] if eqx.is_array(x) else x, tree)
+        model = one(self.model) if isinstance(self.model, AbstractTrainable) else self.model
+        return TrainResult(
+            model,
+            one(self.policy),
+            one(self.reward),
+            one(self.termination),
+            one(self.metrics),
+            self.seconds,
+            dataclasses.replace(one(state), model=model),
+        )
+
+    def best(self) -> "TrainResult":
+        """Return the result of the seed whose last `true_return` is the highest; of one seed, this result."""
+        return self if self.metrics.steps.ndim == 1 else self[int(jnp.argmax(self.metrics.true_return[:, -1]))]
 
     def __repr__(self) -> str:
         steps, returns = np.max(self.metrics.steps[..., -1]), np.atleast_2d(self.metrics.true_return)
         seeds = "" if returns.shape[0] == 1 else f"medians of {returns.shape[0]} seeds, "
         median = np.median(returns, axis=0)
-        kinds = ", ".join(f"{name}={type(getattr(self, name)).__name__}" for name in ("model", "policy", "reward", "state"))
+        kinds = ", ".join(
+            f"{name}={type(getattr(self, name)).__name__}" for name in ("model", "policy", "reward", "termination", "state")
+        )
         return (
             f"TrainResult({kinds},\n  metrics={seeds}{median.size} epochs, {steps} steps, true_return: first {median[0]:.4g}, "
             f"best {median.max():.4g}, last {median[-1]:.4g},\n  seconds={self.seconds:.1f})"
@@ -71,6 +104,8 @@ def train(
     model_updates: ModelUpdates = ModelUpdates(),
     ascent: AbstractAscent = FullHorizon(),
     reward: Reward | AbstractTrainable | None = None,
+    termination: Callable[..., Array] | None = None,
+    episodes: Trajectory | None = None,
     capacity: int | None = None,
     evaluate_every: int = 500,
     evaluations: int = 1,
@@ -93,7 +128,7 @@ def train(
 
     1. Warm-up: collect episodes of random actions (`warmup`). Their statistics set the normalisers of the model, the policy, a
        reward model and a critic that are not set, and scale the returns. Normalisers that are set, as in a fitted model, stay as
-       they are. Make the model's initial updates.
+       they are. Make the initial updates of the model and of the policy.
     2. Repeat until `steps` environment steps are done. One iteration is:
         - collect one episode of the policy in each environment, with noise on its actions (`noise`), and store it in the
           replay buffer;
@@ -131,7 +166,8 @@ def train(
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,). Evaluated without a key, so
       that a stochastic policy takes its mode.
     - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
-    - `steps`: number of environment steps, the warm-up's included, rounded up to whole episodes.
+    - `steps`: number of environment steps, the warm-up's included, rounded up to whole episodes. Steps are counted as they
+      happen: an episode that ends after 10 steps counts 10. With `episodes`, 0 learns from these alone.
     - `environments`: number of episodes collected per iteration, 1 by default, by the same policy. More of them run faster
       side by side, especially on an accelerator; the number of updates per step does not change.
     - `noise`: standard deviation of the pink noise added to the policy's actions while it collects; the sum is clipped to
@@ -142,7 +178,13 @@ def train(
       `awmkit.AbstractAscent`.
     - `reward`: the reward of imagined episodes, the task's own by default: `reward(state, action, t)`, or with a fourth
       parameter `next_state`. Pass an `awmkit.RewardModel` to learn it from the collected rewards.
-    - `capacity`: size of the replay buffer in episodes; the oldest are overwritten. By default all episodes fit.
+    - `termination`: whether or with which probability a step ends an imagined episode, the task's own rule by default:
+      `termination(state, action, t, next_state)`. Pass an `awmkit.TerminationModel` to learn it from the collected episodes. A
+      Gymnasium environment whose episodes end early needs one or the other, or imagined episodes never end.
+    - `episodes`: data to begin with, an `awmkit.Trajectory` of any behaviour, instead of the warm-up. It is stored in the replay
+      buffer, and its statistics take the part of the warm-up's. For offline learning, pass `steps=0` and set the number of
+      updates: `ModelUpdates(initial_updates=...)` and `FullHorizon(initial_updates=...)`. The task then only evaluates.
+    - `capacity`: size of the replay buffer in steps; the oldest are overwritten. By default all steps fit.
     - `evaluate_every`: number of environment steps per epoch, rounded to whole iterations.
     - `evaluations`: number of evaluation episodes at the end of each epoch. 1 is enough if the task is deterministic.
     - `callbacks`: functions called with the `awmkit.Metrics` of each epoch, such as an `awmkit.JSONLines`. If one has a method
@@ -150,7 +192,7 @@ def train(
     - `checkpoint`: path of a file to which the whole run is written after each epoch. If the file exists, the run resumes
       from it: after an interrupt, make the same call again. All arguments that decide the result must be equal, compared by
       `awmkit.learning.fingerprint`: arrays by their bytes, functions by their code and everything they close over. A
-      resumed run ends with exactly the same numbers as one that was never interrupted, on the same machine. With a given `capacity`, a call with more `steps` continues a finished run.
+      resumed run ends with exactly the same numbers as one that was never interrupted, on the same machine. A call with more `steps` continues a finished run.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. They share the
       collection too if `environments` can be split evenly over them. With several processes, each makes this call; the first
       one shows progress, writes the checkpoint and calls the callbacks.
@@ -167,62 +209,86 @@ def train(
     began = time.monotonic()
     check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress)
     counts = {"steps": steps, "environments": environments, "evaluate_every": evaluate_every, "evaluations": evaluations}
-    check_values(task, model, policy, reward, key, model_updates, ascent, noise=noise, **counts)
-    learned, known = (reward, None) if isinstance(reward, AbstractTrainable) else (None, reward)
-    config = RunConfig(task, warmup, model_updates, ascent, known, environments, evaluations, noise, capacity or 0, mesh)
+    learned = {"model": model, "reward": reward, "termination": termination}
+    check_values(task, learned, policy, key, model_updates, ascent, noise=noise, episodes=episodes, **counts)
+    known = {
+        name: None if isinstance(learned[name], AbstractTrainable) else learned[name] for name in ("reward", "termination")
+    }
+    learned |= {name: None for name, rule in known.items() if rule is not None}
+    settings = episodes, environments, evaluations, noise, capacity or 0, mesh
+    config = RunConfig(task, warmup, model_updates, ascent, known["reward"], known["termination"], *settings)
     iterations = config.iterations(steps)
-    if iterations < 1:
+    if iterations < 1 and episodes is None:
         raise ValueError(
             f"train got steps={steps}, but the warm-up alone takes {config.steps_after(0)} steps; raise steps, or shorten the "
             "warm-up."
         )
-    if capacity is None:
-        config = dataclasses.replace(config, capacity=config.warmup_episodes + iterations * environments)
-    config, model, learned, policy, key = place((config, model, learned, policy, key), mesh)
-
+    uneven = is_uneven(task)
     per_epoch = max(1, round(evaluate_every / config.steps_per_iteration))
-    run = {} if checkpoint is None else identity(config, model, learned, policy, key, per_epoch)
+    epoch_length = f"{evaluate_every} steps" if uneven else f"{per_epoch} iterations"
+    run = {} if checkpoint is None else identity(config, learned, policy, key, epoch_length)
+    config = dataclasses.replace(config, capacity=_capacity(config, capacity, steps))
+    config, learned, policy, key = place((config, learned, policy, key), mesh)
+
     main = jax.process_index() == 0
     epochs: list[Metrics] = []
     shown, label = progress if main else NoProgress(), f"train {type(model).__name__}"
-    with explain_interrupt(checkpoint, epochs), shown.start(label, config.steps_after(iterations)) as meter:
+    end = steps if uneven else config.steps_after(iterations)
+    total = max(1, end)
+    with explain_interrupt(checkpoint, epochs), shown.start(label, total) as meter:
         if checkpoint is not None and Path(checkpoint).exists():
-            state, earlier = load_run(checkpoint, run, config, model, learned, policy, key)
+            state, earlier = load_run(checkpoint, run, config, learned, policy, key)
             epochs.extend(earlier)
         else:
-            meter.update(0, phase="warm-up")
-            state = first_state(config, model, learned, policy, key)
-            warn_of_large_actions("The warm-up of train", state.replay.episodes.actions)
+            meter.update(0, phase="warm-up" if episodes is None else "storing the data")
+            state = first_state(config, learned, policy, key)
+            warn_of_large_actions("The warm-up of train", state.replay.steps.action)
         for callback in callbacks if main else ():
             if hasattr(callback, "begin_run"):
                 callback.begin_run(tuple(epochs))  # pyright: ignore[reportFunctionMemberAccess]
-        done = (int(np.max(epochs[-1].steps)) - config.steps_after(0)) // config.steps_per_iteration if epochs else 0
-        if done > iterations:
+        taken = lambda: int(np.min(jax.device_get(state.steps)))
+        if taken() >= end + (config.steps_per_iteration if uneven else 1):
             raise ValueError(
-                f"{checkpoint} is a run of {config.steps_after(done)} steps, more than steps={steps}; pass at least that many, or the "
-                "path of another file."
+                f"{checkpoint} is a run of {taken()} steps, more than steps={steps}; pass at least that many, or the path of "
+                "another file."
             )
-        meter.update(config.steps_after(done), phase="compiling")
-        for start in range(done, iterations, per_epoch):
-            stop = min(start + per_epoch, iterations)
-            bounds = place((jnp.asarray(start), jnp.asarray(stop)), mesh)
-            state, epoch = run_epoch(
-                config,
-                state,
-                *bounds,
-                key,
-                show=lambda i, phase: meter.update(int(config.steps_after(i)), _note(epochs), phase=phase),
-            )
+        meter.update(taken(), phase="compiling")
+        if not epochs:
+            for name, count in (("model", model_updates.initial_updates), ("policy", ascent.initial_updates)):
+                for start, stop in chunks(count):
+                    bounds = place((jnp.asarray(start), jnp.asarray(stop)), mesh)
+                    state, wait = initial_updates(config, state, *bounds, key, of_policy=name == "policy")
+                    jax.block_until_ready(wait)
+                    meter.update(taken(), f"{stop} of {count}", phase=f"initial updates of the {name}")
+        while not epochs or taken() < end:
+            start = int(np.min(jax.device_get(state.iterations)))
+            stop = min(start + per_epoch, max(iterations, 0))
+            target = min(steps, taken() + evaluate_every) if uneven else config.steps_after(stop)
+            bounds = place((jnp.asarray(start), jnp.asarray(stop), jnp.asarray(target)), mesh)
+            show = lambda steps, phase: meter.update(min(int(steps), total), _note(epochs), phase=phase)
+            state, epoch, updates = run_epoch(config, state, *bounds, key, show=show)
             epoch = jax.device_get(epoch)
             _require_finite(epoch)
-            _warn_of_lost_updates(epoch, int(config.updates_between(start, stop, ascent.steps_per_update)))
+            _warn_of_lost_updates(epoch, np.atleast_1d(jax.device_get(updates)))
             epochs.append(epoch)
             for callback in callbacks if main else ():
                 callback(epoch)
             if checkpoint is not None and main:
                 save_run(checkpoint, run, state, epochs)
-            meter.update(config.steps_after(stop), _note(epochs), phase="collecting, fitting, improving")
-    return TrainResult(state.model, state.policy, state.reward, stack(epochs), time.monotonic() - began, state)
+            meter.update(min(taken(), total), _note(epochs), phase="collecting, fitting, improving")
+    parts = state.model, state.policy, state.reward, state.termination
+    return TrainResult(*parts, stack(epochs), time.monotonic() - began, state)
+
+
+def _capacity(config: RunConfig, capacity: int | None, steps: int) -> int:
+    """The number of steps that the replay buffer holds: the one given, or all that a run of `steps` steps may have."""
+    given = 0 if config.episodes is None else int(number_of_steps(config.episodes))
+    if capacity is None:
+        last = 0 if steps == 0 else config.steps_per_iteration  # The last episodes may end after the last step.
+        warmup = config.warmup_episodes * config.task.horizon
+        return given + max(steps, warmup) + last + (warmup if is_uneven(config.task) else 0)
+    check_counts("train", least=max(config.steps_per_iteration, config.task.horizon), capacity=capacity)
+    return capacity
 
 
 def _note(epochs: list[Metrics]) -> str:
@@ -237,7 +303,8 @@ def _note(epochs: list[Metrics]) -> str:
 
 def _require_finite(epoch: Metrics) -> None:
     """Raise if a return or the model's loss is not finite."""
-    for name, returns in (("collected", epoch.collected_return), ("evaluation", epoch.true_return)):
+    collected = np.where(epoch.episodes > 0, epoch.collected_return, 0)
+    for name, returns in (("collected", collected), ("evaluation", epoch.true_return)):
         if not np.isfinite(returns).all():
             raise RuntimeError(
                 f"The task's {name} returns were {returns} up to step {np.max(epoch.steps)}: its states or rewards are not "
@@ -250,13 +317,13 @@ def _require_finite(epoch: Metrics) -> None:
         )
 
 
-def _warn_of_lost_updates(epoch: Metrics, updates: int) -> None:
+def _warn_of_lost_updates(epoch: Metrics, updates: np.ndarray) -> None:
     """Warn if a run skipped every policy update of the epoch, or all of their gradients were 0."""
-    skipped = np.atleast_1d(epoch.policy_update.skipped) == updates
-    zero = (np.atleast_1d(epoch.policy_update.gradient_norm) == 0) & ~skipped
+    skipped = (np.atleast_1d(epoch.policy_update.skipped) == updates) & (updates > 0)
+    zero = (np.atleast_1d(epoch.policy_update.gradient_norm) == 0) & ~skipped & (updates > 0)
     for runs, text in ((skipped, _SKIPPED), (zero, _ZERO)):
-        if updates and runs.any():
-            first = f"All {updates} policy updates of the epoch up to step {np.max(epoch.steps)}"
+        if runs.any():
+            first = f"All {updates.max()} policy updates of the epoch up to step {np.max(epoch.steps)}"
             warnings.warn(f"{first} {text.format(f'{runs.sum()} of {runs.size} runs')}", stacklevel=3)
 
 

@@ -18,6 +18,7 @@ from .._files import check_folder
 from .._normaliser import is_stacked, normalisers, trainable
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
+from .._trajectory import check_episodes, Trajectory
 from .._unroll_checks import warn_of_constant_reward
 from ..models._trainable import AbstractTrainable
 from ._collect import empty_episodes
@@ -58,9 +59,13 @@ def check_types(task, model, key, warmup, model_updates, ascent, callbacks, chec
 
 
 def check_values(
-    task, model, policy, reward, key, model_updates, ascent, *, steps, environments, noise, evaluate_every, evaluations
+    task, learned, policy, key, model_updates, ascent, *, episodes, steps, environments, noise, evaluate_every, evaluations
 ) -> None:
-    """Raise if arguments of `train` do not fit together, or are out of range."""
+    """Raise if arguments of `train` do not fit together, or are out of range.
+
+    `learned` are the model, the reward and the termination, by name.
+    """
+    model, reward, termination = (learned[name] for name in ("model", "reward", "termination"))
     if (model.state_size, model.action_size) != (task.state_size, task.action_size):
         raise ValueError(
             f"The model has state_size={model.state_size} and action_size={model.action_size}, the task {task.state_size} and "
@@ -68,8 +73,9 @@ def check_values(
         )
     if key.ndim and task.on_host:
         raise ValueError("Several seeds run as one program only if JAX can trace the task; call train once for each key.")
-    _check_seeds(key, {"model": model, "policy": policy, "reward": reward})
-    check_counts("train", steps=steps, environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
+    _check_seeds(key, {**learned, "policy": policy})
+    check_counts("train", least=1 if episodes is None else 0, steps=steps)
+    check_counts("train", environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
         raise ValueError(f"The noise must be a standard deviation of at least 0, got {describe(noise)}; try 0.1.")
     check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
@@ -86,17 +92,41 @@ def check_values(
             f"or {type(ascent).__name__}(entropy=0)."
         )
     ascent.check(model, task.horizon)
-    trained = {"model": model, "reward": reward}
-    one = {name: _of_one_seed(tree, key) for name, tree in trained.items() if isinstance(tree, AbstractTrainable)}
-    episodes = jax.eval_shape(lambda: empty_episodes(task, 2))
+    one = {name: _of_one_seed(tree, key) for name, tree in learned.items() if isinstance(tree, AbstractTrainable)}
+    collected = jax.eval_shape(lambda: empty_episodes(task, 2))
+    if episodes is not None:
+        _check_data(task, episodes, collected)
     for name, tree in one.items():
-        _check_dtypes(name, tree, episodes.states.dtype)
-        check_model("train", tree, episodes)
+        _check_dtypes(name, tree, collected.states.dtype)
+        check_model("train", tree, collected)
     if one:
         check_trains(model_updates.optimiser, one)
     check_trains(ascent.optimiser, _of_one_seed(policy, key))
     if not isinstance(reward, AbstractTrainable):
         _check_reward(task, task.reward if reward is None else reward)
+    if termination is not None and not isinstance(termination, AbstractTrainable):
+        fix = "write it as lambda state, action, t, next_state: ..., or pass a TerminationModel"
+        check_call("termination", "termination(state, action, t, next_state)", fix, termination, *range(4))
+
+
+def _check_data(task: AbstractTask, episodes: Trajectory, collected: Trajectory) -> None:
+    """Raise if the episodes that a run begins with are not like those that it collects."""
+    check_episodes("train", episodes, state_size=task.state_size, action_size=task.action_size)
+    if episodes.rewards is None:
+        raise ValueError("train got episodes without rewards; give each step its reward.")
+    if episodes.horizon > task.horizon:
+        raise ValueError(
+            f"train got episodes in arrays of {episodes.horizon} steps, but an episode of the task has at most {task.horizon}; pass "
+            "a task with a longer horizon, or shorter episodes."
+        )
+    for name in ("states", "actions", "rewards"):
+        given, needed = getattr(episodes, name), getattr(collected, name)
+        if given.dtype != needed.dtype:
+            raise ValueError(
+                f"train got {name} of {given.dtype}, but the task's are {needed.dtype}; pass them .astype({needed.dtype})."
+            )
+        if not bool(jnp.isfinite(getattr(episodes.filled(), name)).all()):
+            raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
 
 
 def _check_reward(task: AbstractTask, reward) -> None:

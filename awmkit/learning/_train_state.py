@@ -1,4 +1,4 @@
-"""The compiled part of a training run: its state, its settings, its first state and its epochs."""
+"""The compiled part of a training run: its state, its settings, its first state, its initial updates and its epochs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray, PyTree, Scalar, ScalarLike
@@ -19,7 +20,7 @@ from .._reward import Reward
 from .._trajectory import Trajectory
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
-from ._collect import call_compiled, collect, collect_each, collecting_mesh, empty_episodes, iterate
+from ._collect import call_compiled, collect, collect_each, collecting_mesh, empty_episodes, is_uneven, iterate, iterate_while
 from ._exploration import ExploringPolicy, ModePolicy, pink_noise
 from ._loop import fori_loop
 from ._metrics import Metrics
@@ -36,24 +37,33 @@ class TrainState(eqx.Module):
 
     - `model`: the world model; a simulator does not change.
     - `reward`: the learned reward model, or `None`.
+    - `termination`: the learned termination model, or `None`.
     - `policy`: the policy.
     - `optimiser_state`: the state of the models' optimiser.
     - `ascent_state`: the state of the ascent, which has the policy's optimiser and the return scale.
     - `replay`: the replay buffer of collected episodes.
+    - `warmup_steps`: number of environment steps of the warm-up.
+    - `steps`: number of environment steps so far, the warm-up's included.
+    - `iterations`: number of iterations so far.
     """
 
     model: AbstractDynamics
     reward: AbstractTrainable | None
+    termination: AbstractTrainable | None
     policy: Callable[..., Array]
     optimiser_state: PyTree
     ascent_state: PyTree
     replay: Replay
+    warmup_steps: Int[Array, "*seeds"]
+    steps: Int[Array, "*seeds"]
+    iterations: Int[Array, "*seeds"]
 
 
 class RunConfig(eqx.Module):
     """The settings of a run, which do not change from epoch to epoch.
 
-    `reward` scores imagined episodes where no reward model is learned.
+    `reward` and `termination` are those of imagined episodes where no model of them is learned. `episodes` are the data that
+    the run begins with, instead of a warm-up.
     """
 
     task: AbstractTask
@@ -61,6 +71,8 @@ class RunConfig(eqx.Module):
     model_updates: ModelUpdates
     ascent: AbstractAscent
     reward: Reward | None
+    termination: Callable[..., Array] | None
+    episodes: Trajectory | None
     environments: int = eqx.field(static=True)
     evaluations: int = eqx.field(static=True)
     noise: float = eqx.field(static=True)
@@ -69,124 +81,191 @@ class RunConfig(eqx.Module):
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of one iteration, which collects an episode in each environment."""
+        """Environment steps of one iteration, which collects an episode in each environment; at most, where lengths differ."""
         return self.task.horizon * self.environments
 
     @property
     def warmup_episodes(self) -> int:
-        """Number of episodes of the warm-up, a multiple of the number of environments."""
+        """Number of episodes of the warm-up, a multiple of the number of environments, if all have H steps."""
+        if self.episodes is not None:
+            return 0
         return -(-self.warmup.steps // self.steps_per_iteration) * self.environments
 
-    def steps_after(self, iterations: Int[ArrayLike, ""]) -> Any:
-        """Number of environment steps, the warm-up's included, after `iterations` iterations."""
+    def steps_after(self, iterations: int) -> int:
+        """Number of environment steps, the warm-up's included, after `iterations` iterations of episodes of H steps."""
         return self.warmup_episodes * self.task.horizon + iterations * self.steps_per_iteration
 
     def iterations(self, steps: int) -> int:
-        """Number of iterations of a run of `steps` environment steps, rounded up."""
+        """Number of iterations of episodes of H steps in a run of `steps` environment steps, rounded up."""
         return -(-(steps - self.steps_after(0)) // self.steps_per_iteration)
 
-    def updates_between(self, start, stop, steps_per_update: ScalarLike) -> Int[Array, ""]:
-        """Number of updates that fall due between two iterations."""
-        due = lambda iterations: jnp.floor(iterations * (self.steps_per_iteration / steps_per_update) + 1e-3).astype(int)
-        return due(stop) - due(start)
+
+def updates_between(start: Int[ArrayLike, ""], stop: Int[ArrayLike, ""], steps_per_update: ScalarLike) -> Int[Array, ""]:
+    """Number of updates that fall due between two numbers of steps after the warm-up."""
+    due = lambda steps: jnp.floor(steps * (1 / steps_per_update) + 1e-3).astype(int)
+    return due(stop) - due(start)
 
 
 class EpochSums(eqx.Module):
     """Sums over the iterations of an epoch, and over their updates; `metrics` turns them into means."""
 
+    iterations: Scalar
     collected_return: Scalar
     model_error: Scalar
     model_loss: Scalar
+    model_updates: Scalar
     policy_update: UpdateInfo
+    policy_updates: Scalar
 
     @staticmethod
     def zeros(dtype) -> "EpochSums":
-        zero = jnp.zeros((), dtype)
-        return EpochSums(zero, zero, zero, UpdateInfo(zero, zero, zero, zero, zero))
+        zero, none = jnp.zeros((), dtype), jnp.zeros((), int)
+        return EpochSums(none, zero, zero, zero, none, UpdateInfo(zero, zero, zero, zero, zero), none)
 
 
-def first_state(config: RunConfig, model, reward, policy, key: Key[Array, "*seeds"]) -> TrainState:
-    """Collect the warm-up's episodes and return the state after them."""
-    return call_compiled(config.task, _first_state, config, _warmup, model, reward, policy, key)
+def first_state(config: RunConfig, learned: dict[str, Any], policy, key: Key[Array, "*seeds"]) -> TrainState:
+    """Collect the warm-up's episodes, or take those given, and return the state after them.
+
+    `learned` are the dynamics and the models of the reward and of the termination, by the names of their fields.
+    """
+    episodes = config.episodes
+    if episodes is None:
+        episodes = _warmup(config, _split(key)[0])
+    return eqx.filter_jit(_first_state)(config, learned, policy, episodes, key)
 
 
-def first_state_shapes(config: RunConfig, model, reward, policy, key: Key[Array, "*seeds"]) -> TrainState:
+def first_state_shapes(config: RunConfig, learned: dict[str, Any], policy, key: Key[Array, "*seeds"]) -> TrainState:
     """The shapes and dtypes of `first_state`. Nothing is run."""
-    return eqx.filter_eval_shape(_first_state, config, _no_warmup, model, reward, policy, key)
+    episodes = config.episodes
+    if episodes is None:
+        empty = lambda: empty_episodes(config.task, config.warmup_episodes)
+        shape = jax.eval_shape(empty)
+        episodes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((*key.shape, *x.shape), x.dtype), shape)
+    return eqx.filter_eval_shape(_first_state, config, learned, policy, episodes, key)
 
 
-def _warmup(config: RunConfig, key: PRNGKeyArray) -> Trajectory:
-    return warmup_episodes(config.task, config.warmup.actions, config.warmup_episodes, key)
+def _split(key: Key[Array, "*seeds"]) -> tuple[Key[Array, "*seeds"], ...]:
+    """The keys of the warm-up, of the initial model updates, of the ascent, and of the initial policy updates."""
 
-
-def _no_warmup(config: RunConfig, key: PRNGKeyArray) -> Trajectory:
-    return empty_episodes(config.task, config.warmup_episodes)
-
-
-def _first_state(config: RunConfig, make_episodes, model, reward, policy, key) -> TrainState:
-    """`first_state` of one seed, or of several by `vmap`, after the episodes that `make_episodes` returns."""
-
-    def start(model, reward, policy, key):
+    def split(key):
         # Evaluations fold 0 into the key, and iterations small numbers.
-        warmup_key, key = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
-        return _initialise(config, model, reward, policy, make_episodes(config, warmup_key), key)
+        warmup_key, rest = jax.random.split(jax.random.fold_in(key, 2**31 - 1))
+        return warmup_key, *jax.random.split(rest), jax.random.fold_in(key, 2**31 - 2)
 
+    return jax.vmap(split)(key) if key.ndim else split(key)
+
+
+def _warmup(config: RunConfig, key: Key[Array, "*seeds"]) -> Trajectory:
+    """Collect episodes of random actions until every seed has `config.warmup.steps` steps."""
+
+    def collect_warmup(config, key):
+        one = lambda key: warmup_episodes(config.task, config.warmup.actions, config.warmup_episodes, key)
+        return jax.vmap(one)(key) if key.ndim else one(key)
+
+    episodes = call_compiled(config.task, collect_warmup, config, key)
+    if episodes.length is None:
+        return episodes
+    parts = [episodes]
+    taken = lambda: np.min(sum(np.sum(part.mask, axis=(-2, -1)) for part in parts))
+    while taken() < config.warmup.steps:
+        again = lambda key: jax.random.fold_in(key, len(parts))
+        parts.append(call_compiled(config.task, collect_warmup, config, jax.vmap(again)(key) if key.ndim else again(key)))
+    join = jax.vmap(lambda *x: Trajectory.concatenate(x)) if key.ndim else lambda *x: Trajectory.concatenate(x)
+    return join(*parts)
+
+
+def _first_state(config: RunConfig, learned, policy, episodes: Trajectory, key) -> TrainState:
+    """Set the normalisers that are not set by the episodes, and store these. One seed, or several by `vmap`."""
+
+    def start(learned, policy, episodes, key):
+        learned = {name: normalise_by(model, episodes) for name, model in learned.items()}
+        policy = normalise_inputs(policy, episodes)
+        warmup_steps = jnp.zeros((), int) if config.episodes is not None else number_of_steps(episodes)
+        store = jtu.tree_map(lambda x: x[0], episodes)
+        if is_uneven(config.task) or config.episodes is not None:
+            episodes = episodes.padded(max(episodes.horizon, config.task.horizon))
+            store = jtu.tree_map(lambda x: x[0], episodes)
+        state = TrainState(
+            **learned,
+            policy=policy,
+            optimiser_state=init_optimiser(config.model_updates, _trained(learned)),
+            ascent_state=config.ascent.init(policy, episodes, key=key),
+            replay=Replay.empty(config.capacity, store, mesh=config.mesh).add(episodes),
+            warmup_steps=warmup_steps,
+            steps=warmup_steps,
+            iterations=jnp.zeros((), int),
+        )
+        # Weak types would become strong in the first epoch, and the second epoch would compile again.
+        return jtu.tree_map(lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, state)
+
+    ascent_key = _split(key)[2]
     if key.ndim:
         seeds = eqx.if_array(0)
-        model_seeds = seeds if isinstance(model, AbstractTrainable) else None  # All seeds share a simulator.
-        start = eqx.filter_vmap(start, in_axes=(model_seeds, seeds, seeds, 0))
-    return start(model, reward, policy, key)
+        # All seeds share a simulator and the data.
+        axes = {name: seeds if isinstance(model, AbstractTrainable) else None for name, model in learned.items()}
+        start = eqx.filter_vmap(start, in_axes=(axes, seeds, seeds if config.episodes is None else None, 0))
+    return start(learned, policy, episodes, ascent_key)
+
+
+def number_of_steps(episodes: Trajectory) -> Int[Array, ""]:
+    """Number of steps of all episodes."""
+    if episodes.length is None:
+        return jnp.asarray(episodes.actions.shape[0] * episodes.horizon)
+    return jnp.sum(episodes.length)
 
 
 @eqx.filter_jit
-def _initialise(config: RunConfig, model, reward, policy, episodes: Trajectory, key: PRNGKeyArray) -> TrainState:
-    """Set the normalisers that are not set by the warm-up's episodes, store these, and make the initial model updates."""
-    fit_key, ascent_key = jax.random.split(key)
-    model, reward = normalise_by(model, episodes), normalise_by(reward, episodes)
-    policy = normalise_inputs(policy, episodes.states)
-    state = TrainState(
-        model,
-        reward,
-        policy,
-        init_optimiser(config.model_updates, _learned(model, reward)),
-        config.ascent.init(policy, episodes, key=ascent_key),
-        Replay.empty(config.capacity, jtu.tree_map(lambda x: x[0], episodes), mesh=config.mesh).add(episodes),
-    )
-    if config.model_updates.initial_updates:
-        state, _ = _fit_models(config, state, config.model_updates.initial_updates, fit_key)
-    # Weak types would become strong in the first epoch, and the second epoch would compile again.
-    return jtu.tree_map(lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x, state)
+def initial_updates(config: RunConfig, state: TrainState, start, stop, key: Key[Array, "*seeds"], *, of_policy: bool):
+    """Make the initial updates `start` to `stop` of the models, or of the policy. Returns the state and a number to wait for."""
+
+    def update(state, fit_key, policy_key):
+        if of_policy:
+            state, info = _improve_policy(config, state, start, stop, state.steps, policy_key)
+            return state, info.gradient_norm
+        return _fit_models(config, state, start, stop, fit_key)
+
+    update = eqx.filter_vmap(update, in_axes=(eqx.if_array(0), 0, 0)) if key.ndim else update
+    _, fit_key, _, policy_key = _split(key)
+    return gather(update(state, fit_key, policy_key), config.mesh)
 
 
 def run_epoch(
-    config: RunConfig, state: TrainState, start, stop, key: Key[Array, "*seeds"], *, show: Callable[[int, str], None]
-) -> tuple[TrainState, Metrics]:
-    """Run iterations `start` to `stop`, then evaluate the policy.
+    config: RunConfig, state: TrainState, start, stop, steps, key: Key[Array, "*seeds"], *, show: Callable[[int, str], None]
+) -> tuple[TrainState, Metrics, Int[Array, "*seeds"]]:
+    """Run iterations `start` to `stop`, or where lengths differ as many as it takes to reach `steps`; then evaluate the policy.
 
-    On the host, `show(iteration, phase)` is called as each phase begins; a compiled program has no phases to show.
+    On the host, `show(steps, phase)` is called as each phase begins; a compiled program has no phases to show.
+
+    **Returns:** the state, the metrics and the number of policy updates.
     """
-    return call_compiled(config.task, _epoch, config, state, start, stop, key, show=show)
+    return call_compiled(config.task, _epoch, config, state, start, stop, steps, key, show=show)
 
 
-def _epoch(config: RunConfig, state: TrainState, start, stop, key, *, show=lambda i, phase: None) -> tuple[TrainState, Metrics]:
+def _epoch(config: RunConfig, state: TrainState, start, stop, steps, key, *, show=lambda i, phase: None):
     """`run_epoch` of one seed, or of several by `vmap`."""
 
     def epoch(state, key):
-        def iteration(i, carry):
+        def iteration(carry, before=None):
+            """Collect and learn. `before`: number of steps after the warm-up, where it is the same for all seeds."""
             state, sums = carry
-            collect_key, learn_key = jax.random.split(jax.random.fold_in(key, i + 1))
-            show(i, "collecting")
+            collect_key, learn_key = jax.random.split(jax.random.fold_in(key, state.iterations + 1))
+            show(state.steps, "collecting")
             episodes = explore(config, state.policy, collect_key)
-            show(i, "fitting, improving")
-            state, new = _learn(config, state, episodes, i, learn_key)
+            show(state.steps, "fitting, improving")
+            state, new = _learn(config, state, episodes, before, learn_key)
             return state, jtu.tree_map(jnp.add, sums, new)
 
-        zeros = EpochSums.zeros(state.replay.episodes.states.dtype)
-        state, sums = iterate(config.task, start, stop, iteration, (state, zeros))
-        show(stop, "evaluating")
+        carry = state, EpochSums.zeros(state.replay.steps.state.dtype)
+        if is_uneven(config.task):
+            carry = iterate_while(config.task, lambda carry: carry[0].steps < steps, iteration, carry)
+        else:
+            body = lambda i, carry: iteration(carry, i * config.steps_per_iteration)
+            carry = iterate(config.task, start, stop, body, carry)
+        state, sums = carry
+        show(state.steps, "evaluating")
         # Every evaluation has the same key, so that the returns of a run are compared on the same initial states.
         evaluated = collect(config.task, ModePolicy(state.policy), config.evaluations, jax.random.fold_in(key, 0))
-        return state, _metrics(config, state, sums, start, stop, jnp.mean(evaluated.returns()))
+        return state, _metrics(config, state, sums, jnp.mean(evaluated.returns())), sums.policy_updates
 
     epoch = eqx.filter_vmap(epoch) if key.ndim else epoch
     return gather(epoch(state, key), collecting_mesh(config.task, config.mesh))
@@ -204,75 +283,93 @@ def explore(config: RunConfig, policy, key: PRNGKeyArray) -> Trajectory:
 
 
 @eqx.filter_jit
-def _learn(config: RunConfig, state: TrainState, episodes: Trajectory, iteration, key) -> tuple[TrainState, EpochSums]:
+def _learn(config: RunConfig, state: TrainState, episodes: Trajectory, before, key) -> tuple[TrainState, EpochSums]:
     """Store the episodes of one iteration, then fit the models and improve the policy."""
     fit_key, policy_key = jax.random.split(key)
-    error = _model_error(state.model, episodes)
+    error = _model_error(state.model, episodes, config.model_updates.window)
+    if state.replay.uneven:
+        episodes = episodes.padded(state.replay.horizon)
+    collected = number_of_steps(episodes)
+    if before is None:
+        before, collected = state.steps - state.warmup_steps, jnp.sum(collected)
     state = dataclasses.replace(state, replay=state.replay.add(episodes))
-    due = lambda steps_per_update: config.updates_between(iteration, iteration + 1, steps_per_update)
-    state, loss = _fit_models(config, state, due(config.model_updates.steps_per_update), fit_key)
-    steps = config.steps_after(iteration)
-    state, info = _improve_policy(config, state, due(config.ascent.steps_per_update), steps, policy_key)
-    return state, EpochSums(jnp.mean(episodes.returns()), error, loss, info)
+    due = lambda steps_per_update: updates_between(before, before + collected, steps_per_update)
+    fits, updates = due(config.model_updates.steps_per_update), due(config.ascent.steps_per_update)
+    state, loss = _fit_models(config, state, 0, fits, fit_key)
+    state, info = _improve_policy(config, state, 0, updates, state.warmup_steps + before, policy_key)
+    steps, iterations = state.steps + collected, state.iterations + 1
+    state = dataclasses.replace(state, steps=steps, iterations=iterations)
+    return state, EpochSums(jnp.ones((), int), jnp.mean(episodes.returns()), error, loss, fits, info, updates)
 
 
-def _fit_models(config: RunConfig, state: TrainState, updates, key: PRNGKeyArray) -> tuple[TrainState, Scalar]:
+def _fit_models(config: RunConfig, state: TrainState, start, stop, key: PRNGKeyArray) -> tuple[TrainState, Scalar]:
     models, optimiser_state, loss = update_models(
-        config.model_updates, _learned(state.model, state.reward), state.optimiser_state, state.replay, updates, key
+        config.model_updates, _trained(_learned(state)), state.optimiser_state, state.replay, start, stop, key
     )
     return dataclasses.replace(state, **models, optimiser_state=optimiser_state), loss
 
 
-def _improve_policy(config: RunConfig, state: TrainState, updates, steps, key) -> tuple[TrainState, UpdateInfo]:
-    """Make `updates` updates of the policy. Returns the new state and the sum of their `UpdateInfo`."""
-    # A learned reward, or the one given to `train`, or the task's own.
+def _improve_policy(config: RunConfig, state: TrainState, start, stop, steps, key) -> tuple[TrainState, UpdateInfo]:
+    """Make updates `start` to `stop` of the policy. Returns the new state and the sum of their `UpdateInfo`."""
+    # A learned reward, or the one given to `train`, or the task's own; the same for the termination.
     reward: Any = next(r for r in (state.reward, config.reward, config.task.reward) if r is not None)
+    rules = state.termination, config.termination, getattr(config.task, "terminates", None)
+    options = {"dynamics": state.model, "reward": reward, "replay": state.replay, "steps": steps}
+    options["termination"] = next((rule for rule in rules if rule is not None), None)
+    total = EpochSums.zeros(state.replay.steps.state.dtype).policy_update
 
     def update(i, carry):
         ascent_state, policy, total = carry
-        ascent_state, policy, info = config.ascent.update(
-            ascent_state,
-            policy,
-            dynamics=state.model,
-            reward=reward,
-            replay=state.replay,
-            steps=steps,
-            key=jax.random.fold_in(key, i),
-        )
+        ascent_state, policy, info = config.ascent.update(ascent_state, policy, key=jax.random.fold_in(key, i), **options)
         return ascent_state, policy, jtu.tree_map(jnp.add, total, info)
 
-    total = EpochSums.zeros(state.replay.episodes.states.dtype).policy_update
-    ascent_state, policy, total = fori_loop(0, updates, update, (state.ascent_state, state.policy, total))
+    ascent_state, policy, total = fori_loop(start, stop, update, (state.ascent_state, state.policy, total))
     return dataclasses.replace(state, ascent_state=ascent_state, policy=policy), total
 
 
-def _metrics(config: RunConfig, state: TrainState, sums: EpochSums, start, stop, true_return) -> Metrics:
+def _metrics(config: RunConfig, state: TrainState, sums: EpochSums, true_return) -> Metrics:
     """The sums of an epoch as means."""
-    fits = config.updates_between(start, stop, config.model_updates.steps_per_update)
-    updates = config.updates_between(start, stop, config.ascent.steps_per_update)
     info = sums.policy_update
-    mean_info = jtu.tree_map(lambda x: x / jnp.maximum(updates - info.skipped, 1), info)
+    mean_info = jtu.tree_map(lambda x: x / jnp.maximum(sums.policy_updates - info.skipped, 1), info)
     fitted = isinstance(state.model, AbstractWorldModel)
     return Metrics(
-        steps=jnp.asarray(config.steps_after(stop)),
+        steps=state.steps,
+        episodes=sums.iterations * config.environments,
         true_return=true_return,
-        collected_return=sums.collected_return / (stop - start),
-        model_loss=sums.model_loss / jnp.maximum(fits, 1) if fitted else None,
-        model_error=sums.model_error / (stop - start) if fitted else None,
+        collected_return=sums.collected_return / sums.iterations,
+        model_loss=sums.model_loss / jnp.maximum(sums.model_updates, 1) if fitted else None,
+        model_error=sums.model_error / sums.iterations if fitted else None,
         policy_update=dataclasses.replace(mean_info, skipped=info.skipped),
     )
 
 
-def _learned(model, reward) -> dict[str, AbstractTrainable]:
+def _learned(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("model", "reward", "termination")}
+
+
+def _trained(learned: dict[str, Any]) -> dict[str, AbstractTrainable]:
     """The models that are fitted, by the names of their fields in `TrainState`."""
-    return {name: m for name, m in (("model", model), ("reward", reward)) if isinstance(m, AbstractTrainable)}
+    return {name: model for name, model in learned.items() if isinstance(model, AbstractTrainable)}
 
 
-def _model_error(model, episodes: Trajectory) -> Float[Array, ""]:
+def _model_error(model, episodes: Trajectory, window: int | None) -> Float[Array, ""]:
     """Mean square error of open-loop predictions, in units of the states' variance over all steps by the model's normaliser."""
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
+    episodes = (episodes if window is None else _windows(episodes, window)).filled()
     errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)
     states = model.input_norm  # Its deviation within steps, and that of its means between steps.
     deviation = norm(jnp.stack([states.overall, std(jnp.atleast_2d(states.shift), 0)]), 0)
-    return jnp.mean((errors / deviation[None, None]) ** 2)
+    return episodes.mean_over_steps((errors / deviation[None, None]) ** 2)
+
+
+def _windows(episodes: Trajectory, window: int) -> Trajectory:
+    """Cut episodes into windows that follow each other. The last one of an episode is shorter, or empty."""
+    count = -(-episodes.horizon // window)
+    episodes = episodes.padded(count * window)
+    begins = window * jnp.arange(count)[None]
+    assert episodes.length is not None
+    cut = lambda x, size: x[:, begins[0, :, None] + jnp.arange(size)[None]].reshape(-1, size, x.shape[-1])
+    length = jnp.clip(episodes.length[:, None] - begins, 0, window).reshape(-1)
+    steps = jnp.broadcast_to(begins, (len(episodes), count)).reshape(-1)
+    return Trajectory(cut(episodes.states, window + 1), cut(episodes.actions, window), None, length, None, steps)

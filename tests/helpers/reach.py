@@ -88,11 +88,11 @@ def parts():
 
 
 def run(key, task=Reach(), **options):
-    """Train with two environments and a replay buffer of 8 episodes, which fills up during the run.
+    """Train with two environments and a replay buffer of 8 episodes of 6 steps, which fills up during the run.
 
     An epoch has 12 steps: one episode in each environment. The warm-up takes the first 12 steps.
     """
-    defaults = {"steps": 72, "environments": 2, "warmup": Warmup(12), "capacity": 8, "evaluate_every": 12, "noise": 0.15}
+    defaults = {"steps": 72, "environments": 2, "warmup": Warmup(12), "capacity": 48, "evaluate_every": 12, "noise": 0.15}
     options = {**defaults, "model_updates": MODEL_UPDATES, "ascent": ASCENT, "progress": NoProgress(), **options}
     with jax.numpy_dtype_promotion("standard"):  # optax needs implicit promotion.
         return train(task, key=key, **{**make(key), **options})

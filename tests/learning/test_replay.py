@@ -29,7 +29,7 @@ def _episodes(first: int, count: int) -> Trajectory:
 
 @functools.cache
 def _empty(capacity: int) -> Replay:
-    return Replay.empty(capacity, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], _episodes(0, 1))))
+    return Replay.empty(3 * capacity, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], _episodes(0, 1))))
 
 
 @given(data=st.data(), capacity=st.sampled_from([1, 4]), recency=st.sampled_from([1.0, 0.5]))
@@ -38,7 +38,7 @@ def test_a_sample_has_whole_episodes_from_the_newest_that_fit(data, capacity, re
     replay, added = _empty(capacity), 0
     for count in counts:
         replay, added = add(replay, _episodes(added, count)), added + count
-    assert replay.size == min(added, capacity) and replay.added == added
+    assert replay.whole == min(added, capacity) and replay.episodes_added == added
     drawn = sample(replay, jax.random.key(data.draw(st.integers(0, 2**31 - 1))), 64, recency=recency)
     numbers = np.asarray(drawn.states)[:, 0, 0].astype(int) // 100
     assert set(numbers.tolist()) <= set(range(max(0, added - capacity), added))
@@ -81,5 +81,7 @@ def test_an_empty_buffer_gives_nan_in_a_compiled_program_and_never_zeros():
 
 
 def test_a_capacity_of_0_and_too_many_episodes_at_once_are_errors():
-    says(lambda: Replay.empty(0, _episodes(0, 1)), "capacity=0; give a whole number of at least 1")
-    says(lambda: _empty(2).add(_episodes(0, 3)), "room for 2 episodes and got 3 at once")
+    says(
+        lambda: Replay.empty(2, jax.tree.map(lambda x: x[0], _episodes(0, 1))), "capacity=2; give a whole number of at least 3"
+    )
+    says(lambda: _empty(2).add(_episodes(0, 3)), "room for 6 steps and got 9 at once")

@@ -30,12 +30,13 @@ from awmkit import (
     ShortHorizon,
     TargetEntropy,
     train,
+    Trajectory,
     Warmup,
 )
 from awmkit._progress import AbstractMeter, AbstractProgress
 from awmkit.gym import GymnasiumTask
 from awmkit.learning._exploration import ExploringPolicy, pink_noise
-from awmkit.learning._train_state import _epoch, first_state_shapes, RunConfig
+from awmkit.learning._train_state import _epoch, first_state_shapes, RunConfig, updates_between
 
 KEY = jax.random.key(0)
 
@@ -92,7 +93,8 @@ def test_a_fitted_model_policy_reward_and_critic_keep_their_statistics_and_the_r
     critic = eqx.tree_at(lambda c: c.input_norm.shift, ASCENT.critic, jnp.full(2, 0.7))
     ascent = dataclasses.replace(ASCENT, critic=critic)
     result = run(jax.random.split(KEY), steps=24, ascent=ascent, **fitted)
-    warmup = np.asarray(result.state.replay.episodes.states)[:, :2]
+    stored = [jtu.tree_map(lambda x, i=i: x[i], result.state.replay).episodes for i in range(2)]
+    warmup = np.stack([np.asarray(episodes.states)[:2] for episodes in stored])
     for name, before in fitted.items():
         norms = [list(filter(is_norm, jtu.tree_leaves(tree, is_leaf=is_norm))) for tree in (before, getattr(result, name))]
         for old, new in zip(*norms, strict=True):
@@ -113,8 +115,8 @@ def test_a_gradient_of_exactly_zero_is_a_warning_that_names_the_reasons():
 
 @given(steps_per_update=st.sampled_from(["0.9", "1.1", "0.1", "2.5", "3", "16", "37"]), environments=st.integers(1, 3))
 def test_the_number_of_updates_depends_on_environment_steps_only(steps_per_update, environments):
-    config = RunConfig(Reach(), Warmup(12), MODEL_UPDATES, ASCENT, None, environments, 1, 0.0, 8, None)
-    updates = jax.jit(jax.vmap(lambda i: config.updates_between(i, i + 1, float(steps_per_update))))(jnp.arange(40))
+    spi = 6 * environments
+    updates = jax.jit(jax.vmap(lambda i: updates_between(i * spi, (i + 1) * spi, float(steps_per_update))))(jnp.arange(40))
     due = [math.floor(Fraction(i * 6 * environments) / Fraction(steps_per_update)) for i in range(1, 41)]
     assert np.cumsum(updates).tolist() == due
 
@@ -129,7 +131,7 @@ def test_two_seeds_in_one_program_equal_two_runs_and_each_learns_with_a_learned_
     for result in apart:  # 384 steps after the warm-up's 12: a model update every 0.7 steps, a policy update every 0.9.
         state, metrics = result.state, result.metrics
         assert state.optimiser_state[0].count == 548 and state.ascent_state.policy.optimiser[0].count == 426
-        assert state.replay.added == 66 and state.replay.size == 8
+        assert state.replay.episodes_added == 66 and state.replay.whole == 8
         assert metrics.true_return[-1] > -0.8 and metrics.collected_return[0] < -2.0  # The best return is -1/2.
         assert metrics.model_error[-1] < 0.1 * metrics.model_error[0]
 
@@ -173,10 +175,12 @@ class _Recorder(AbstractMeter, AbstractProgress):
 
 @pytest.mark.parametrize("ascent", [ASCENT, FullHorizon()], ids=["ShortHorizon", "FullHorizon"])
 def test_a_run_broadcasts_nothing_implicitly(ascent):
-    config = RunConfig(Reach(), Warmup(12), MODEL_UPDATES, ascent, None, 2, 1, 0.1, 8, None)
+    config = RunConfig(Reach(), Warmup(12), MODEL_UPDATES, ascent, None, None, None, 2, 1, 0.1, 48, None)
     with jax.numpy_rank_promotion("raise"):
-        state = first_state_shapes(config, **make(KEY), key=KEY)
-        after, metrics = eqx.filter_eval_shape(_epoch, config, state, 0, 2, KEY)
+        made = make(KEY)
+        learned = {"model": made["model"], "reward": made["reward"], "termination": None}
+        state = first_state_shapes(config, learned, made["policy"], KEY)
+        after, metrics, _ = eqx.filter_eval_shape(_epoch, config, state, 0, 2, 0, KEY)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics.true_return.shape == ()
 
 
@@ -265,10 +269,10 @@ MISUSES = {
         lambda: _train(model=_shapes(lambda: AWM(2, 2, LSTM(8, key=KEY), key=KEY)), ascent=ASCENT),
         "ShortHorizon starts in the middle.*AWM",
     ),
-    "a replay buffer of no episodes": (lambda: _train(capacity=0), "capacity=0; give a whole number of at least 1"),
+    "a replay buffer of no episodes": (lambda: _train(capacity=0), "capacity=0; give a whole number of at least 6"),
     "a replay buffer smaller than the warm-up": (
-        lambda: _train(capacity=1, warmup=Warmup(12)),
-        "room for 1 episodes and got 2 at once",
+        lambda: _train(capacity=6, warmup=Warmup(12)),
+        "room for 6 steps and got 12 at once",
     ),
     "an unknown reward": (
         lambda: _train(PENDULUM, model=MARKOV, policy=_shapes(lambda: GaussianPolicy(3, 1, key=KEY)), reward=None),

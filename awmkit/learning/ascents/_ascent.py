@@ -2,10 +2,11 @@
 
 import abc
 import math
+from collections.abc import Callable
 
 import equinox as eqx
 import optax
-from jaxtyping import PRNGKeyArray, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
 from ..._checks import check_counts, check_optimiser, describe
 from ..._dynamics import AbstractDynamics
@@ -57,11 +58,12 @@ class AbstractAscent(eqx.Module):
         def init(self, policy, episodes, *, key):
             return init_ascent_state(self, policy, episodes)
 
-        def update(self, state, policy, *, dynamics, reward, replay, steps, key):
-            states = replay.sample(key, self.batch_size).states[:, 0]
+        def update(self, state, policy, *, dynamics, reward, termination, replay, steps, key):
+            states = replay.starts(key, self.batch_size)
 
             def objective(policy):
-                step = lambda s: unroll(dynamics, policy, s, 1, reward=reward, paths=self.paths).returns()
+                options = {"reward": reward, "termination": termination, "paths": self.paths}
+                step = lambda s: unroll(dynamics, policy, s, 1, **options).returns()
                 mean_return = jnp.mean(jax.vmap(step)(states))
                 return mean_return / state.return_scale, mean_return
 
@@ -86,6 +88,8 @@ class AbstractAscent(eqx.Module):
     - `discount`: discount factor of rewards and entropies, 1 by default.
     - `paths`: which edges carry gradient.
     - `method`: how the gradient is computed, as in `awmkit.unroll_grad`.
+    - `initial_updates`: number of policy updates of `train` before it collects the first episode of the policy, after the
+      model's initial updates, 0 by default. All updates of offline learning are initial ones.
 
     **Raises:** `ValueError` if `batch_size` is not a whole number above 0, `steps_per_update`, `clip` or `return_scale` is not
     positive, `discount` is negative, `optimiser` is not from optax, or `entropy` is a string.
@@ -100,10 +104,12 @@ class AbstractAscent(eqx.Module):
     discount: float = eqx.field(static=True, kw_only=True, default=1.0)
     paths: Paths = eqx.field(kw_only=True, default=BPO)
     method: AbstractMethod | None = eqx.field(kw_only=True, default=None)
+    initial_updates: int = eqx.field(static=True, kw_only=True, default=0)
 
     def __check_init__(self):
         name = type(self).__name__
         check_counts(name, batch_size=self.batch_size)
+        check_counts(name, least=0, initial_updates=self.initial_updates)
         check_optimiser(self.optimiser)
         if not self.steps_per_update > 0 or not self.clip > 0:
             given = f"steps_per_update={self.steps_per_update} and clip={self.clip}"
@@ -135,6 +141,7 @@ class AbstractAscent(eqx.Module):
         *,
         dynamics: AbstractDynamics,
         reward: Reward,
+        termination: Callable[..., Array] | None,
         replay: Replay,
         steps: ScalarLike,
         key: PRNGKeyArray,
@@ -147,7 +154,9 @@ class AbstractAscent(eqx.Module):
         - `policy`: the policy to improve.
         - `dynamics`: the world model or simulator.
         - `reward`: `reward(state, action, t)`, or with a fourth parameter `next_state`; pass it on to `awmkit.unroll`.
-        - `replay`: the episodes collected so far.
+        - `termination`: the probability that a step ends the episode, or whether it does, called as
+          `termination(state, action, t, next_state)`; `None` if episodes do not end early. Pass it on to `awmkit.unroll` too.
+        - `replay`: the episodes collected so far. Draw states to start from with `replay.starts` or `replay.visited`.
         - `steps`: number of environment steps so far, for schedules.
         - `key`: for everything random in this update.
 

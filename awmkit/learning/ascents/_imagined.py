@@ -1,30 +1,47 @@
 """Imagined episodes: a policy run in a model, its return and its entropy."""
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._dynamics import AbstractDynamics
-from ..._reward import Reward
+from ..._reward import Reward, with_next_state
 from ..._trajectory import discounts
 from ..._unroll import unroll
+from ...models import AWM, HWM
 from ._ascent import AbstractAscent
 
 
 class Imagined(eqx.Module):
-    """The statistics of one imagined episode that ascents need.
+    """The statistics of one imagined episode that ascents need. Steps after its end do not count.
 
-    - `discounted_return`: sum_t discount^t r_t.
-    - `discounted_entropy`: sum_t discount^t H(pi(s_t)); 0 for a policy without an entropy.
+    - `discounted_return`: sum_t discount^t survival_t r_t.
+    - `discounted_entropy`: sum_t discount^t survival_t H(pi(s_t)); 0 for a policy without an entropy.
     - `entropy`: mean entropy over the steps.
     - `last_state`: the state after the last step.
+    - `survived`: the probability that no step ended the episode.
     """
 
     discounted_return: Scalar
     discounted_entropy: Scalar
     entropy: Scalar
     last_state: Float[Array, " S"]
+    survived: Scalar
+
+
+class _Later(eqx.Module):
+    """A policy, a reward or a termination of an episode that began `first` steps ago."""
+
+    fn: Callable
+    first: ScalarLike
+
+    def __call__(self, *args, **kwargs):
+        at = 1 if len(args) == 2 else 2  # (state, t) or (state, action, t, next_state)
+        return self.fn(*args[:at], args[at] + self.first, *args[at + 1 :], **kwargs)
 
 
 def imagine(
@@ -35,17 +52,48 @@ def imagine(
     horizon: int,
     *,
     reward: Reward,
+    termination: Callable[..., Array] | None,
     key: PRNGKeyArray,
     entropy_key: PRNGKeyArray,
     t: ScalarLike = 0,
+    until: int | None = None,
 ) -> Imagined:
-    """Run `policy` in `dynamics` for `horizon` steps from `state`, which is the state at step `t` of an episode."""
-    options = {"reward": reward, "key": key, "paths": ascent.paths, "method": ascent.method, "t": t}
-    episode = unroll(dynamics, policy, state, horizon, **options)
+    """Run `policy` in `dynamics` for `horizon` steps from `state`, which is the state at step `t` of an episode.
+
+    Steps from `until` on do not count.
+    """
+    first, acting, options = t, policy, {"reward": reward, "termination": termination}
+    if isinstance(dynamics, AWM | HWM) and not (isinstance(t, int) and t == 0):
+        # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
+        first, acting = 0, _Later(policy, t)
+        options = {
+            "reward": _Later(with_next_state(reward), t),
+            "termination": None if termination is None else _Later(termination, t),
+        }
+    options |= {"key": key, "paths": ascent.paths, "method": ascent.method, "t": first}
+    episode = unroll(dynamics, acting, state, horizon, **options)
+    steps = jnp.arange(horizon) + t
+    counts = None  # The weights of the steps, where they are not 1.
+    if until is not None:
+        counts = (steps < until).astype(episode.states.dtype)
+        assert episode.rewards is not None
+        episode = eqx.tree_at(lambda x: x.rewards, episode, counts * episode.rewards)
     value = episode.returns(ascent.discount)
+    survived = jnp.ones_like(value)
+    if episode.length is not None:
+        mask = episode.mask.astype(value.dtype)
+        counts = mask if counts is None else counts * mask
+    if episode.terminated is not None:
+        survived = jnp.where(episode.terminated, 0, survived)
+    if episode.survival is not None:
+        counts = episode.survival if counts is None else counts * episode.survival
+        rule: Any = termination if termination is not None else getattr(dynamics, "terminates", None)
+        last = rule(episode.states[-2], episode.actions[-1], steps[-1], episode.states[-1])
+        survived = episode.survival[-1] * (1 - last)
     if not hasattr(policy, "entropy"):
-        return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1])
-    states, steps = ascent.paths.to_policy(episode.states[:-1]), jnp.arange(horizon) + t
+        return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
+    states = ascent.paths.to_policy(episode.states[:-1])
     entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
-    discounted_entropy = jnp.sum(discounts(ascent.discount, horizon, entropies.dtype) * entropies)
-    return Imagined(value, discounted_entropy, jnp.mean(entropies), episode.states[-1])
+    weights = discounts(ascent.discount, horizon, entropies.dtype)
+    discounted_entropy = jnp.sum((weights if counts is None else weights * counts) * entropies)
+    return Imagined(value, discounted_entropy, jnp.mean(entropies), episode.states[-1], survived)

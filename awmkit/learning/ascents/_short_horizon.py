@@ -33,11 +33,17 @@ class ShortHorizon(AbstractAscent):
     """Maximise the return of k imagined steps plus a critic's value of the state after them:
 
         J(theta) = mean over (s_t, t) of
-            sum_{i<k} discount^i [ r_{t+i} / return_scale + entropy * H(pi(s_{t+i})) ] + discount^k V'(s_{t+k}, t+k)
+            sum_{i<k} discount^i survival_i [ r_{t+i} / return_scale + entropy * H(pi(s_{t+i})) ]
+            + discount^k survival_k V'(s_{t+k}, t+k)
 
-    The start (s_t, t) is any step in the replay buffer. The critic V is fitted to J by least squares in every update. The
-    target critic V' is an exponential moving average of V, and 0 after the last step of an episode. These are stochastic
-    value gradients, SVG(k) (Heess et al., 2015), the baseline that the paper uses with Markov models.
+    The start (s_t, t) is any step in the replay buffer. survival_i is the probability that the first i of these steps do not
+    end the episode, 1 without a termination. The critic V is fitted to J by least squares in every update. The target critic
+    V' is an exponential moving average of V. These are stochastic value gradients, SVG(k) (Heess et al., 2015), the baseline
+    that the paper uses with Markov models.
+
+    A critic that sees the step, as `Critic(state_size, horizon)` does, takes the horizon for the end of the problem: steps
+    after it do not count, and its value there is 0. A critic without a horizon, `Critic(state_size)`, takes it for a time
+    limit, which cuts an episode but not its future: use that for Gymnasium's environments, with a discount below 1.
 
     Use it where the gradient over the whole horizon explodes: with Markov models and simulators of chaotic dynamics. An AWM or
     HWM cannot start in the middle of an episode; use `awmkit.FullHorizon` with those.
@@ -49,7 +55,7 @@ class ShortHorizon(AbstractAscent):
     **Arguments**
 
     - `critic`: an `awmkit.Critic`, or any module called as `critic(state, t) -> scalar`. If it has an `input_norm` that is not
-      set, the states of the warm-up set it.
+      set, the states of the warm-up set it. If it has a field `horizon` that is `None`, it has no end.
     - `length`: number of imagined steps k, 2 by default; at most the horizon.
     - `critic_optimiser`: an optax optimiser for the critic, `optax.adam(1e-3)` by default.
     - `polyak`: share of the target critic that each update keeps, in [0, 1), 0.99 by default.
@@ -110,18 +116,20 @@ class ShortHorizon(AbstractAscent):
         critic_state = self.critic_optimiser.init(eqx.filter(critic, trainable(critic)))
         return ShortHorizonState(ascent_state, critic, critic, critic_state)
 
-    def update(self, state, policy, *, dynamics, reward, replay, steps, key):
-        draw_key, step_key, unroll_key, entropy_key = jax.random.split(key, 4)
-        horizon, return_scale = replay.episodes.actions.shape[1], state.policy.return_scale
-        times = jax.random.randint(step_key, (self.batch_size,), 0, horizon - self.length + 1)
-        episodes = replay.sample(draw_key, self.batch_size).states
-        starts = jax.vmap(lambda states, t: states[t])(episodes, times)
+    def update(self, state, policy, *, dynamics, reward, termination, replay, steps, key):
+        draw_key, unroll_key, entropy_key = jax.random.split(key, 3)
+        return_scale = state.policy.return_scale
+        until = replay.horizon if getattr(self.critic, "horizon", 0) is not None else None
+        starts, times = replay.visited(draw_key, self.batch_size)
         weight = state.policy.entropy_weight(self.entropy, steps)
 
         def imagined_return(policy, start, t, key, entropy_key):
-            imagined = imagine(self, dynamics, policy, start, self.length, reward=reward, key=key, entropy_key=entropy_key, t=t)
+            options = {"reward": reward, "termination": termination, "key": key, "entropy_key": entropy_key}
+            imagined = imagine(self, dynamics, policy, start, self.length, t=t, until=until, **options)
             end = t + self.length
-            value_of_end = jnp.where(end < horizon, state.target_critic(imagined.last_state, end), 0.0)
+            value_of_end = imagined.survived * state.target_critic(imagined.last_state, end)
+            if until is not None:
+                value_of_end = jnp.where(end < until, value_of_end, 0.0)
             total = imagined.discounted_return + self.discount**self.length * (return_scale * value_of_end)
             return total, imagined.discounted_entropy, imagined.entropy
 

@@ -1,0 +1,242 @@
+"""`improve`: policy optimisation in a model or a simulator, without an environment."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from .._checks import check_call, check_counts, check_floats, check_shapes, kind
+from .._dynamics import AbstractDynamics
+from .._normaliser import is_stacked, normalise_inputs
+from .._progress import AbstractProgress, check_progress, TqdmProgress
+from .._reward import check_reward, Reward
+from .._trajectory import check_episodes, Trajectory
+from .._unroll import unroll
+from ..models._trainable import AbstractTrainable
+from ._chunks import chunks
+from ._loop import fori_loop
+from ._replay import Replay
+from ._warmup import uniform_actions
+from .ascents import AbstractAscent, FullHorizon, UpdateInfo
+
+
+class ImproveResult(eqx.Module):
+    """The result of `awmkit.improve`. With several seeds, everything but `seconds` has a leading axis of seeds.
+
+    - `policy`: the improved policy.
+    - `updates`: an `awmkit.UpdateInfo` whose fields have a last axis of updates; `updates.predicted_return` is the learning curve.
+    - `ascent_state`: the state of the ascent: the policy's optimiser, the scale of returns, a critic.
+    - `seconds`: wall time in seconds, compilation included.
+    """
+
+    policy: Callable[..., Array]
+    updates: UpdateInfo
+    ascent_state: PyTree
+    seconds: float
+
+    def __repr__(self) -> str:
+        returns = np.atleast_2d(self.updates.predicted_return)
+        seeds = "" if returns.shape[0] == 1 else f" (medians of {returns.shape[0]} seeds)"
+        median = np.median(returns, axis=0)
+        skipped = int(np.sum(self.updates.skipped))
+        return (
+            f"ImproveResult(policy={type(self.policy).__name__}, predicted_return: first {median[0]:.4g}, last {median[-1]:.4g} "
+            f"of {median.size}{seeds}, {skipped} skipped, seconds={self.seconds:.1f})"
+        )
+
+    def __getitem__(self, seed: int) -> "ImproveResult":
+        """Return the result of one of several seeds."""
+        if self.updates.skipped.ndim != 2:
+            raise IndexError("This is the result of one seed, which cannot be indexed; use it as it is.")
+        one = jtu.tree_map(lambda x: x[seed] if eqx.is_array(x) else x, (self.policy, self.updates, self.ascent_state))
+        policy, updates, state = one
+        return ImproveResult(policy, updates, state, self.seconds)
+
+    def best(self) -> "ImproveResult":
+        """Return the result of the seed whose last predicted return is the highest; of one seed, this result."""
+        returns = self.updates.predicted_return
+        return self if returns.ndim == 1 else self[int(jnp.argmax(returns[:, -1]))]
+
+
+def improve(
+    model: AbstractDynamics,
+    policy: Callable[..., Array],
+    starts: Float[Array, "N S"] | Trajectory,
+    *,
+    reward: Reward,
+    key: Key[Array, "*seeds"],
+    horizon: int | None = None,
+    updates: int = 1000,
+    ascent: AbstractAscent = FullHorizon(),
+    termination: Callable[..., Array] | None = None,
+    progress: AbstractProgress = TqdmProgress(),
+) -> ImproveResult:
+    """Improve a policy by gradient ascent on the return of episodes imagined in a model or a simulator.
+
+    ```python
+    model = fit(AWM(4, 2, key=k1), episodes, key=k2).model
+    result = improve(model, policy, episodes, reward=reward, key=k3, ascent=FullHorizon(optimiser=optax.adam(1e-3)))
+    result.updates.predicted_return  # The learning curve, one number per update.
+    ```
+
+    The policy's and a critic's normalisers that are not set, and the scale of the returns, are those of `starts` if these are
+    episodes with rewards, and otherwise those of episodes of random actions in the model.
+
+    **Several seeds in one program**: pass an array of keys, and a policy with a leading axis of the same length, built by
+    `eqx.filter_vmap(make)(keys)`; a fitted model may have such an axis too. `result.best()` is the best of them.
+
+    **Arguments**
+
+    - `model`: the dynamics to differentiate: a fitted world model, a simulator or your own `awmkit.AbstractDynamics`.
+    - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,).
+    - `starts`: initial states, shape (N, S), from which imagined episodes start, all equally likely; or episodes, of which an
+      ascent takes the initial states or any state (see `FullHorizon(length=...)` and `ShortHorizon`).
+    - `reward`: `reward(state, action, t)`, or with a fourth parameter `next_state`, such as `task.reward` or a fitted
+      `awmkit.RewardModel`.
+    - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
+    - `horizon`: number of steps H of an imagined episode. By default that of the episodes, if `starts` are some.
+    - `updates`: number of policy updates, 1000 by default.
+    - `ascent`: how the policy is improved: `awmkit.FullHorizon` (the default), `awmkit.ShortHorizon`, or your own. Its
+      `steps_per_update` and `initial_updates` do not matter here; schedules get the number of updates so far as steps.
+    - `termination`: whether or with which probability a step ends an imagined episode, such as a fitted
+      `awmkit.TerminationModel`; by default the model's own rule, if it has one.
+    - `progress`: `awmkit.TqdmProgress()` (the default) shows a bar on stderr, `awmkit.NoProgress()` nothing.
+
+    **Returns:** an `ImproveResult`.
+
+    **Raises:** `ValueError` if arguments do not fit together. `RuntimeError` if all updates of a chunk were skipped, because
+    their gradients or steps were not finite. `KeyboardInterrupt` on Ctrl-C: its attribute `result` is the `ImproveResult` so
+    far; in an interactive session, `sys.last_value.result`.
+    """
+    began = time.monotonic()
+    check_progress(progress)
+    check_counts("improve", updates=updates)
+    replay, horizon, data = _starts(model, starts, horizon)
+    _check(model, policy, reward, key, ascent, horizon)
+    rules = {"reward": reward, "termination": termination}
+    state, policy = _begin(ascent, model, policy, replay, data, horizon, rules, key)
+    carry = state, policy, _no_updates(updates, key)
+    done = 0
+    try:
+        with progress.start(f"improve {type(policy).__name__} in {type(model).__name__}", updates) as meter:
+            meter.update(0, phase="compiling")
+            for start, stop in chunks(updates):
+                carry = _improve(ascent, model, replay, rules, carry, jnp.asarray(start), jnp.asarray(stop), key)
+                info = jtu.tree_map(lambda x, span=slice(start, stop): np.asarray(x[..., span]), carry[2])
+                done = stop
+                if (info.skipped == 1).all() and stop - start > 1:
+                    raise RuntimeError(
+                        f"All updates from {start} to {stop} were skipped, because their gradients or the steps along them were not "
+                        "finite; shorten the horizon, lower the learning rate, or damp the gradient with "
+                        "FullHorizon(paths=Paths(state_to_policy=0.0, state_to_model=0.95))."
+                    )
+                note = f"return {np.median(info.predicted_return[..., -1]):.5g}  gradient {np.median(info.gradient_norm):.2g}"
+                meter.update(done, note, phase="improving")
+    except KeyboardInterrupt:
+        interrupt = KeyboardInterrupt(
+            f"improve was interrupted after {done} of {updates} updates; the policy so far is the attribute result.policy of this "
+            "exception (sys.last_value.result.policy in an interactive session)."
+        )
+        interrupt.result = _result(carry, done, began)  # pyright: ignore[reportAttributeAccessIssue]
+        raise interrupt from None
+    return _result(carry, done, began)
+
+
+def _result(carry, done: int, began: float) -> ImproveResult:
+    state, policy, infos = carry
+    return ImproveResult(policy, jtu.tree_map(lambda x: x[..., :done], infos), state, time.monotonic() - began)
+
+
+def _no_updates(updates: int, key) -> UpdateInfo:
+    zeros = jnp.zeros((*key.shape, updates), jnp.result_type(float))
+    return UpdateInfo(zeros, zeros, zeros, zeros, zeros)
+
+
+def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Trajectory | None]:
+    """Return a replay buffer to draw starts from, the number of imagined steps, and episodes with rewards if there are any."""
+    size = model.state_size if isinstance(model, AbstractDynamics) else "S"
+    if isinstance(starts, Trajectory):
+        check_episodes("improve", starts, state_size=model.state_size, action_size=model.action_size)
+        horizon, episodes = starts.horizon if horizon is None else horizon, starts
+    else:
+        check_shapes("improve", "give one row per start, or episodes", starts=(starts, ("N", size)))
+        check_floats("improve", starts=starts)
+        if horizon is None:
+            raise ValueError("improve got initial states and no horizon; pass horizon=, the number of imagined steps.")
+        # Episodes of one step that stays where it is: only the state in which it begins is read.
+        states = jnp.stack([jnp.asarray(starts)] * 2, axis=1)
+        episodes = Trajectory(states, jnp.zeros((len(starts), 1, model.action_size), states.dtype))
+    check_counts("improve", horizon=horizon)
+    episodes = episodes.padded(max(episodes.horizon, horizon))
+    capacity = max(int(np.sum(episodes.mask)), episodes.horizon)
+    replay = Replay.empty(capacity, jtu.tree_map(lambda x: x[0], episodes)).add(episodes)
+    data = episodes if episodes.rewards is not None else None
+    return dataclasses.replace(replay, horizon=horizon), horizon, data
+
+
+def _check(model, policy, reward, key, ascent, horizon: int) -> None:
+    if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
+        raise ValueError(f"The model is {kind(model)}, which has no gradient; pass a fitted world model, or a simulator.")
+    if not isinstance(ascent, AbstractAscent):
+        raise ValueError(f"The ascent is {kind(ascent)}; pass an awmkit.FullHorizon(...) or ShortHorizon(...).")
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1 and key.size):
+        raise ValueError(
+            "The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), for several seeds."
+        )
+    check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
+    check_reward(reward)
+    if ascent.entropy != 0 and not hasattr(policy, "entropy"):
+        raise ValueError(
+            f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
+            f"or {type(ascent).__name__}(entropy=0)."
+        )
+    ascent.check(model, horizon)
+
+
+def _seeds(fn: Callable, key, model, *in_axes) -> Callable:
+    """Return `fn(model, *args)` for each of several seeds, or for one. A simulator or a single fitted model is shared."""
+    if not key.ndim:
+        return fn
+    stacked = isinstance(model, AbstractTrainable) and is_stacked(model)
+    return eqx.filter_vmap(fn, in_axes=(eqx.if_array(0) if stacked else None, *in_axes))
+
+
+@eqx.filter_jit
+def _begin(ascent, model, policy, replay, data, horizon, rules, key):
+    """Set what the episodes set before the first update."""
+
+    def begin(model, policy, key):
+        action_key, start_key, ascent_key = jax.random.split(jax.random.fold_in(key, 2**31 - 1), 3)
+        episodes = data
+        if episodes is None:
+            states = replay.starts(start_key, 64)
+            draw = lambda k: uniform_actions(k, (horizon, model.action_size)).astype(states.dtype)
+            run = lambda s, k: unroll(model, draw(k), s, horizon, **rules)
+            episodes = jax.vmap(run)(states, jax.random.split(action_key, 64))
+        policy = normalise_inputs(policy, episodes)
+        return ascent.init(policy, episodes, key=ascent_key), policy
+
+    return _seeds(begin, key, model, eqx.if_array(0), 0)(model, policy, key)
+
+
+@eqx.filter_jit
+def _improve(ascent, model, replay, rules, carry, start, stop, key):
+    """Make updates `start` to `stop`. Both are traced, so that chunks of any length share one program."""
+
+    def run(model, carry, key):
+        def update(i, carry):
+            state, policy, infos = carry
+            options = {"dynamics": model, "replay": replay, "steps": i, "key": jax.random.fold_in(key, i), **rules}
+            state, policy, info = ascent.update(state, policy, **options)
+            return state, policy, jtu.tree_map(lambda all, x: all.at[i].set(x.astype(all.dtype)), infos, info)
+
+        return fori_loop(start, stop, update, carry)
+
+    return _seeds(run, key, model, eqx.if_array(0), 0)(model, carry, key)
