@@ -27,7 +27,20 @@ from misuse import says
 from reach import ASCENT, host_task, make, MODEL_UPDATES, parts, Reach, run
 from tensorboardX.proto.event_pb2 import Event
 
-from awmkit import held_actions, JSONLines, load, ModelUpdates, Parallel, Paths, save, TargetEntropy, train, versions, Warmup
+from awmkit import (
+    held_actions,
+    JSONLines,
+    load,
+    ModelUpdates,
+    Parallel,
+    Paths,
+    save,
+    TargetEntropy,
+    train,
+    Trajectory,
+    versions,
+    Warmup,
+)
 from awmkit.learning import fingerprint, read_header
 from awmkit.learning.tensorboard import TensorBoard
 
@@ -144,7 +157,7 @@ def test_a_run_interrupted_at_any_moment_ends_as_an_uninterrupted_one(epochs, mo
 @pytest.mark.parametrize("kind", ["one seed", "two seeds", "on the host"])
 def test_a_finished_run_can_be_prolonged(kind, tmp_path):
     key = KEYS if kind == "two seeds" else KEY
-    options = {"task": host_task()} if kind == "on the host" else {}
+    options = {"on the host": {"task": host_task()}, "all steps are kept": {"capacity": None}}.get(kind, {})
     long = run(key, **options)
     run(key, steps=36, checkpoint=tmp_path / "run", **options)
     prolonged = run(key, checkpoint=tmp_path / "run", **options)
@@ -163,6 +176,11 @@ def _scaled(tree, scale=1.5):
     return jtu.tree_map(lambda x: scale * x if eqx.is_inexact_array(x) else x, tree)
 
 
+def _never(state, action, t, next_state):
+    return jnp.zeros((), bool)
+
+
+DATA = Trajectory(jnp.ones((2, 7, 2)), jnp.zeros((2, 6, 2)), jnp.arange(12.0).reshape(2, 6))
 MODELS = make(KEY)
 CHANGES = {
     "task": [{"task": Reach(limit=3.0)}, {"task": Reach(horizon=7)}],
@@ -172,7 +190,9 @@ CHANGES = {
     "key": [{"key": KEYS[0]}],
     "environments": [{"environments": 1}],
     "noise": [{"noise": 0.2}],
-    "capacity": [{"capacity": 9}],
+    "capacity": [{"capacity": 49}],
+    "termination": [{"termination": _never}],
+    "episodes": [{"episodes": DATA, "steps": 72}],
     "evaluations": [{"evaluations": 2}],
     "evaluate_every": [{"evaluate_every": 24}],
     "mesh": [{"mesh": jax.make_mesh((1,), ("episodes",))}],
@@ -186,6 +206,7 @@ CHANGES = {
             {"optimiser": optax.adam(2e-2)},
             {"initial_updates": 1},
             {"recency": 0.8},
+            {"window": 2},
         )
     ],
     "ascent": [
@@ -203,6 +224,7 @@ CHANGES = {
             {"entropy": _decay(0.1)},
             {"entropy": TargetEntropy(-2.0)},
             {"return_scale": 2.0},
+            {"initial_updates": 1},
             {"discount": 0.9},
             {"paths": Paths(state_to_policy=0.0)},
             {"method": Parallel()},
@@ -346,7 +368,7 @@ def test_tensorboard_gets_every_number_of_every_epoch_and_one_curve_per_seed(tmp
     board._writer.close()
     events = [event for path in tmp_path.iterdir() for event in _events(path)]
     scalars = {(event.step, x.tag): x.simple_value for event in events for x in event.summary.value}
-    assert len(scalars) == 5 * 2 * 9 and any(event.session_log.status == 1 and event.step == 0 for event in events)
+    assert len(scalars) == 5 * 2 * 10 and any(event.session_log.status == 1 and event.step == 0 for event in events)
     epochs = [jtu.tree_map(lambda x, i=i: x[..., i], result.metrics) for i in range(2)]
     for start in ([], epochs[:1]):  # A new run in the same folder, and one that resumes after 24 steps.
         board.begin_run(start)
