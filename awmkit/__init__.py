@@ -12,9 +12,9 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
-| measure a model | `prediction_error`, `PredictionError` |
+| measure a model, a policy | `prediction_error`, `PredictionError`, `evaluate`, `Evaluation` |
 | train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
-| improve a policy in a model | `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
+| improve a policy in a model | `improve`, `ImproveResult`, `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
 | store, save, log, show progress | `Replay`, `save`, `load`, `versions`, `JSONLines`, `TqdmProgress`, `NoProgress` |
 | to subclass | `AbstractDynamics`, `AbstractTask`, `AbstractWorldModel`, `AbstractTrainable`, `AbstractBackbone`, `AbstractAttention`, `AbstractPolicy`, `AbstractMethod`, `AbstractAscent`, `AbstractProgress`, `AbstractMeter` |
 
@@ -42,10 +42,14 @@ from ._unroll import unroll, unroll_grad
 from .learning import (
     AbstractAscent,
     Critic,
+    evaluate,
+    Evaluation,
     fit,
     FitResult,
     FullHorizon,
     held_actions,
+    improve,
+    ImproveResult,
     JSONLines,
     load,
     load_episodes,
@@ -100,6 +104,8 @@ __all__ = [
     "BPO",
     "Critic",
     "CuDNNAttention",
+    "evaluate",
+    "Evaluation",
     "fit",
     "FitResult",
     "FullHorizon",
@@ -107,6 +113,8 @@ __all__ = [
     "GRU",
     "held_actions",
     "HWM",
+    "improve",
+    "ImproveResult",
     "JSONLines",
     "LinearStateSpace",
     "load",

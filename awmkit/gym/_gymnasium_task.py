@@ -13,6 +13,7 @@ from .._dynamics import AbstractTask
 from .._progress import AbstractProgress, NoProgress
 from .._reward import Reward, with_next_state
 from .._trajectory import Trajectory
+from ..learning._evaluate import as_task
 from ..methods import Policy
 from ._collect import collect, find_horizon, reset, seed_from
 from ._spaces import box_spaces
@@ -92,6 +93,11 @@ class GymnasiumTask(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         raise ValueError(_CANNOT_UNROLL)
+
+
+@as_task.register
+def _(task: gymnasium.Env) -> AbstractTask:
+    return GymnasiumTask(task)
 
 
 _CANNOT_UNROLL = (

@@ -3,7 +3,7 @@
 from .._fingerprint import fingerprint
 from ._checkpoint import load, read_header, save, versions
 from ._episode_files import load_episodes, save_episodes
-from ._evaluate import as_task, evaluate, Evaluation
+from ._evaluate import evaluate, Evaluation
 from ._fit import fit, FitResult
 from ._improve import improve, ImproveResult
 from ._json_lines import JSONLines
@@ -18,7 +18,6 @@ from .ascents import AbstractAscent, Critic, FullHorizon, ShortHorizon, TargetEn
 
 __all__ = [
     "AbstractAscent",
-    "as_task",
     "Critic",
     "evaluate",
     "Evaluation",

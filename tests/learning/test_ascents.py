@@ -88,7 +88,14 @@ def update_once(ascent, dynamics, policy, episode, *, reward, key, steps=0):
     """The change of a policy's weights by one update, the ascent's new state and the `UpdateInfo`."""
     replay = filled(episode)
     init_key, key = jax.random.split(key)
-    options = {"dynamics": dynamics, "reward": reward, "termination": None, "replay": replay, "steps": jnp.asarray(steps), "key": key}
+    options = {
+        "dynamics": dynamics,
+        "reward": reward,
+        "termination": None,
+        "replay": replay,
+        "steps": jnp.asarray(steps),
+        "key": key,
+    }
     state = ascent.init(policy, batch_of(episode), key=init_key)
     state, after, info = ascent.update(state, policy, **options)
     return weights_of(after)[0] - weights_of(policy)[0], state, info

@@ -154,7 +154,7 @@ def test_a_run_interrupted_at_any_moment_ends_as_an_uninterrupted_one(epochs, mo
         assert [row["steps"] for row in _lines(log)] == [24, 36, 48, 60, 72]
 
 
-@pytest.mark.parametrize("kind", ["one seed", "two seeds", "on the host"])
+@pytest.mark.parametrize("kind", ["one seed", "two seeds", "on the host", "all steps are kept"])
 def test_a_finished_run_can_be_prolonged(kind, tmp_path):
     key = KEYS if kind == "two seeds" else KEY
     options = {"on the host": {"task": host_task()}, "all steps are kept": {"capacity": None}}.get(kind, {})
