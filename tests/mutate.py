@@ -297,8 +297,8 @@ MUTANTS = (
     Mutant(
         "a sampled episode has the rewards of another episode",
         "learning/_replay.py",
-        "lambda x: poison(x[slots]), self.episodes",
-        "lambda x: poison(x[slots if x.ndim > 2 else slots[::-1]]), self.episodes",
+        "rewards = None if self.steps.reward is None else jnp.where(happened, self.steps.reward[at], 0)",
+        "rewards = None if self.steps.reward is None else jnp.where(happened, self.steps.reward[at[::-1]], 0)",
         "learning/test_replay.py::test_a_sample_has_whole_episodes_from_the_newest_that_fit",
     ),
     Mutant(
@@ -325,8 +325,8 @@ MUTANTS = (
     Mutant(
         "the oldest episodes count as the newest",
         "learning/_replay.py",
-        "slots = (self.added - 1 - jnp.clip(ages, 0, self.size - 1)) % self.capacity",
-        "slots = (self.added + jnp.clip(ages, 0, self.size - 1)) % self.capacity",
+        "return self.episodes_added - 1 - jnp.clip(ages, 0, self.whole - 1)",
+        "return self.episodes_added - self.whole + jnp.clip(ages, 0, self.whole - 1)",
         "learning/test_replay.py::test_an_episode_is_drawn_less_often_than_the_next_newer_one_by_the_factor_recency",
     ),
     Mutant(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._dynamics import AbstractTask
+from .._termination import rule_of
 from .._trajectory import Trajectory
 from .._unroll import unroll
 from ._loop import fori_loop, while_loop
@@ -55,7 +56,7 @@ def empty_episodes(task: AbstractTask, episodes: int) -> Trajectory:
 
 def is_uneven(task: AbstractTask) -> bool:
     """Return whether episodes of the task may be shorter than its horizon."""
-    return task.on_host or getattr(task, "terminates", None) is not None
+    return task.on_host or rule_of(task) is not None
 
 
 def call_compiled(task: AbstractTask, fn: Callable[..., T], *args: Any, **host_only: Any) -> T:

@@ -20,6 +20,7 @@ from .._normaliser import is_stacked, Normaliser, rows_of, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import check_episodes, Trajectory
 from ..models import AbstractTrainable
+from ._chunks import chunks
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
 from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by, warn_of_large_actions
 from ._open_loop import as_trainable, check_has_parameters, OpenLoop
@@ -146,23 +147,16 @@ def fit(
     weights, rest = eqx.partition(model, trainable(model))
     carry = (weights, optimiser.init(weights), jnp.zeros(updates, loss_dtype))
     carry, rest, training, held_out, episodes, batch_key = place((carry, rest, training, held_out, episodes, batch_key), mesh)
-    done, chunk = 0, 1
     parts = [type(part).__name__ for part in (given, getattr(given, "backbone", None)) if part is not None]
     with progress.start(" ".join(["fit", *parts]), updates) as meter:
         meter.update(0, phase="compiling")
-        while done < updates:
-            chunk_began, stop = time.monotonic(), min(done + chunk, updates)
-            bounds = place((jnp.asarray(done), jnp.asarray(stop)), mesh)
+        for start, stop in chunks(updates):
+            bounds = place((jnp.asarray(start), jnp.asarray(stop)), mesh)
             settings = batch_size, microbatch_size, window, mesh
             carry = _update(carry, rest, optimiser, training, batch_key, *settings, *bounds)
             loss = float(carry[2][stop - 1])
             _require_finite(loss, stop)
-            if jax.process_count() > 1:  # Processes must agree on the chunks, and their clocks differ.
-                chunk = 1 + updates // 50
-            elif done > 0:  # The first chunk compiles; the others last about half a second.
-                chunk = max(1, round(0.5 * (stop - done) / (time.monotonic() - chunk_began)))
-            done = stop
-            meter.update(done, f"loss {loss:.3g}", phase="fitting")
+            meter.update(stop, f"loss {loss:.3g}", phase="fitting")
     model = eqx.combine(carry[0], rest)
     error = _held_out_error(model, held_out, episodes)[:reached] if held else None
     fitted = model.dynamics if isinstance(model, OpenLoop) else model

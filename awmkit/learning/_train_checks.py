@@ -18,6 +18,7 @@ from .._files import check_folder
 from .._normaliser import is_stacked, normalisers, trainable
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
+from .._termination import check_termination, rule_of
 from .._trajectory import check_episodes, Trajectory
 from .._unroll_checks import warn_of_constant_reward
 from ..models._trainable import AbstractTrainable
@@ -103,10 +104,9 @@ def check_values(
         check_trains(model_updates.optimiser, one)
     check_trains(ascent.optimiser, _of_one_seed(policy, key))
     if not isinstance(reward, AbstractTrainable):
-        _check_reward(task, task.reward if reward is None else reward)
+        _check_reward(task, task.reward if reward is None else reward, termination)
     if termination is not None and not isinstance(termination, AbstractTrainable):
-        fix = "write it as lambda state, action, t, next_state: ..., or pass a TerminationModel"
-        check_call("termination", "termination(state, action, t, next_state)", fix, termination, *range(4))
+        check_termination(termination)
 
 
 def _check_data(task: AbstractTask, episodes: Trajectory, collected: Trajectory) -> None:
@@ -129,12 +129,13 @@ def _check_data(task: AbstractTask, episodes: Trajectory, collected: Trajectory)
             raise ValueError(f"The episodes' {name} are not all finite; leave out such episodes.")
 
 
-def _check_reward(task: AbstractTask, reward) -> None:
+def _check_reward(task: AbstractTask, reward, termination) -> None:
     """Raise if the reward of imagined episodes cannot be computed, before the warm-up is collected."""
     check_reward(reward)
     state, action = jnp.zeros(task.state_size), jnp.zeros(task.action_size)
     eqx.filter_eval_shape(with_next_state(reward), state, action, jnp.asarray(0), state)
-    warn_of_constant_reward(reward, state, action)
+    if not isinstance(termination, AbstractTrainable):  # A learned one is smooth, so every reward has a gradient.
+        warn_of_constant_reward(reward, state, action, rule_of(task) if termination is None else termination)
 
 
 def _check_dtypes(name: str, model: AbstractTrainable, dtype) -> None:

@@ -17,6 +17,7 @@ from .._dynamics import AbstractDynamics, AbstractTask
 from .._normaliser import normalise_inputs
 from .._norms import norm, std
 from .._reward import Reward
+from .._termination import rule_of
 from .._trajectory import Trajectory
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
@@ -29,6 +30,7 @@ from ._model_updates import init_optimiser, ModelUpdates, update_models
 from ._replay import Replay
 from ._sharding import gather, split
 from ._warmup import Warmup, warmup_episodes
+from ._windows import cut_windows
 from .ascents import AbstractAscent, UpdateInfo
 
 
@@ -313,7 +315,7 @@ def _improve_policy(config: RunConfig, state: TrainState, start, stop, steps, ke
     """Make updates `start` to `stop` of the policy. Returns the new state and the sum of their `UpdateInfo`."""
     # A learned reward, or the one given to `train`, or the task's own; the same for the termination.
     reward: Any = next(r for r in (state.reward, config.reward, config.task.reward) if r is not None)
-    rules = state.termination, config.termination, getattr(config.task, "terminates", None)
+    rules = state.termination, config.termination, rule_of(config.task)
     options = {"dynamics": state.model, "reward": reward, "replay": state.replay, "steps": steps}
     options["termination"] = next((rule for rule in rules if rule is not None), None)
     total = EpochSums.zeros(state.replay.steps.state.dtype).policy_update
@@ -356,20 +358,8 @@ def _model_error(model, episodes: Trajectory, window: int | None) -> Float[Array
     """Mean square error of open-loop predictions, in units of the states' variance over all steps by the model's normaliser."""
     if not isinstance(model, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
-    episodes = (episodes if window is None else _windows(episodes, window)).filled()
+    episodes = (episodes if window is None else cut_windows(episodes, window)).filled()
     errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)
     states = model.input_norm  # Its deviation within steps, and that of its means between steps.
     deviation = norm(jnp.stack([states.overall, std(jnp.atleast_2d(states.shift), 0)]), 0)
     return episodes.mean_over_steps((errors / deviation[None, None]) ** 2)
-
-
-def _windows(episodes: Trajectory, window: int) -> Trajectory:
-    """Cut episodes into windows that follow each other. The last one of an episode is shorter, or empty."""
-    count = -(-episodes.horizon // window)
-    episodes = episodes.padded(count * window)
-    begins = window * jnp.arange(count)[None]
-    assert episodes.length is not None
-    cut = lambda x, size: x[:, begins[0, :, None] + jnp.arange(size)[None]].reshape(-1, size, x.shape[-1])
-    length = jnp.clip(episodes.length[:, None] - begins, 0, window).reshape(-1)
-    steps = jnp.broadcast_to(begins, (len(episodes), count)).reshape(-1)
-    return Trajectory(cut(episodes.states, window + 1), cut(episodes.actions, window), None, length, None, steps)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._dynamics import AbstractDynamics
 from ..._reward import Reward, with_next_state
+from ..._termination import evaluate, rule_of
 from ..._trajectory import discounts
 from ..._unroll import unroll
 from ...models import AWM, HWM
@@ -87,8 +88,8 @@ def imagine(
         survived = jnp.where(episode.terminated, 0, survived)
     if episode.survival is not None:
         counts = episode.survival if counts is None else counts * episode.survival
-        rule: Any = termination if termination is not None else getattr(dynamics, "terminates", None)
-        last = rule(episode.states[-2], episode.actions[-1], steps[-1], episode.states[-1])
+        rule: Any = termination if termination is not None else rule_of(dynamics)
+        last = evaluate(rule)(episode.states[-2], episode.actions[-1], steps[-1], episode.states[-1])
         survived = episode.survival[-1] * (1 - last)
     if not hasattr(policy, "entropy"):
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
