@@ -76,8 +76,8 @@ def fit(
     predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
     true state before it. The loss of a termination model is the negative log-likelihood of the ends.
 
-    A simulator is any other `awmkit.AbstractDynamics`: known equations, with parameters to find, or with a network for what they
-    leave out. All its floating-point arrays are trained, and Python numbers and static fields stay as they are. Its loss is half the
+    A simulator is any other `awmkit.AbstractDynamics` without noise: known equations, with parameters to find, or with a network for
+    what they leave out. All its floating-point arrays are trained, and Python numbers and static fields stay as they are. Its loss is half the
     mean square error of open-loop predictions in units of the states' standard deviations. With `window=n` these are predictions
     of n steps from recorded states. Short windows give smooth losses, and long ones are hurt less by noise in the recorded states.
 
@@ -129,25 +129,27 @@ def fit(
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     check_progress(progress)
-    given, model = model, as_trainable("fit", model)
-    if isinstance(model, OpenLoop):
-        check_has_parameters(model.dynamics)
-    episodes, loss_dtype = _check(model, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh)
+    trained = as_trainable("fit", model)
+    if isinstance(trained, OpenLoop):
+        check_has_parameters(trained.dynamics)
+    episodes, loss_dtype = _check(
+        trained, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh
+    )
     window = window if window is None else min(window, episodes.horizon)
     began = time.monotonic()
     split_key, batch_key = jax.random.split(key)
     order = jax.random.permutation(split_key, episodes.states.shape[0])
     held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
     training, held_out = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
-    model = normalise_by(model, training, window)
+    trained = normalise_by(trained, training, window)
     if held and window is not None:
         held_out, episodes = cut_windows(held_out, window), cut_windows(episodes, window)
     reached = None if not held or held_out.length is None else int(held_out.length.max())
 
-    weights, rest = eqx.partition(model, trainable(model))
+    weights, rest = eqx.partition(trained, trainable(trained))
     carry = (weights, optimiser.init(weights), jnp.zeros(updates, loss_dtype))
     carry, rest, training, held_out, episodes, batch_key = place((carry, rest, training, held_out, episodes, batch_key), mesh)
-    parts = [type(part).__name__ for part in (given, getattr(given, "backbone", None)) if part is not None]
+    parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
     with progress.start(" ".join(["fit", *parts]), updates) as meter:
         meter.update(0, phase="compiling")
         for start, stop in chunks(updates):
@@ -157,9 +159,9 @@ def fit(
             loss = float(carry[2][stop - 1])
             _require_finite(loss, stop)
             meter.update(stop, f"loss {loss:.3g}", phase="fitting")
-    model = eqx.combine(carry[0], rest)
-    error = _held_out_error(model, held_out, episodes)[:reached] if held else None
-    fitted = model.dynamics if isinstance(model, OpenLoop) else model
+    trained = eqx.combine(carry[0], rest)
+    error = _held_out_error(trained, held_out, episodes)[:reached] if held else None
+    fitted: Any = trained.dynamics if isinstance(trained, OpenLoop) else trained
     return FitResult(fitted, carry[2], error, time.monotonic() - began)
 
 
@@ -225,7 +227,7 @@ def _check(
     loss_dtype = check_model("fit", model, shapes).dtype
     check_finite(model, episodes)
     warn_of_large_actions("fit", episodes.actions)
-    check_trains(optimiser, model)
+    check_trains(optimiser, model.dynamics if isinstance(model, OpenLoop) else model)
     return episodes, loss_dtype
 
 

@@ -52,8 +52,7 @@ def loss_and_gradient(
     def mean_of(weights, group):
         losses = jax.vmap(lambda x: loss(weights, x))(group)
         if batch.length is not None:  # Divided by the mean of the batch, so that the mean of groups is the mean of the batch.
-            length, of_group = (x.length.astype(losses.dtype) for x in (batch, group))
-            losses = losses * of_group / jnp.mean(length)
+            losses = losses * group.length.astype(losses.dtype) / jnp.mean(batch.length.astype(losses.dtype))
         return jnp.mean(losses)
 
     mean = jax.value_and_grad(mean_of)

@@ -10,6 +10,7 @@ from jax import lax
 from .._checks import check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser, rows_of, trainable
+from .._unroll_checks import check_functions
 from ..models import AbstractTrainable
 from ..models._trainable import check_data, check_sequence
 
@@ -44,13 +45,15 @@ class OpenLoop(AbstractTrainable):
 
         def step(loop, x):
             action, t, happens = x
-            new = self.dynamics.step(*loop, action, t)
+            carry, state = loop
+            new = self.dynamics.step(carry, state, action, t)
             if episode.length is not None:
                 # The state stays where the episode ended: where no data are, the simulator and its derivative might overflow.
                 new = jtu.tree_map(lambda new, old: jnp.where(happens, new, old), new, loop)
             return new, new[1]
 
         state, horizon = episode.states[0], episode.actions.shape[0]
+        check_functions(self.dynamics, episode.actions, state, horizon, reward=None, key=None)
         return lax.scan(step, (self.dynamics.init(state, horizon), state), (episode.actions, episode.steps, episode.mask))[1]
 
 
@@ -68,7 +71,10 @@ def as_trainable(who: str, model: AbstractTrainable | AbstractDynamics) -> Abstr
         )
     # A parameter made from a Python number has a weak type, which would be strong after the first update and compile again.
     strong = lambda x: lax.convert_element_type(x, x.dtype) if eqx.is_inexact_array(x) else x
-    return OpenLoop(jtu.tree_map(strong, model), Normaliser(model.state_size), model.state_size, model.action_size)
+    state_size, action_size = model.state_size, model.action_size
+    return OpenLoop(
+        dynamics=jtu.tree_map(strong, model), unit=Normaliser(state_size), state_size=state_size, action_size=action_size
+    )
 
 
 def check_has_parameters(simulator: AbstractDynamics) -> None:

@@ -29,7 +29,8 @@ def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
     starts = jnp.arange(0, horizon, size)
     index, start = (x.ravel() for x in jnp.meshgrid(jnp.arange(count), starts, indexing="ij"))
     windows = _windows_at(episodes, index, start, size)
-    return windows if isinstance(windows.length, Tracer) else windows[windows.length > 0]
+    happened = windows.mask[:, 0]
+    return windows if isinstance(happened, Tracer) else windows[happened]
 
 
 def _windows_at(episodes: Trajectory, index: Int[Array, " K"], start: Int[Array, " K"], size: int) -> Trajectory:

@@ -109,7 +109,7 @@ class AWM(AbstractWorldModel):
         return (memory, first), self.decode(self.head(feature), first, t)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
-        size = self.episodes_at_a_time(t + actions.shape[0])
+        size = self.episodes_at_a_time(t + actions.shape[0])  # pyright: ignore[reportArgumentType]
         run = lambda self, carry, actions, keys: self._run_segment(carry, actions, t, keys)
         return few_at_a_time(run, self, carry, actions, keys, size=size)
 

@@ -87,7 +87,9 @@ class RewardModel(AbstractTrainable):
             actions=(episodes.actions, ("*", "H", self.action_size)),
             rewards=(episodes.rewards, ("*", "H")),
         )
-        return episodes.filled().rewards[..., None]
+        rewards = episodes.filled().rewards
+        assert rewards is not None
+        return rewards[..., None]
 
     def prediction(self, episode):
         return of_each_step("RewardModel.prediction", self, self, episode)

@@ -105,6 +105,17 @@ class Numbers(AbstractDynamics):
         return carry, state - self.drag / self.mass * state
 
 
+class Partial(AbstractDynamics):
+    """A simulator whose step returns one entry of the state, which would broadcast."""
+
+    weight: jax.Array = eqx.field(default=1.0, converter=jnp.asarray)
+    state_size: int = 2
+    action_size: int = 1
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, self.weight * state[:1]
+
+
 class Mismatched(AbstractTrainable):
     """A model whose loss is not one number, or whose target has another shape than its prediction, as chosen by `wrong`."""
 
@@ -303,6 +314,10 @@ MISUSES = {
     "fitting a simulator without arrays": (
         lambda: fit(Numbers(), Trajectory(STATES, ACTIONS), key=KEY),
         r"no floating-point array in Numbers .*only the numbers \['drag', 'mass'\]; .*as in Numbers\(drag=jnp.asarray\(0.3\)\)",
+    ),
+    "fitting a simulator whose step returns a part of the state": (
+        lambda: fit(Partial(), EPISODES, key=KEY),
+        r"Partial.*float64\[1\]",
     ),
     "the prediction error of a function": (lambda: prediction_error(jnp.sin, EPISODES), "prediction_error got"),
     "the prediction error in windows of no step": (lambda: prediction_error(SYSTEM, EPISODES, window=0), "window=0"),
