@@ -129,6 +129,7 @@ def _follow(
         states = jnp.concatenate([state[None], states])
         seen = states[:-1] + probes.state_to_reward, actions + probes.action_to_reward, states[1:] + probes.state_to_reward
         episode = scored(states, actions, first, reward=reward, rule=rule, ended=ended, seen=seen)
+        assert episode.rewards is not None
         return episode.returns(discount), (episode.actions, episode.rewards[:, None], episode.states[1:])
 
     of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))

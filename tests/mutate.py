@@ -78,6 +78,8 @@ MUTANTS = (
         "",
         "models/test_termination_model.py::test_the_last_step_of_a_terminated_episode_is_an_end_and_the_output_starts_at_the_log_odds_of"
         "_the_data",
+    ),
+    Mutant(
         "the dynamics goes on from states after the end",
         "_termination.py",
         "before = jnp.where(ended, self.start, state[:-1])",

@@ -32,7 +32,7 @@ def quadratic(state, action, t, next_state):
 
 
 class Falling(AbstractTask):
-    """Falls from a height, and returns NaN from below 0. The episode ends below 0.5; the reward is NaN there too."""
+    """Falls from a height. The episode ends below 0, from where the next state and the reward are NaN."""
 
     horizon: int = eqx.field(static=True, default=9)
     state_size: int = eqx.field(static=True, default=1)
@@ -42,13 +42,13 @@ class Falling(AbstractTask):
         return carry, jnp.sqrt(state) * state - 0.1 + 0.01 * action
 
     def reward(self, state, action, t, next_state=None):
-        return jnp.sqrt(state[0] - 0.5) + action[0] * state[0]
+        return jnp.sqrt(state[0]) + action[0] * state[0]
 
     def reset(self, key):
         return jnp.ones(1)
 
     def terminates(self, state, action, t, next_state):
-        return next_state[0] < 0.5
+        return next_state[0] < 0
 
 
 class Endless(Falling):
@@ -77,7 +77,7 @@ def test_nothing_after_a_hard_end_reaches_values_or_gradients_not_even_nan(name)
     n = int(episode.length)
     assert 1 < n < 7 and episode.terminated
     endless = unroll(Endless(), FALLING, HEIGHT, 9, reward=task.reward)
-    assert np.isnan(endless.states[-1]).all() and np.isnan(endless.rewards[n + 1])
+    assert np.isnan(endless.states[-1]).all() and np.isnan(endless.rewards[n])
     np.testing.assert_allclose(episode.states[: n + 1], endless.states[: n + 1], rtol=1e-12)
     np.testing.assert_allclose(episode.rewards[:n], endless.rewards[:n], rtol=1e-12)
     assert (episode.states[n:] == episode.states[n]).all()
