@@ -388,6 +388,13 @@ MUTANTS = (
         "learning/test_checkpoint.py::test_load_returns_exactly_the_tree_that_was_saved",
     ),
     Mutant(
+        "a file may name what a module imports, such as os.system",
+        "learning/_recipe.py",
+        "None if i and not isinstance(found, type) else",
+        "None if False else",
+        "learning/test_saved_trees.py::test_a_file_cannot_name_what_is_not_a_class_or_function_of_a_model",
+    ),
+    Mutant(
         "a file is loaded although the bytes of its arrays were damaged",
         "learning/_checkpoint.py",
         'or digest.hexdigest() != header["sha256"]',

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from .._files import check_folder, replacing
 from .._fingerprint import first_difference, is_array, structure
+from ._recipe import build, recipe
 
 T = TypeVar("T")
 
@@ -50,14 +51,16 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
 
     ```python
     save("model.awm", fitted.model, config={"task": "pendulum"})
+    model = load("model.awm")
     model = load("model.awm", AWM(4, 2, key=key))  # a new model of the same sizes
     ```
 
     **Arguments**
 
     - `path`: the file; its folder must exist.
-    - `tree`: a model, a policy or any other tree. Arrays of any dtype, random keys and numbers are written; all other leaves, such
-      as functions, are only described, so that `load` can compare them with those of the tree it is given.
+    - `tree`: a model, a policy, a result of `fit` or `train`, or any other tree. Arrays of any dtype, random keys and numbers are
+      written. Classes and functions are written by name, settings by value. What has no name, such as a lambda, is only described,
+      so that `load` can compare it with that of the tree it is given.
     - `config`: numbers, strings, lists and dicts to store with the tree, such as the arguments that built the model; read it
       with `awmkit.learning.read_header`.
 
@@ -72,7 +75,7 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
     for leaf in leaves:
         digest.update(_bytes(leaf))
     header = {"config": {} if config is None else dict(config), "versions": versions()}
-    header |= {"structure": lines, "arrays": arrays, "sha256": digest.hexdigest()}
+    header |= {"structure": lines, "arrays": arrays, "tree": recipe(tree), "sha256": digest.hexdigest()}
     try:
         line = json.dumps(header, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError) as error:
@@ -86,23 +89,30 @@ def save(path: str | Path, tree: PyTree, *, config: Mapping[str, Any] | None = N
             file.write(_bytes(leaf))
 
 
-def load(path: str | Path, like: T) -> T:
+def load(path: str | Path, like: T | None = None) -> T:
     """Read a tree that `save` wrote.
 
     **Arguments**
 
     - `path`: the file.
     - `like`: a tree of the same structure, static fields, shapes and dtypes, such as a newly built model. Its arrays may be
-      `jax.ShapeDtypeStruct`s. Leaves that `save` does not write, such as functions, are taken from it.
+      `jax.ShapeDtypeStruct`s. Leaves that `save` does not write, such as functions, are taken from it. `None`: the file says what
+      the tree is. Its classes and functions are looked up by name, and nothing of the file is executed. Import the modules of your
+      own classes first: only those of awmkit, JAX, Equinox, Optax and Diffrax are imported.
 
     **Returns:** the tree.
 
-    **Raises:** `ValueError` if `save` did not write the file, it was damaged since, or `like` has another structure. Classes are
+    **Raises:** `ValueError` if `save` did not write the file, it was damaged since, `like` has another structure, or `like` is `None`
+    and the tree has a part without a name, such as a lambda, or a class that is not imported. Classes are
     compared by name, functions by their code and what they close over. Python's minor versions have different code, which is not
     compared then; and if the versions of any library differ, nor are static fields that only one side has.
     """
     with Path(path).open("rb") as file:
         header = _header(path, file)
+        if like is None:
+            if "tree" not in header:
+                raise ValueError(f"{path} was saved by an older awmkit, and does not say what its tree is; pass like=.")
+            like = build(path, header["tree"])
         _check_fits(path, header, like)
         digest = hashlib.sha256()
         leaves, treedef = jtu.tree_flatten(like)

@@ -1,11 +1,15 @@
 """Any tree is loaded exactly as it was saved, into a tree of the same structure only, and a damaged file is never loaded."""
 
 import collections
+import dataclasses
+import enum
+import hashlib
 import json
 import os
 import platform
 import stat
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -19,13 +23,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
+import reach
 from hypothesis import given, strategies as st
 from misuse import says
+from systems import DYNAMICS, POLICIES
 
-from awmkit import Markov, save, versions
+from awmkit import FitResult, Markov, Normaliser, RewardModel, save, TerminationModel, Trajectory, versions
 from awmkit.gym import GymnasiumTask
-from awmkit.learning import load, read_header
+from awmkit.learning import fingerprint, load, read_header
 
 NARROW = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.int4, ml_dtypes.uint4
 DTYPES = "bool", "int8", "uint64", "float16", "float32", "float64", "complex64", *NARROW
@@ -38,6 +45,11 @@ Counts = collections.defaultdict  # JAX keeps its default and its keys in the st
 class Pair(NamedTuple):
     first: Any
     second: Any
+
+
+@dataclasses.dataclass
+class Plain:
+    value: Any
 
 
 class Node(eqx.Module):
@@ -117,7 +129,7 @@ def test_any_tree_is_loaded_as_it_was_saved_and_into_no_other_tree(tmp_path_fact
     for changed in wrong:
         says(lambda changed=changed: load(path, changed), "does not fit the tree given: its (activation|options|child)")
     shapes = [(str(jtu.tree_structure(t)), [str(_exact(_blank(x))) for x in jtu.tree_leaves(t)]) for t in (tree, other)]
-    if shapes[0] != shapes[1] and not any(callable(x) for t in (tree, other) for x in jtu.tree_leaves(t)):
+    if other is not None and shapes[0] != shapes[1] and not any(callable(x) for t in (tree, other) for x in jtu.tree_leaves(t)):
         save(path, tree)
         says(lambda: load(path, other), "does not fit the tree given")
 
@@ -155,6 +167,100 @@ def test_load_names_the_first_field_that_differs(saved, given, message, tmp_path
     save(tmp_path / "tree", saved)
     says(lambda: load(tmp_path / "tree", given), message)
     assert str(jtu.tree_leaves(load(tmp_path / "tree", saved))) == str(jtu.tree_leaves(saved))
+
+
+EPISODES = Trajectory(jnp.ones((4, 4, 2)), jnp.ones((4, 3, 1)), jnp.ones((4, 3)), length=jnp.array([1, 2, 3, 3]))
+RESULTS = {
+    **{f"dynamics, {name}": make for name, make in DYNAMICS.items()},
+    **{f"policy, {name}": lambda make=make: make(2, 1) for name, make in POLICIES.items()},
+    "a reward model": lambda: RewardModel(2, 1, width=4, key=jax.random.key(0)),
+    "a termination model": lambda: TerminationModel(2, 1, width=4, key=jax.random.key(0)),
+    "a normaliser": lambda: Normaliser(2, per_step=True),
+    "episodes": lambda: EPISODES,
+    "a result of fit": lambda: FitResult(_markov(True), jnp.ones(3), None, 0.5),
+    "a result of train": lambda: reach.run(jax.random.split(jax.random.key(3))),
+    "keys, functions and an optimiser's state": lambda: {
+        "keys": [jax.random.key(1), jax.random.split(jax.random.key(1, impl="rbg"))],
+        "functions": Node((jax.nn.gelu, jnp.tanh, jax.nn.relu, jax.nn.silu, jax.nn.elu, jnp.sin), _by_name, reach.make),
+        "state": optax.chain(optax.clip(1.0), optax.adam(1e-3)).init(jnp.ones(2)),
+        "others": (np.float32(1), np.ones(3, ">f4"), 2.5, True, 1j, None, Pair(1, [2]), jnp.ones((2, 0), "bfloat16")),
+    },
+    "settings": lambda: Node(
+        0, jnp.abs, (np.dtype(int), float("inf"), 1j, Pair, Node, Colour.RED, Plain(np.arange(1)), "é", -0.0)
+    ),
+}
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+_by_name = lambda x: x  # noqa: E731
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_file_says_what_its_tree_is(name, tmp_path):
+    tree = RESULTS[name]()
+    save(tmp_path / "tree", tree)
+    loaded = load(tmp_path / "tree")
+    assert fingerprint(loaded) == fingerprint(tree) and jtu.tree_structure(loaded) == jtu.tree_structure(
+        load(tmp_path / "tree")
+    )
+    assert list(map(_exact, jtu.tree_leaves(loaded))) == list(map(_exact, jtu.tree_leaves(tree)))
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": Node(1.0, lambda x: x, 0)}, r"its \['a'\].activation is a lambda inside a function; pass like="),
+        ([_scale(2.0)], r"its \[0\] is a lambda inside a function"),
+        (Node(1.0, os.system, 0), "its activation is posix.system, which no module of your own"),
+        (Node(1.0, jtu.Partial(jnp.add, 1.0), 0), "its activation is a Partial"),
+        (Counts(list, a=1.0), "its type is a defaultdict"),
+        (Node(1.0, abs, threading.Lock()), "its options is a lock|its activation is builtins.abs"),
+        (Node(1.0, jnp.abs, Plain(np.zeros(20_000))), "its options.value is a static array without values"),
+    ],
+)
+def test_what_a_file_cannot_say_is_named_by_its_path(tree, message, tmp_path):
+    save(tmp_path / "tree", tree)
+    says(lambda: load(tmp_path / "tree"), message)
+    assert jtu.tree_structure(load(tmp_path / "tree", tree)) == jtu.tree_structure(tree)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"function": "os:system"}, "has os.system as its activation, and os is not imported"),
+        ({"function": "builtins:eval"}, "has builtins.eval as its activation"),
+        ({"function": "awmkit:os.system"}, "its activation is awmkit.os.system, which does not exist"),
+        ({"function": "awmkit._files:os.replace"}, "its activation is awmkit._files.os.replace, which does not exist"),
+        ({"class": "awmkit._files:Path"}, "its activation is pathlib.Path, which a file may not name"),
+        ({"function": "jax.nn:missing"}, "its activation is jax.nn.missing, which does not exist"),
+        ({"function": "jax.missing:relu"}, "jax.missing.relu, which cannot be imported"),
+        ({"function": "antigravity:fly"}, "and antigravity is not imported; import it first"),
+        ({"function": "my_models:act"}, "has my_models.act as its activation, and my_models is not imported; import it first"),
+        ({"function": "awmkit:Markov"}, "is awmkit:Markov, which is another thing by now"),
+        ({"object": "jax.nn:relu", "fields": {}}, "is jax.nn:relu, which is another thing by now"),
+        ({"object": "equinox:Enumeration", "fields": {}}, "another thing by now"),
+        ({"tuple of": "awmkit:Markov", "items": []}, "is awmkit:Markov, which is another thing by now"),
+    ],
+)
+def test_a_file_cannot_name_what_is_not_a_class_or_function_of_a_model(change, message, tmp_path):
+    """Not even one that was written to do harm. Nothing is called, and no module of another kind is imported."""
+    path = tmp_path / "tree"
+    save(path, Node(1.0, jnp.tanh, 0))
+    line, _, rest = path.read_bytes().split(b"\n", 2)
+    header = json.loads(line)
+    header["tree"]["fields"]["activation"] = change
+    line = json.dumps(header).encode() + b"\n"
+    path.write_bytes(line + hashlib.sha256(line).hexdigest().encode() + b"\n" + rest)
+    says(lambda: load(path), message)
+    assert "antigravity" not in sys.modules
+    del header["tree"]
+    line = json.dumps(header).encode() + b"\n"
+    path.write_bytes(line + hashlib.sha256(line).hexdigest().encode() + b"\n" + rest)
+    says(lambda: load(path), "was saved by an older awmkit, and does not say what its tree is; pass like=")
+    assert load(path, Node(0.0, jnp.tanh, 0)).child == 1.0
 
 
 def test_an_array_of_doubles_is_not_rounded_when_it_is_loaded(tmp_path):
@@ -216,8 +322,6 @@ def test_a_field_that_a_class_got_later_is_accepted_only_if_the_versions_differ(
 
 def test_what_cannot_be_described_is_saved_beside_the_arrays(tmp_path):
     """A lock in a static field does not keep a model from being saved."""
-    import threading
-
     tree = Node(jnp.arange(2.0), abs, threading.Lock())
     save(tmp_path / "tree", tree)
     assert load(tmp_path / "tree", tree).child.tolist() == [0, 1]
