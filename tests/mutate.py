@@ -143,6 +143,13 @@ MUTANTS = (
         "core/test_gradients.py::test_the_gradient_equals_finite_differences_for_any_gains[one bounce-Gaussian, with time]",
     ),
     Mutant(
+        "Newton settles as soon as changes are small and fall slowly",
+        "methods/_newton.py",
+        " & (distance(plain) <= of_step)",
+        "",
+        "methods/test_newton.py::test_sweeps_that_approach_the_solution_slowly_do_not_settle_early",
+    ),
+    Mutant(
         "every step draws the same noise",
         "_dynamics.py",
         "jax.random.split(key, horizon)",
@@ -201,8 +208,8 @@ MUTANTS = (
     Mutant(
         "in blocks of rows a token attends to the next token",
         "models/backbones/_blocked.py",
-        "first + lax.iota",
-        "first + 1 + lax.iota",
+        "firsts[:, None] + jnp",
+        "firsts[:, None] + 1 + jnp",
         "models/test_transformer.py::test_attention_by_blocks_of_rows_has_the_values_and_all_derivatives_of_attention_by_rows",
     ),
     Mutant(

@@ -35,7 +35,7 @@ def fixed_point(
     """
     program, shapes = jax.make_jaxpr(sweep, return_shape=True)(x)
     sweep_once = lambda x: jtu.tree_unflatten(jtu.tree_structure(shapes), jaxpr_as_fun(program)(x))
-    usual, small = rounding(program.jaxpr, x.dtype)
+    usual, small, _ = rounding(program.jaxpr, x.dtype)
     coarse = jnp.where(usual > 8 * jnp.finfo(x.dtype).eps, usual, 0) if tolerance is None else 0
     tolerance = usual if tolerance is None else tolerance
 
@@ -58,12 +58,13 @@ def fixed_point(
     return x, beside, Sweeps(n, residuals[0]), settled(residuals)
 
 
-def rounding(jaxpr, dtype) -> tuple[Scalar, Scalar]:
-    """Return the default tolerance for a program that returns values of this dtype, and the largest change that rounding explains."""
+def rounding(jaxpr, dtype) -> tuple[Scalar, Scalar, Scalar]:
+    """Return the default tolerance for a program that returns values of this dtype, and the largest differences that rounding
+    explains: between two sweeps, and between two results of one step."""
     eps = jnp.finfo(dtype).eps
     of_platform = lambda name: lambda: jnp.asarray(precision(jaxpr, name), dtype)
     products = lax.platform_dependent(cuda=of_platform("cuda"), tpu=of_platform("tpu"), default=of_platform("cpu"))
-    return jnp.maximum(8 * eps, products / 16), jnp.maximum(64 * eps, 8 * products)
+    return jnp.maximum(8 * eps, products / 16), jnp.maximum(64 * eps, 8 * products), jnp.maximum(64 * eps, 2 * products)
 
 
 def precision(jaxpr, platform: str) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from jax import lax
 from jaxtyping import Array
 from systems import DYNAMICS, POLICIES, reward
 
@@ -51,6 +52,16 @@ class Rooted(AbstractDynamics):
 
     def step(self, carry, state, action, t, *, key=None):
         return carry, jnp.sqrt(state - 0.9) + action**2
+
+
+class Cut(AbstractDynamics):
+    """x' = 0.9 x + a, whose derivative is cut, so that each sweep leaves 0.9 of the error."""
+
+    state_size: int = 1
+    action_size: int = 1
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, 0.9 * lax.stop_gradient(state) + action
 
 
 class Exploding(AbstractDynamics):
@@ -154,3 +165,9 @@ def test_single_precision_settles_at_its_own_rounding():
     assert found.states.dtype == found.actions.dtype == jnp.float32 and jnp.allclose(
         found.states.astype(float), exact.states, atol=1e-4
     )
+
+
+def test_sweeps_that_approach_the_solution_slowly_do_not_settle_early():
+    actions = jnp.ones((300, 1))
+    scan, sweeps = (unroll(Cut(), actions, jnp.zeros(1), 300, method=m) for m in (Sequential(), Newton()))
+    assert sweeps.sweeps > 200 and jnp.allclose(scan.states, sweeps.states, rtol=1e-12)
