@@ -85,6 +85,12 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 def test_launches_are_counted_through_loops_branches_and_calls(launches):
     assert launches.launches(PROGRAM, 4) == (2 + 10 * 2 + 4 * 2 + 3 + 1, 4 + 1)
+    assert launches.launches(PROGRAM, 4, outer=6) == (2 + 10 * 2 + 6 * 2 + 3 + 1, 6 + 1)
+    inner = "  %solver = f32[8]{0} while(%x), condition=%condition.2, body=%short\n"
+    nested = PROGRAM.replace("  ROOT %reduce.1", inner + "  ROOT %reduce.1").replace("  ROOT %sort", inner + "  ROOT %sort")
+    solver = 4 * 2
+    expected = 2 + 10 * 2 + 6 * (2 + solver) + solver + 3 + 1, 6 * (1 + 4) + 4 + 1
+    assert launches.launches(nested, 4, outer=6) == expected
 
 
 def test_a_plan_needs_a_compiler_for_a_gpu(launches):

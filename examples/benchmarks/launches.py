@@ -91,8 +91,15 @@ def plan(fn: Callable, *args: Any, turns: float = 5) -> Plan | None:
 
     **Returns:** `None` if no compiler for a GPU is installed.
     """
-    if (device := gpu()) is None:
+    if gpu() is None:
         return None
+    compiled, seconds = compile_for_gpu(fn, *args)
+    return Plan(*launches(compiled.as_text(), turns), seconds, compiled.memory_analysis().temp_size_in_bytes / 2**20)
+
+
+def compile_for_gpu(fn: Callable, *args: Any) -> tuple[jax.stages.Compiled, float]:
+    """Return the compiled program and the seconds that it took. There must be a `gpu()`."""
+    device = gpu()
     arrays, rest = eqx.partition(args, eqx.is_array)
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device))
     run = jax.jit(lambda arrays: eqx.filter(fn(*eqx.combine(arrays, rest)), eqx.is_array))
@@ -101,12 +108,15 @@ def plan(fn: Callable, *args: Any, turns: float = 5) -> Plan | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The cache of compiled programs cannot read programs for another machine.
         compiled = lowered.compile(compiler_options=None if jax.default_backend() == "gpu" else WITHOUT_CHIP)
-    seconds = time.perf_counter() - start
-    return Plan(*launches(compiled.as_text(), turns), seconds, compiled.memory_analysis().temp_size_in_bytes / 2**20)
+    return compiled, time.perf_counter() - start
 
 
-def launches(program: str | None, turns: float) -> tuple[float, float]:
-    """Return the number of kernels that a compiled program launches, and the number of times that the host waits."""
+def launches(program: str | None, turns: float, outer: float | None = None) -> tuple[float, float]:
+    """Return the number of kernels that a compiled program launches, and the number of times that the host waits.
+
+    Loops of unknown length take `turns` turns. Those inside which such loops are nested most deeply take `outer`, if it is given: the
+    sweeps of `Newton`, around the loop of MuJoCo's solver.
+    """
     assert program is not None
     bodies, entry = {}, ""
     for line in program.splitlines():
@@ -116,32 +126,44 @@ def launches(program: str | None, turns: float) -> tuple[float, float]:
         elif name := INSTRUCTION.match(line):
             lines.append((name[1], line))
 
-    def called(line: str, *roles: str) -> list[tuple[float, float]]:
-        return [of(name) for role in roles for name in re.findall(rf"\b{role}=%?([\w.\-]+)", line)]
+    def called(line: str, *roles: str) -> list[str]:
+        return [name for role in roles for name in re.findall(rf"\b{role}=%?([\w.\-]+)", line)]
+
+    def inside(name: str, line: str) -> list[str]:
+        """The computations that an instruction runs."""
+        if name == "while":
+            return called(line, "body", "condition")
+        if name == "conditional" and (listed := re.search(r"branch_computations=\{(.*?)\}", line)):
+            return [branch.strip(" %") for branch in listed[1].split(",")]
+        if name == "conditional":
+            return called(line, "true_computation", "false_computation")
+        return called(line, "to_apply", "calls") if name in ("call", "async-start") else []
+
+    known = lambda line: re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+
+    @cache
+    def depth(computation: str) -> int:
+        """How deeply loops of unknown length are nested."""
+        each = lambda name, line: max(map(depth, inside(name, line)), default=0) + (name == "while" and not known(line))
+        return max((each(name, line) for name, line in bodies[computation]), default=0)
+
+    deepest, sweeps = depth(entry), turns if outer is None else outer
 
     @cache
     def of(computation: str) -> tuple[float, float]:
         kernels = waits = 0.0
         for name, line in bodies[computation]:
-            times, more, inner = 1.0, 0.0, []
-            if name == "while":
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                times, more = (float(known[1]), 0.0) if known else (turns, turns)
-                inner = called(line, "body", "condition")
+            times, more, found = 1.0, 0.0, [of(part) for part in inside(name, line)]
+            if name == "while" and (length := known(line)):
+                times = float(length[1])
+            elif name == "while":
+                times = more = sweeps if 1 + max(map(depth, inside(name, line))) == deepest else turns
             elif name == "conditional":
-                listed = re.search(r"branch_computations=\{(.*?)\}", line)
-                branches = (
-                    [of(b.strip(" %")) for b in listed[1].split(",")]
-                    if listed
-                    else called(line, "true_computation", "false_computation")
-                )
-                more, inner = 1.0, [max(branches)]
-            elif name in ("call", "async-start"):
-                inner = called(line, "to_apply", "calls")
-            elif name not in FREE:
-                inner = [(1.0, 0.0)]
-            kernels += times * sum(k for k, _ in inner)
-            waits += more + times * sum(w for _, w in inner)
+                more, found = 1.0, [max(found)]
+            elif name not in ("call", "async-start") and name not in FREE:
+                found = [(1.0, 0.0)]
+            kernels += times * sum(k for k, _ in found)
+            waits += more + times * sum(w for _, w in found)
         return kernels, waits
 
     return of(entry)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from launches import gpu, plan
+from launches import compile_for_gpu, gpu, launches
 from raw import arguments, markdown, Raw, until_stopped
 
 from awmkit import BPO, fit, Markov, MLPPolicy, Newton, plot, Sequential, unroll
@@ -72,7 +72,7 @@ SYSTEMS = {
 QUICK = ["linear-quadratic", "cancer", "Henon", "Lorenz"]
 SLOW = "MuJoCo cart-pole", "MuJoCo Hopper"
 LAUNCHED = "Markov, fitted", "cancer", "MuJoCo cart-pole", "MuJoCo Hopper"
-BATCH = 256
+BATCH, SOLVER_TURNS = 256, 5
 METHODS = {"Sequential": Sequential(), "Newton": Newton()}
 
 
@@ -103,17 +103,17 @@ def measure(system: str, horizon: int, starts: int) -> dict[str, Any]:
     }
 
 
-def kernels(system: str, horizon: int, method: str, sweeps: float) -> dict[str, Any]:
-    """Return the number of kernels that a GPU launches for a gradient from 256 starts."""
+def kernels(system: str, horizon: int, method: str) -> dict[str, Any]:
+    """Return the number of kernels that a GPU launches for a gradient from 256 starts, without sweeps and per sweep."""
     dynamics = SYSTEMS[system](horizon)
 
     def gradient(policy, states):
         one = lambda policy, s: unroll(dynamics, policy, s, horizon, reward=reward, paths=BPO, method=METHODS[method]).returns()
         return eqx.filter_grad(lambda policy: jnp.mean(jax.vmap(partial(one, policy))(states)))(policy)
 
-    planned = plan(gradient, policy_of(dynamics), jnp.zeros((BATCH, dynamics.state_size)), turns=sweeps)
-    assert planned is not None
-    return {"launches": planned.launches, "waits": planned.waits, "compile_s": planned.compile_s}
+    program, seconds = compile_for_gpu(gradient, policy_of(dynamics), jnp.zeros((BATCH, dynamics.state_size)))
+    count = lambda sweeps: launches(program.as_text(), SOLVER_TURNS, None if method == "Sequential" else sweeps)[0]
+    return {"launches": count(0), "launches per sweep": count(1) - count(0), "compile_s": seconds}
 
 
 def table(rows: dict[tuple[str, int], dict[str, Any]], launched: dict[tuple[str, str], dict[str, Any]], longest: int) -> str:
@@ -125,14 +125,23 @@ def table(rows: dict[tuple[str, int], dict[str, Any]], launched: dict[tuple[str,
         sweeps.append([system, f"{horizon}", *median, settled])
     head = ["system", "H", "exponent per step", "sweeps, median", "most", "starts that settle"]
     found = [markdown(head, sweeps)]
-    kernels = []
-    for system in dict.fromkeys(system for system, _ in launched):
-        by = {m: launched[system, m]["launches"] for m in METHODS if (system, m) in launched}
-        ratio = f"{by['Sequential'] / by['Newton']:.0f}" if len(by) == 2 else ""
-        kernels.append([system, *(f"{by[m]:.0f}" if m in by else "" for m in METHODS), ratio])
-    if kernels:
-        head = [f"kernel launches, gradient of {BATCH} starts, H = {longest}", *METHODS, "ratio"]
-        found.append(markdown(head, kernels))
+    counts = []
+    for system in (s for s in LAUNCHED if (s, "Sequential") in launched and (s, "Newton") in launched):
+        sequential, newton = (launched[system, method] for method in METHODS)
+        sweeps = max(rows[system, longest]["sweeps"])
+        whole = newton["launches"] + sweeps * newton["launches per sweep"]
+        numbers = (
+            sequential["launches"],
+            newton["launches"],
+            newton["launches per sweep"],
+            sweeps,
+            whole,
+            sequential["launches"] / whole,
+        )
+        counts.append([system, *(f"{number:,.0f}" for number in numbers)])
+    if counts:
+        first = f"kernel launches, gradient of {BATCH} starts, H = {longest}"
+        found.append(markdown([first, "Sequential", "Newton, around sweeps", "per sweep", "sweeps", "Newton", "ratio"], counts))
     return "\n\n".join(found)
 
 
@@ -156,12 +165,11 @@ def main() -> None:
                     continue
                 rows[system, horizon] = raw.run(name, config, partial(measure, system, horizon, starts))
         for system in (s for s in LAUNCHED if (s, longest) in rows and not options.quick):
-            sweeps = max(rows[system, longest]["sweeps"])
             for method in METHODS:
-                config = {"system": system, "horizon": longest, "method": method, "batch": BATCH, "sweeps": sweeps}
+                config = {"system": system, "horizon": longest, "method": method, "batch": BATCH, "solver turns": SOLVER_TURNS}
                 name = f"{system}, launches of {method}"
                 if raw.find(name, config) or gpu() is not None and not options.from_raw:
-                    launched[system, method] = raw.run(name, config, partial(kernels, system, longest, method, sweeps))
+                    launched[system, method] = raw.run(name, config, partial(kernels, system, longest, method))
     plt.rcParams.update(plot.STYLE)
     figure, axes = plt.subplots(1, len(options.horizons), figsize=(7 * len(options.horizons), 4.5), squeeze=False)
     for axis, horizon in zip(axes[0], options.horizons, strict=True):
