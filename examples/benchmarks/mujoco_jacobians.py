@@ -44,16 +44,18 @@ from raw import arguments, markdown, Raw
 
 from awmkit.mjx import MJXTask
 
-STATE, TOLERANCE, MOVE = mjtState.mjSTATE_PHYSICS, 1e-20, 1e-6
+STATE, TOLERANCE = mjtState.mjSTATE_PHYSICS, 1e-20
 
 
 class Body(NamedTuple):
-    """The package and file of a body, the index of its height in qpos, if it can fly, and objects that the file's tasks delete."""
+    """The package and file of a body, the index of its height in qpos, if it can fly, objects that the file's tasks delete, and
+    the move of differences. Rounding errors of a difference are inversely proportional to it."""
 
     package: str
     file: str
     height: int | None
     delete: tuple[str, ...] = ()
+    move: float = 1e-6
 
 
 WALLS = tuple(f"geom wall_{side}" for side in ("px", "py", "nx", "ny"))
@@ -64,7 +66,7 @@ BODIES = {
     "Ant": Body("gymnasium", "ant.xml", 2),
     "Humanoid": Body("gymnasium", "humanoid.xml", 2),
     "finger": Body("dm_control", "finger.xml", None),
-    "walker": Body("dm_control", "walker.xml", 0),
+    "walker": Body("dm_control", "walker.xml", 0, move=1e-5),
     "humanoid": Body("dm_control", "humanoid.xml", 2),
     # As in its tasks walk and run, which have no terrain.
     "quadruped": Body("dm_control", "quadruped.xml", 2, ("geom terrain", "body ball", "site target", "rangefinder", *WALLS)),
@@ -124,7 +126,7 @@ class CMuJoCo:
         saturated = np.abs(data.efc_KBIP[:, 3]) > 0
         return data.ncon, data.efc_state.tobytes(), saturated.tobytes()
 
-    def jacobian(self, point: Point) -> tuple[np.ndarray, list[int], list[int]]:
+    def jacobian(self, point: Point, move: float) -> tuple[np.ndarray, list[int], list[int]]:
         """Return differences, the columns whose constraints change, and those whose one-sided differences disagree."""
         inputs = np.concatenate([point.state, point.action])
 
@@ -136,14 +138,14 @@ class CMuJoCo:
         centre, constraints = at(inputs)
         columns, switched, bent = [], [], []
         for i, unit in enumerate(np.eye(inputs.size)):
-            sides = {h: at(inputs + h * unit) for h in (MOVE, -MOVE, MOVE / 2, -MOVE / 2)}
-            difference = {h: (sides[h][0] - sides[-h][0]) / (2 * h) for h in (MOVE, MOVE / 2)}
-            columns.append((4 * difference[MOVE / 2] - difference[MOVE]) / 3)
+            sides = {h: at(inputs + h * unit) for h in (move, -move, move / 2, -move / 2)}
+            difference = {h: (sides[h][0] - sides[-h][0]) / (2 * h) for h in (move, move / 2)}
+            columns.append((4 * difference[move / 2] - difference[move]) / 3)
             if any(side[1] != constraints for side in sides.values()):
                 switched.append(i)
                 continue
             # The gap of one-sided differences halves with the move where the second derivative is continuous.
-            gaps = [np.linalg.norm(sides[h][0] + sides[-h][0] - 2 * centre) / h for h in (MOVE, MOVE / 2)]
+            gaps = [np.linalg.norm(sides[h][0] + sides[-h][0] - 2 * centre) / h for h in (move, move / 2)]
             if gaps[1] > 0.7 * gaps[0] and gaps[1] > 1e-6 * np.linalg.norm(columns[-1]):
                 bent.append(i)
         return np.stack(columns, axis=1), switched, bent
@@ -291,7 +293,7 @@ def measure(name: str) -> dict[str, Any]:
         state, _, jacobian = map(np.asarray, forward(exact, inputs[kind], warm))
         loose = np.asarray(forward(task, inputs[kind], warm)[2])
         rows = [np.asarray(reverse(exact, inputs[kind], warm, unit)[1]) for unit in jnp.eye(task.state_size)]
-        differences, switched, bent = c.jacobian(point)
+        differences, switched, bent = c.jacobian(point, BODIES[name].move)
         after = c.step(point).state
         contacts, constraints = c.data.ncon, np.bincount(c.data.efc_state, minlength=5).tolist()
         smooth = np.delete(np.arange(len(entries)), switched + bent)
@@ -378,7 +380,14 @@ def main() -> None:
         if not options.from_raw and folder(body) is None:
             print(f"{name} is left out, because {body.package} is not installed; see --help")
             continue
-        config = {"file": f"{body.package}/{body.file}", "deleted": list(body.delete), "tolerance": TOLERANCE, "move": MOVE}
+        config = {
+            "file": f"{body.package}/{body.file}",
+            "deleted": list(body.delete),
+            "tolerance": TOLERANCE,
+            "move": body.move,
+        }
+        if options.from_raw and raw.find(name, config) is None:
+            continue
         raw.run(name, config, lambda name=name: measure(name))
         raw.write(table(raw.rows))
 
