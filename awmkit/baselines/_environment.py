@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from gymnax.environments.spaces import Box
 from jax import lax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar, ScalarLike, Shaped
 from rejax.buffers import Minibatch
 
 from .._checks import check_shapes
 from .._dynamics import AbstractTask
 from .._normaliser import Normaliser
 from .._policies import features
+from .._termination import rule_of
 from .._trajectory import Trajectory
 from ..tasks._episode import Episode, start_episode, step_episode
 
 
 class FunctionalEnv(eqx.Module):
-    """A task in gymnax's calling convention, which rejax expects. After step H it starts the next episode by itself.
+    """A task in gymnax's calling convention, which rejax expects. After the end of an episode it starts the next one by itself.
 
     **Fields**
 
@@ -52,12 +53,13 @@ class FunctionalEnv(eqx.Module):
     ) -> "FunctionalEnv":
         """Take the statistics of states and rewards from `episodes`.
 
-        The shift is the mean reward of each step. The scale is by default one over the standard deviation of the rewards-to-go.
+        The shift is the mean reward of each step, or 0 for a task that may end early, where a shift would change which policy is
+        best. The scale is by default one over the standard deviation of the rewards-to-go.
         """
         _check(task, episodes)
         assert episodes.rewards is not None
-        input_norm = Normaliser(task.state_size).fitted(episodes.states[:, :-1])
-        shift = jnp.mean(episodes.rewards, axis=0)
+        input_norm = Normaliser(task.state_size).fitted(_repeated(episodes, episodes.states[:, :-1]))
+        shift = jnp.mean(episodes.rewards, axis=0) if rule_of(task) is None else jnp.zeros_like(episodes.rewards[0])
         to_go = lax.cumsum(episodes.rewards - shift, axis=1, reverse=True)
         scale = 1 / Normaliser(1).fitted(to_go[..., None]).scale[0] if reward_scale is None else reward_scale
         return cls(task, input_norm, shift, jnp.asarray(scale, shift.dtype), squash, limit)
@@ -78,7 +80,7 @@ class FunctionalEnv(eqx.Module):
         step_key, reset_key = jax.random.split(key)
         episode, reward = step_episode(self.task, state, self.squash(action), step_key)
         reward = (reward - self.reward_shift[state.t]) * self.reward_scale
-        done = episode.t == self.task.horizon
+        done = (episode.t == self.task.horizon) | episode.ended
         moved = self.observe(episode.state, episode.t), episode
         observation, episode = jtu.tree_map(lambda new, old: jnp.where(done, new, old), self.reset(reset_key), moved)
         return observation, episode, reward, done, {}
@@ -89,15 +91,20 @@ class FunctionalEnv(eqx.Module):
         return features(self.input_norm(state), t, self.task.horizon)
 
     def transitions(self, episodes: Trajectory) -> Minibatch:
-        """All steps of N whole episodes as the N H rows of a rejax replay buffer, with actions in [-1, 1]."""
+        """All steps of N whole episodes as the N H rows of a rejax replay buffer, with actions in [-1, 1].
+
+        The steps of an episode that ended early are repeated in place of those after its end.
+        """
         _check(self.task, episodes)
         times = jnp.arange(self.task.horizon + 1)
         observations = jax.vmap(jax.vmap(self.observe), in_axes=(0, None))(episodes.states, times)
         assert episodes.rewards is not None
         rewards = (episodes.rewards - self.reward_shift) * self.reward_scale
         done = jnp.broadcast_to(times[1:] == self.task.horizon, rewards.shape)
+        if episodes.length is not None and episodes.terminated is not None:
+            done |= (times[1:] == episodes.length[:, None]) & episodes.terminated[:, None]
         rows = Minibatch(observations[:, :-1], episodes.actions, rewards, done, observations[:, 1:])
-        return jtu.tree_map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+        return jtu.tree_map(lambda x: _repeated(episodes, x).reshape(-1, *x.shape[2:]), rows)
 
     def observation_space(self, params: Any = None) -> Box:
         """The space of observations, of S+2 numbers."""
@@ -106,6 +113,14 @@ class FunctionalEnv(eqx.Module):
     def action_space(self, params: Any = None) -> Box:
         """The space of the learner's actions, before `squash`."""
         return Box(-self.limit, self.limit, (self.task.action_size,), jnp.result_type(float))
+
+
+def _repeated(episodes: Trajectory, x: Shaped[Array, "N H ..."]) -> Shaped[Array, "N H ..."]:
+    """Return what belongs to each step, with the steps of a short episode again in place of its padding."""
+    if episodes.length is None:
+        return x
+    steps = jnp.arange(x.shape[1]) % episodes.length[:, None]
+    return jax.vmap(lambda x, steps: x[steps])(x, steps)
 
 
 def _check(task: AbstractTask, episodes: Trajectory) -> None:

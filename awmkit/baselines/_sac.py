@@ -46,8 +46,9 @@ def sac(
     ```
 
     Policy and critics observe what an awmkit policy with a horizon reads. Because they see t, step H is terminal, and no value is
-    bootstrapped from s_H. The mean reward of each step in the warm-up is subtracted from the rewards, which changes the return by
-    a constant.
+    bootstrapped from s_H, nor from a state in which the task ends early. The mean reward of each step in the warm-up is subtracted
+    from the rewards, which changes the return by a constant, unless the task may end early. Steps of the warm-up are counted as
+    if its episodes had H steps.
 
     **Arguments**
 

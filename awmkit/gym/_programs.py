@@ -54,8 +54,8 @@ def start_all(
 def step_all(
     task: AbstractTask, copies: Copy, actions: Float[Array, "N A"], limit: Int[Array, ""]
 ) -> tuple[Copy, Float[Array, " N"]]:
-    """Make one step of each copy; a copy that had made `limit` steps starts its next episode instead, with reward 0."""
-    ended = copies.episode.t >= limit
+    """Make one step of each copy. A copy whose episode had ended, or had made `limit` steps, starts its next one, with reward 0."""
+    ended = (copies.episode.t >= limit) | copies.episode.ended
     moved, rewards = jax.vmap(lambda copy, action: step(task, copy, action))(copies, actions)
     restart = lambda: _select(ended, jax.vmap(lambda key: start(task, key))(copies.next_key), moved)
     return lax.cond(jnp.any(ended), restart, lambda: moved), jnp.where(ended, 0, rewards)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A task as a Gymnasium environment whose episodes last `task.horizon` steps.
+    """A task as a Gymnasium environment. Episodes last `task.horizon` steps, unless `task.terminates` ends them earlier.
 
     ```python
     env = gymnasium.make("awmkit/DrivenDoublePendulum-v0")
@@ -35,7 +35,8 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     - `task`: any task that JAX can trace.
     - `time_aware`: whether t, from 0 to H, is appended to the observation. If `True`, the default, the end of an episode is part
       of the problem and is reported as `terminated`. If `False`, it is a time limit that the agent cannot see, reported as
-      `truncated`. See Pardo et al. (2018), *Time Limits in Reinforcement Learning*.
+      `truncated`. See Pardo et al. (2018), *Time Limits in Reinforcement Learning*. An end by `task.terminates` is always
+      `terminated`; if it returns a probability, the end is drawn.
     - `render_mode`: `"rgb_array"`, or `None`. Pictures show the rods of a task that has a method `rods(state)`, and else states
       and actions against the step. Any other mode draws nothing, with Gymnasium's warning.
 
@@ -82,15 +83,15 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         running(self._copy)
-        if self._t == self.task.horizon:
+        if self._t == self.task.horizon or running(self._copy).episode.ended:
             raise ValueError(f"The episode ended after {self._t} steps; call reset() before the next step.")
         action = check_action(action, (self.task.action_size,))
         self._copy, reward = self._step(self._copy, action)
         self._t += 1
         if self._film is not None:
             self._film.append(self.state[None], action[None])
-        ended = self._t == self.task.horizon
-        return self._observation(), float(reward), ended and self.time_aware, ended and not self.time_aware, {}
+        ended, last = bool(self._copy.episode.ended), self._t == self.task.horizon
+        return self._observation(), float(reward), ended or (last and self.time_aware), last and not self.time_aware, {}
 
     def render(self) -> np.ndarray | None:
         if self._film is None:

@@ -37,7 +37,7 @@ class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     - `num_envs`: the number of copies, N.
     - `time_aware`, `render_mode`: as for `awmkit.gym.TaskEnv`.
     - `max_episode_steps`: a time limit, after which an episode is reported as `truncated` as by `gymnasium.wrappers.TimeLimit`. By
-      default there is none, and -1 means none, too. Episodes end after `task.horizon` steps in any case.
+      default there is none, and -1 means none, too. Episodes have at most `task.horizon` steps in any case.
 
     **Raises:** `ValueError` if `num_envs` or `max_episode_steps` is below 1, if the seeds or the mask have the wrong shape, and
     wherever `TaskEnv` raises it.
@@ -102,7 +102,11 @@ class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._film is not None:
             self._film.append(self.state, actions)
         t = np.asarray(copies.episode.t)
-        terminated, truncated = (t == horizon) & self.time_aware, (t >= limit) | ((t == horizon) & (not self.time_aware))
+        ended = np.asarray(copies.episode.ended)
+        terminated, truncated = (
+            ended | ((t == horizon) & self.time_aware),
+            (t >= limit) | ((t == horizon) & (not self.time_aware)),
+        )
         return self._observations(), np.array(rewards, np.float64), terminated, truncated, {}
 
     def render(self) -> tuple[np.ndarray, ...] | None:

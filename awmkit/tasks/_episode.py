@@ -2,20 +2,23 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Scalar
 
 from .._checks import describe
 from .._dynamics import AbstractTask
 from .._reward import with_next_state
+from .._termination import evaluate, is_hard, rule_of
 
 
 class Episode(NamedTuple):
-    """The dynamics' carry, the state s_t and the step's index t."""
+    """The dynamics' carry, the state s_t, the step's index t, and whether the task's termination rule ended the episode."""
 
     carry: PyTree
     state: Float[Array, " S"]
     t: Int[Array, ""]
+    ended: Bool[Array, ""]
 
 
 def start_episode(task: AbstractTask, key: PRNGKeyArray, state: Float[Array, " S"] | None = None) -> Episode:
@@ -24,12 +27,12 @@ def start_episode(task: AbstractTask, key: PRNGKeyArray, state: Float[Array, " S
     if drawn.shape != (task.state_size,):
         raise ValueError(f"{type(task).__name__}.reset returned {describe(drawn)}; it must be one state, ({task.state_size},).")
     state = drawn if state is None else state.astype(drawn.dtype)
-    return Episode(task.init(state, task.horizon), state, jnp.asarray(0, jnp.int32))
+    return Episode(task.init(state, task.horizon), state, jnp.asarray(0, jnp.int32), jnp.asarray(False))
 
 
 def step_episode(task: AbstractTask, episode: Episode, action: Float[Array, " A"], key: PRNGKeyArray) -> tuple[Episode, Scalar]:
-    """Return the episode after one step, and the step's reward."""
-    carry, state, t = episode
+    """Return the episode after one step, and the step's reward. Where the rule returns a probability, the end is drawn."""
+    carry, state, t, _ = episode
     action = action.astype(state.dtype)
     carry, next_state = task.step(carry, state, action, t, key=key)
     if next_state.shape != state.shape or next_state.dtype != state.dtype:
@@ -42,4 +45,9 @@ def step_episode(task: AbstractTask, episode: Episode, action: Float[Array, " A"
         raise ValueError(
             f"{type(task).__name__}.reward returned {describe(reward)}; it must be one number, so reduce it with jnp.sum."
         )
-    return Episode(carry, next_state, t + 1), reward
+    ended = jnp.asarray(False)
+    if (rule := rule_of(task)) is not None:
+        ended = evaluate(rule)(state, action, t, next_state)
+        if not is_hard(rule, state, action):
+            ended = jax.random.uniform(jax.random.fold_in(key, 1), dtype=ended.dtype) < ended
+    return Episode(carry, next_state, t + 1, ended), reward

@@ -3,6 +3,7 @@
 import functools
 import warnings
 
+import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -197,3 +198,36 @@ MISUSES = {
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_raises_one_clear_sentence(name):
     says(*MISUSES[name])
+
+
+def test_a_task_that_may_end_early_is_terminal_there_and_padding_is_no_transition():
+    class Drifting(AbstractTask):
+        horizon: int = eqx.field(static=True, default=6)
+        state_size: int = eqx.field(static=True, default=1)
+        action_size: int = eqx.field(static=True, default=1)
+
+        def step(self, carry, state, action, t, *, key=None):
+            return carry, state + action
+
+        def reward(self, state, action, t):
+            return 1 + 0 * state[0]
+
+        def reset(self, key):
+            return jnp.zeros(1)
+
+        def terminates(self, state, action, t, next_state):
+            return next_state[0] > 0.9
+
+    task = Drifting()
+    run = lambda a: unroll(task, jnp.full((6, 1), a), jnp.zeros(1), 6, reward=task.reward)
+    episodes = jax.vmap(run)(jnp.array([0.5, 0.0]))
+    env = FunctionalEnv.from_warmup(task, episodes, 1.0, squash=lambda a: a, limit=1.0)
+    rows = env.transitions(episodes)
+    assert rows.done.tolist() == [False, True] * 3 + [False] * 5 + [True] and (rows.reward == 1).all()
+    assert (rows.obs[2] == rows.obs[0]).all() and (rows.action[:6] == 0.5).all()
+    _, state = env.reset(jax.random.key(0))
+    dones = []
+    for _ in range(4):
+        _, state, _, done, _ = env.step(jax.random.key(0), state, jnp.array([0.5]))
+        dones.append(bool(done))
+    assert dones == [False, True, False, True]

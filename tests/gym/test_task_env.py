@@ -17,8 +17,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, strategies as st
 from misuse import says
 
-from awmkit import AbstractTask, unroll
-from awmkit.gym import GymnasiumTask, TaskEnv, TaskVectorEnv
+from awmkit import AbstractTask, NoProgress, unroll
+from awmkit.gym import collect, GymnasiumTask, TaskEnv, TaskVectorEnv
 from awmkit.gym._register import register_all
 from awmkit.plot import STYLE
 from awmkit.tasks import (
@@ -539,3 +539,56 @@ def test_tasks_whose_numbers_are_equal_but_not_the_same_do_not_share_a_program()
         env = TaskEnv(Signed(leaf, static))
         env.reset(seed=0)
         assert env.step(np.zeros(1))[0][0] == total
+
+
+class Drifting(AbstractTask):
+    """Moves by the action. The episode ends beyond 1; every step is worth 1."""
+
+    horizon: int = eqx.field(static=True, default=8)
+    state_size: int = eqx.field(static=True, default=1)
+    action_size: int = eqx.field(static=True, default=1)
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, state + action
+
+    def reward(self, state, action, t):
+        return 1 + 0 * state[0]
+
+    def reset(self, key):
+        return 0.1 * jax.random.uniform(key, (1,))
+
+    def terminates(self, state, action, t, next_state):
+        return next_state[0] > 1
+
+
+class Risky(Drifting):
+    def terminates(self, state, action, t, next_state):
+        return jnp.where(next_state[0] > 1, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("task", [Drifting(), Risky()], ids=["hard", "a probability"])
+@pytest.mark.parametrize("time_aware", [True, False])
+def test_an_environment_terminates_where_its_task_does_and_not_at_a_time_limit(task, time_aware):
+    env, envs = TaskEnv(task, time_aware=time_aware), TaskVectorEnv(task, 2, time_aware=time_aware)
+    env.reset(seed=0)
+    flags = [env.step(np.array([0.5]))[2:4] for _ in range(2)]
+    assert flags == [(False, False), (True, False)]
+    with pytest.raises(ValueError, match="The episode ended after 2 steps; call reset"):
+        env.step(np.array([0.5]))
+    env.reset()
+    assert [env.step(np.array([0.0]))[2:4] for _ in range(8)][-1] == (time_aware, not time_aware)
+    envs.reset(seed=0)
+    steps = [envs.step(np.array([[0.5], [0.0]])) for _ in range(4)]
+    assert [s[2].tolist() for s in steps] == [[False, False], [True, False], [False, False], [False, False]]
+    assert not any(s[3].any() for s in steps) and steps[2][1].tolist() == [0, 1]  # The copy starts its next episode.
+    assert steps[3][0][0, 0] == pytest.approx(steps[2][0][0, 0] + 0.5)
+    check_env(TaskEnv(task, time_aware=time_aware), skip_render_check=True)
+
+
+def test_a_task_that_ends_early_gives_the_same_episodes_by_an_unroll_and_by_its_environment():
+    task, plan = Drifting(), np.full((8, 1), 0.3)
+    env = TaskEnv(task, time_aware=False)
+    episode = collect(env, plan, 1, key=jax.random.key(0), progress=NoProgress())[0]
+    trajectory = unroll(task, jnp.asarray(plan), jnp.asarray(episode.states[0]), 8, reward=task.reward)
+    assert episode.horizon == trajectory.length == 4 and episode.terminated and trajectory.terminated
+    np.testing.assert_allclose(episode.states, trajectory.states[:5], rtol=1e-6)
