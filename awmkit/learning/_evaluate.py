@@ -74,7 +74,7 @@ def evaluate(
     check_key("evaluate", key, several="call evaluate once for each key")
     acting = policy if stochastic else ModePolicy(policy)
     collected = call_compiled(task, collect, task, acting, episodes, key)
-    lengths = np.sum(collected.mask, axis=-1)
+    lengths = np.sum(np.asarray(collected.mask), axis=-1)
     ended = np.zeros(episodes, bool) if collected.terminated is None else np.asarray(collected.terminated)
     return Evaluation(np.asarray(collected.returns()), lengths, ended)
 

@@ -118,8 +118,9 @@ def improve(
     began = time.monotonic()
     check_progress(progress)
     check_counts("improve", updates=updates)
+    _check(model, policy, reward, key, ascent)
     replay, horizon, data = _starts(model, starts, horizon)
-    _check(model, policy, reward, key, ascent, horizon)
+    ascent.check(model, horizon)
     rules = {"reward": reward, "termination": termination}
     state, policy = _begin(ascent, model, policy, replay, data, horizon, rules, key)
     carry = state, policy, _no_updates(updates, key)
@@ -161,12 +162,11 @@ def _no_updates(updates: int, key) -> UpdateInfo:
 
 def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Trajectory | None]:
     """Return a replay buffer to draw starts from, the number of imagined steps, and episodes with rewards if there are any."""
-    size = model.state_size if isinstance(model, AbstractDynamics) else "S"
     if isinstance(starts, Trajectory):
         check_episodes("improve", starts, state_size=model.state_size, action_size=model.action_size)
         horizon, episodes = starts.horizon if horizon is None else horizon, starts
     else:
-        check_shapes("improve", "give one row per start, or episodes", starts=(starts, ("N", size)))
+        check_shapes("improve", "give one row per start, or episodes", starts=(starts, ("N", model.state_size)))
         check_floats("improve", starts=starts)
         if horizon is None:
             raise ValueError("improve got initial states and no horizon; pass horizon=, the number of imagined steps.")
@@ -181,7 +181,7 @@ def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Traje
     return dataclasses.replace(replay, horizon=horizon), horizon, data
 
 
-def _check(model, policy, reward, key, ascent, horizon: int) -> None:
+def _check(model, policy, reward, key, ascent) -> None:
     if not isinstance(model, AbstractDynamics) or getattr(model, "on_host", False):
         raise ValueError(f"The model is {kind(model)}, which has no gradient; pass a fitted world model, or a simulator.")
     if not isinstance(ascent, AbstractAscent):
@@ -197,7 +197,6 @@ def _check(model, policy, reward, key, ascent, horizon: int) -> None:
             f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
             f"or {type(ascent).__name__}(entropy=0)."
         )
-    ascent.check(model, horizon)
 
 
 def _seeds(fn: Callable, key, model, *in_axes) -> Callable:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..._checks import check_counts, check_optimiser, describe
 from ..._dynamics import AbstractDynamics
@@ -30,11 +30,11 @@ class UpdateInfo(eqx.Module):
       0 then.
     """
 
-    predicted_return: Scalar
-    entropy: Scalar
-    gradient_norm: Scalar
-    clipped_norm: Scalar
-    skipped: Scalar
+    predicted_return: Float[Array, "*updates"]
+    entropy: Float[Array, "*updates"]
+    gradient_norm: Float[Array, "*updates"]
+    clipped_norm: Float[Array, "*updates"]
+    skipped: Float[Array, "*updates"]
 
 
 class AbstractAscent(eqx.Module):

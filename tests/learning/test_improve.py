@@ -1,0 +1,181 @@
+"""`improve`, `evaluate` and `train`: policies learn in models, from data alone, and where episodes end early."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from misuse import says
+from reach import make, MODEL_UPDATES, Reach, run
+
+from awmkit import (
+    Critic,
+    evaluate,
+    FullHorizon,
+    improve,
+    Markov,
+    MLPPolicy,
+    NoProgress,
+    Paths,
+    Replay,
+    ShortHorizon,
+    TerminationModel,
+    Trajectory,
+    unroll,
+    Warmup,
+)
+from awmkit._progress import AbstractMeter, AbstractProgress
+
+KEY = jax.random.key(0)
+PLAIN = {"entropy": 0.0, "optimiser": optax.adam(0.05), "batch_size": 4, "clip": 1.0}
+
+
+class Ledge(Reach):
+    """`Reach` with a reward of 1 per step, which ends where the first entry of the state is above 1."""
+
+    def reward(self, state, action, t):
+        return jnp.ones((), state.dtype)
+
+    def terminates(self, state, action, t, next_state):
+        return next_state[0] > 1
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax mixes dtypes, which the tests forbid."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def policy_of(key):
+    return MLPPolicy(2, 2, width=8, depth=1, key=key)
+
+
+def test_improve_reaches_the_best_return_of_a_simulator_and_several_seeds_equal_one():
+    task, starts, keys = Reach(), jnp.zeros((3, 2)), jax.random.split(KEY)
+    options = {"reward": task.reward, "horizon": 6, "updates": 60, "ascent": FullHorizon(**PLAIN), "progress": NoProgress()}
+    both = improve(task, eqx.filter_vmap(policy_of)(keys), starts, key=keys, **options)
+    assert both.updates.predicted_return.shape == (2, 60) and both.best().updates.predicted_return.ndim == 1
+    one = improve(task, policy_of(keys[1]), starts, key=keys[1], **options)
+    np.testing.assert_allclose(both[1].updates.predicted_return, one.updates.predicted_return, rtol=1e-6)
+    assert one.updates.predicted_return[-1] > -0.55 > one.updates.predicted_return[0]  # The best is -1/2.
+    returns = evaluate(task, one.policy, episodes=3)
+    np.testing.assert_allclose(returns.mean, one.updates.predicted_return[-1], atol=0.05)
+    assert returns.lengths.tolist() == [6] * 3 and "3 episodes" in str(returns)
+
+
+class _Interrupting(AbstractMeter, AbstractProgress):
+    def start(self, label, total):
+        return self
+
+    def update(self, done, note="", *, phase=None):
+        if done >= 2:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_keeps_the_policy_so_far():
+    task = Reach()
+    with pytest.raises(KeyboardInterrupt, match="of 50 updates") as caught:
+        options = {"reward": task.reward, "horizon": 6, "updates": 50, "ascent": FullHorizon(**PLAIN)}
+        improve(task, policy_of(KEY), jnp.zeros((1, 2)), key=KEY, progress=_Interrupting(), **options)
+    result = caught.value.result
+    assert 2 <= result.updates.predicted_return.size < 50 and jnp.isfinite(result.updates.predicted_return).all()
+
+
+def test_a_constant_reward_has_a_gradient_through_a_smooth_end():
+    """The best policy never steps over the ledge. A hard rule has no gradient, which is a warning."""
+    task = Ledge()
+    policy = eqx.tree_at(lambda p: p.network.layers[-1].bias, policy_of(KEY), jnp.array([2.0, 0.0]))
+    smooth = lambda state, action, t, next_state: jax.nn.sigmoid(8 * (next_state[0] - 1))
+    options = {"reward": task.reward, "horizon": 6, "updates": 60, "progress": NoProgress(), "key": KEY}
+    options |= {"ascent": FullHorizon(paths=Paths(), **PLAIN)}
+    before = evaluate(task, policy, episodes=1)
+    after = evaluate(task, improve(task, policy, jnp.zeros((1, 2)), termination=smooth, **options).policy, episodes=1)
+    assert before.lengths[0] < 3 and before.terminated[0] and after.lengths[0] == 6 and not after.terminated[0]
+    assert before.returns[0] == before.lengths[0]
+
+
+def test_misuse_of_improve_is_one_sentence():
+    task, starts = Reach(), jnp.zeros((3, 2))
+    options = {"reward": task.reward, "key": KEY, "horizon": 6, "ascent": FullHorizon(**PLAIN)}
+    says(lambda: improve(task, policy_of(KEY), starts, **{**options, "horizon": None}), "no horizon; pass horizon=")
+    says(lambda: improve(task, policy_of(KEY), starts[0], **options), r"starts of shape \(N, 2\)")
+    says(lambda: improve("task", policy_of(KEY), starts, **options), "model is a str.* pass a fitted world model")
+    says(
+        lambda: improve(task, policy_of(KEY), starts, **{**options, "ascent": "adam"}),
+        "ascent is a str; pass an awmkit.FullHorizon",
+    )
+    says(
+        lambda: improve(task, policy_of(KEY), starts, **{**options, "ascent": FullHorizon()}),
+        "method entropy, which MLPPolicy lacks",
+    )
+    says(lambda: evaluate("task", policy_of(KEY)), "task is a str; pass an awmkit.AbstractTask, or a Gymnasium environment")
+
+
+def ledge_run(**options):
+    """A run on a task whose episodes end early, with learned models of its steps, its reward and its end."""
+    made = make(KEY)
+    ascent = ShortHorizon(Critic(2, width=8, depth=1, key=KEY), length=2, discount=0.9, steps_per_update=2.0, **PLAIN)
+    settings = dataclasses.replace(MODEL_UPDATES, window=2, recency=1.0)
+    defaults = {"termination": TerminationModel(2, 2, width=8, depth=1, key=KEY), "policy": made["policy"], "steps": 60}
+    defaults |= {"ascent": ascent, "model_updates": settings, "warmup": Warmup(20), "capacity": None, "evaluate_every": 20}
+    return run(KEY, Ledge(), **{**defaults, **options})
+
+
+def test_steps_are_counted_as_they_happen_and_a_run_goes_on_from_where_it_stopped(tmp_path):
+    result = ledge_run()
+    replay, steps = result.state.replay, np.asarray(result.metrics.steps)
+    episodes = replay.episodes
+    assert replay.added == steps[-1] == np.sum(episodes.length) >= 60 and 60 <= steps[-1] < 60 + 12
+    assert bool(episodes.terminated.any()) and (np.asarray(episodes.length) < 6).any()
+    for episode in episodes:
+        over = np.asarray(episode.states)[1:, 0] > 1
+        assert not over[:-1].any() and over[-1] == episode.terminated and (episode.terminated or len(over) == 6)
+    ledge_run(steps=40, checkpoint=tmp_path / "run")
+    longer = ledge_run(checkpoint=tmp_path / "run")
+    arrays = lambda result: jax.tree.leaves(eqx.filter((result.policy, result.model, result.state.replay), eqx.is_array))
+    assert all(np.array_equal(a, b) for a, b in zip(arrays(longer), arrays(result), strict=True))
+
+
+def test_offline_learning_takes_no_step_and_improves_the_policy_in_the_model_of_the_data():
+    task = Reach()
+    actions = jax.random.uniform(KEY, (64, 6, 2), minval=-1.0)
+    data = jax.jit(jax.vmap(lambda plan: unroll(task, plan, jnp.zeros(2), 6, reward=task.reward)))(actions)
+    ascent = FullHorizon(initial_updates=150, paths=Paths(), **PLAIN)
+    settings = dataclasses.replace(MODEL_UPDATES, initial_updates=300, batch_size=32)
+    options = {"episodes": data, "steps": 0, "reward": None, "ascent": ascent, "model_updates": settings, "capacity": None}
+    result = run(KEY, task, policy=policy_of(KEY), model=Markov(2, 2, width=16, depth=1, key=KEY), **options)
+    assert (
+        result.metrics.steps.tolist() == [0] and result.metrics.episodes.tolist() == [0] and result.state.replay.added == 64 * 6
+    )
+    assert result.metrics.true_return[0] > -0.8 > jnp.max(data.returns())  # The data's best and the best, -1/2, lie apart.
+    says(lambda: run(KEY, task, **{**options, "episodes": dataclasses.replace(data, rewards=None)}), "episodes without rewards")
+
+
+def test_an_uneven_buffer_returns_what_was_added_and_every_step_begins_a_window():
+    lengths = np.random.default_rng(0).integers(1, 6, 30)
+
+    def episode(number):
+        steps = 100.0 * number + np.arange(lengths[number] + 1.0)
+        return {"states": steps[:, None], "actions": steps[:-1, None], "rewards": steps[:-1], "terminated": number % 2 == 0}
+
+    replay = Replay.empty(23, jax.tree.map(lambda x: x[0], Trajectory.from_episodes([episode(0)]).padded(5)))
+    for number in range(0, 30, 2):
+        replay = replay.add(Trajectory.from_episodes([episode(number), episode(number + 1)]).padded(5))
+    ends = np.cumsum(lengths)
+    whole = np.flatnonzero(ends - lengths >= ends[-1] - 23)
+    assert [int(e.states[0, 0]) // 100 for e in replay.episodes] == whole.tolist()
+    seen = set()
+    for window in replay.sample(KEY, 400, window=3):
+        number, t = divmod(int(window.states[0, 0]), 100)
+        steps = min(3, lengths[number] - t)
+        assert window.t == t and window.rewards.tolist() == [100 * number + t + i for i in range(steps)]
+        assert window.states[:, 0].tolist() == [100 * number + t + i for i in range(steps + 1)]
+        assert window.terminated == (number % 2 == 0 and t + steps == lengths[number])
+        seen.add((number, t))
+    assert len(seen) == 23
+    states, t = replay.visited(KEY, 50)
+    assert {(int(s) // 100, int(n)) for s, n in zip(states[:, 0], t, strict=True)} <= seen
