@@ -199,12 +199,9 @@ def rows_of(episodes: Trajectory, count: int) -> Bool[Array, "*batch T"] | None:
     return jnp.arange(count) < episodes.length[..., None] + (count - episodes.horizon)
 
 
-def normalise_inputs(network: T, episodes: Trajectory | Float[Array, "*batch S"]) -> T:
+def normalise_inputs(network: T, episodes: Trajectory) -> T:
     """Return a policy or critic, its `input_norm` set by the statistics of the episodes' states if it has one that is not set."""
     if not isinstance(norm := getattr(network, "input_norm", None), Normaliser):
         return network
-    if isinstance(episodes, Trajectory):
-        fitted = norm.fitted(episodes.states, rows_of(episodes, episodes.states.shape[-2]))
-    else:
-        fitted = norm.fitted(episodes)
+    fitted = norm.fitted(episodes.states, rows_of(episodes, episodes.states.shape[-2]))
     return fill(network, eqx.tree_at(lambda n: n.input_norm, network, fitted))

@@ -112,7 +112,7 @@ class ShortHorizon(AbstractAscent):
 
     def init(self, policy, episodes, *, key):
         ascent_state = init_ascent_state(self, policy, episodes)
-        critic = normalise_inputs(self.critic, episodes.states)
+        critic = normalise_inputs(self.critic, episodes)
         critic_state = self.critic_optimiser.init(eqx.filter(critic, trainable(critic)))
         return ShortHorizonState(ascent_state, critic, critic, critic_state)
 
