@@ -314,6 +314,8 @@ def gym_rows():
     yield "FunctionalEnv.observe", Row(learner.observe, {"state": "S", "t": ""}, "5")
     episode = learner.reset(KEY)[1]
     yield "FunctionalEnv.step", Row(lambda action: learner.step(KEY, episode, action)[0], {"action": "A"}, "5")
+    ends = lambda next_state, width: awmkit.gym.healthy("Hopper-v5", width)(None, None, 0, next_state)
+    yield "gym.healthy", Row(ends, {"next_state": "11", "width": ""}, "")
     yield "gym.collect", Row(collect, {"actions": "5 A"}, "1 6 S", numpy=True)
     yield "TaskEnv.step", Row(lambda action: env.reset(seed=0) and env.step(action)[0], {"action": "A"}, "S", numpy=True)
     yield "TaskVectorEnv.step", Row(lambda actions: envs.step(actions)[0], {"actions": "4 A"}, "4 S", numpy=True)

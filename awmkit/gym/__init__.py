@@ -12,10 +12,11 @@ else:
 
 from ._collect import collect
 from ._gymnasium_task import GymnasiumTask
+from ._healthy import healthy
 from ._register import register_all as _register_all
 from ._task_env import TaskEnv
 from ._vector_env import TaskVectorEnv
 
-__all__ = ["collect", "GymnasiumTask", "TaskEnv", "TaskVectorEnv"]
+__all__ = ["collect", "GymnasiumTask", "healthy", "TaskEnv", "TaskVectorEnv"]
 
 _register_all()

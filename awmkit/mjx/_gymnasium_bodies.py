@@ -1,4 +1,4 @@
-"""Gymnasium's MuJoCo environments in JAX: files, frame skips, rewards and initial states.
+"""Gymnasium's MuJoCo environments in JAX: files, frame skips, rewards, initial states and ends.
 
 They follow gymnasium/envs/mujoco/*_v5.py with default arguments.
 """
@@ -9,10 +9,11 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from .._norms import norm
 from .._reward import Reward
+from ..tasks._healthy import double_pendulum, Healthy, hopper, pendulum, walker
 
 
 class Uniform(eqx.Module):
@@ -52,18 +53,33 @@ class NearTarget(eqx.Module):
         return jnp.concatenate([arm, target, speeds, jnp.zeros(2)])
 
 
+# The rules read (qpos, qvel). The ranges of Hopper and Walker2d begin with the height, after the position along x.
+UPRIGHT = Healthy(pendulum, closed=True)
+BALANCED = Healthy(lambda state: double_pendulum(tip(state)[1]))
+HOPPING = Healthy(lambda state: hopper(state[1:]))
+WALKING = Healthy(lambda state: walker(state[1:]))
+
+
+def while_healthy(rule: Healthy, reward: float, state: Float[Array, " S"]) -> Scalar:
+    """The reward for being healthy. Its derivative is zero wherever it exists."""
+    return jnp.where(rule.is_healthy(state), reward, 0.0).astype(state.dtype)
+
+
 def upright(state, action, t, next_state):
-    """InvertedPendulum: 1 while the pole is within 0.2 rad of upright. Its derivative is zero wherever it exists."""
-    return jnp.where(jnp.abs(next_state[1]) <= 0.2, 1.0, 0.0).astype(state.dtype)
+    """InvertedPendulum: 1 while the pole is within 0.2 rad of upright."""
+    return while_healthy(UPRIGHT, 1.0, next_state)
+
+
+def tip(state: Float[Array, " 6"]) -> tuple[Scalar, Scalar]:
+    """The position of the double pendulum's tip along x and its height."""
+    cart, th1, th2 = state[:3]
+    return cart + 0.6 * (jnp.sin(th1) + jnp.sin(th1 + th2)), 0.6 * (jnp.cos(th1) + jnp.cos(th1 + th2))
 
 
 def balanced(state, action, t, next_state):
     """InvertedDoublePendulum: 10 while the tip is above 1 m, minus costs of its distance from (0, 2) and of the joints' speeds."""
-    cart, th1, th2, _, w1, w2 = next_state
-    x = cart + 0.6 * (jnp.sin(th1) + jnp.sin(th1 + th2))
-    z = 0.6 * (jnp.cos(th1) + jnp.cos(th1 + th2))
-    alive = jnp.where(z > 1, 10.0, 0.0).astype(state.dtype)
-    return alive - 0.01 * x**2 - (z - 2) ** 2 - 1e-3 * w1**2 - 5e-3 * w2**2
+    (x, z), (w1, w2) = tip(next_state), next_state[4:]
+    return while_healthy(BALANCED, 10.0, next_state) - 0.01 * x**2 - (z - 2) ** 2 - 1e-3 * w1**2 - 5e-3 * w2**2
 
 
 def reached(state, action, t, next_state):
@@ -93,9 +109,7 @@ class Hopping(eqx.Module):
     dt: float
 
     def __call__(self, state, action, t, next_state):
-        z, angle = next_state[1:3]
-        healthy = (z > 0.7) & (jnp.abs(angle) < 0.2) & jnp.all(jnp.abs(next_state[2:]) < 100)
-        return Forward(self.dt, 1e-3)(state, action, t, next_state) + jnp.where(healthy, 1.0, 0.0).astype(state.dtype)
+        return Forward(self.dt, 1e-3)(state, action, t, next_state) + while_healthy(HOPPING, 1.0, next_state)
 
 
 class Walking(eqx.Module):
@@ -104,26 +118,28 @@ class Walking(eqx.Module):
     dt: float
 
     def __call__(self, state, action, t, next_state):
-        z, angle = next_state[1:3]
-        healthy = (z > 0.8) & (z < 2) & (jnp.abs(angle) < 1)
-        return Forward(self.dt, 1e-3)(state, action, t, next_state) + jnp.where(healthy, 1.0, 0.0).astype(state.dtype)
+        return Forward(self.dt, 1e-3)(state, action, t, next_state) + while_healthy(WALKING, 1.0, next_state)
 
 
 class Body(NamedTuple):
-    """The MJCF file among Gymnasium's assets, the number of MuJoCo's steps per step, reward(dt), and reset(qpos0)."""
+    """The MJCF file among Gymnasium's assets, the number of MuJoCo's steps per step, reward(dt), reset(qpos0), and the hard rule
+    by which episodes end."""
 
     file: str
     frame_skip: int
     reward: Callable[[float], Reward]
     reset: Callable[[tuple[float, ...]], Callable[[PRNGKeyArray], Array]]
+    terminates: Healthy | None = None
 
 
 BODIES = {
-    "InvertedPendulum-v5": Body("inverted_pendulum.xml", 2, lambda dt: upright, lambda q: Uniform(q, 2, 0.01)),
-    "InvertedDoublePendulum-v5": Body("inverted_double_pendulum.xml", 5, lambda dt: balanced, lambda q: NormalSpeeds(q, 0.1)),
+    "InvertedPendulum-v5": Body("inverted_pendulum.xml", 2, lambda dt: upright, lambda q: Uniform(q, 2, 0.01), UPRIGHT),
+    "InvertedDoublePendulum-v5": Body(
+        "inverted_double_pendulum.xml", 5, lambda dt: balanced, lambda q: NormalSpeeds(q, 0.1), BALANCED
+    ),
     "Reacher-v5": Body("reacher.xml", 2, lambda dt: reached, lambda q: NearTarget()),
     "Swimmer-v5": Body("swimmer.xml", 4, lambda dt: Forward(dt, 1e-4), lambda q: Uniform(q, 5, 0.1)),
-    "Hopper-v5": Body("hopper.xml", 4, Hopping, lambda q: Uniform(q, 6, 0.005)),
+    "Hopper-v5": Body("hopper.xml", 4, Hopping, lambda q: Uniform(q, 6, 0.005), HOPPING),
     "HalfCheetah-v5": Body("half_cheetah.xml", 5, lambda dt: Forward(dt, 0.1), lambda q: NormalSpeeds(q, 0.1)),
-    "Walker2d-v5": Body("walker2d_v5.xml", 4, Walking, lambda q: Uniform(q, 9, 0.005)),
+    "Walker2d-v5": Body("walker2d_v5.xml", 4, Walking, lambda q: Uniform(q, 9, 0.005), WALKING),
 }

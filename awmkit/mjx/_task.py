@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import mujoco
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 from mujoco import mjtCone, mjtDisableBit, mjtIntegrator, mjtSolver, mjx
 
 from .._bounds import scale_to_bounds
 from .._checks import check_counts, check_shapes, describe
 from .._dynamics import AbstractTask
 from .._reward import check_reward, Reward, with_next_state
+from .._termination import check_termination
+from .._types import Termination
+from ..tasks._healthy import Healthy
 from ._differences import warn_of_approximations
 from ._forward_mode import by_forward_mode
 from ._gymnasium_bodies import BODIES
@@ -75,7 +78,9 @@ class MJXTask(AbstractTask):
 
     - `model`: a `mujoco.MjModel`, MJCF as a string, or the path of an XML file. It is not modified.
     - `reward`: `reward(state, action, t) -> scalar`, or `reward(state, action, t, next_state) -> scalar`.
-    - `horizon`: the number of steps of an episode, H. Episodes never end early.
+    - `horizon`: the largest number of steps of an episode, H.
+    - `terminates`: `terminates(state, action, t, next_state)`, whether a step ends the episode, as for `awmkit.unroll`. By default
+      episodes never end early.
     - `frame_skip`: the number of MuJoCo's time steps in one step, under a constant action.
     - `reset`: `reset(key) -> (qpos, qvel, act)`, shape (nq + nv + na,). By default every episode starts at rest in MuJoCo's `qpos0`.
     - `measure`: `measure(data) -> quantities`, shape (M,), from the `mjx.Data` of a state. The state has nq + nv + na + M entries.
@@ -100,6 +105,7 @@ class MJXTask(AbstractTask):
     action_size: int = eqx.field(static=True)
     bounded_actions: ClassVar[bool] = True
     _reward: Reward
+    _terminates: Termination | None
     _reset: Callable[..., Array] | None
     _measure: Callable[[mjx.Data], Array] | None
 
@@ -109,6 +115,7 @@ class MJXTask(AbstractTask):
         reward: Reward,
         *,
         horizon: int,
+        terminates: Termination | None = None,
         frame_skip: int = 1,
         reset: Callable[[PRNGKeyArray], Float[Array, " N"]] | None = None,
         measure: Callable[[mjx.Data], Float[Array, " M"]] | None = None,
@@ -120,6 +127,8 @@ class MJXTask(AbstractTask):
     ):
         check_counts("MJXTask", horizon=horizon, frame_skip=frame_skip, iterations=iterations)
         check_reward(reward)
+        if terminates is not None:
+            check_termination(terminates)
         model = read_model(model)
         set_options(model, integrator=integrator, solver=solver, iterations=iterations, cone=cone)
         check_model(model)
@@ -127,7 +136,7 @@ class MJXTask(AbstractTask):
         warn_of_approximations(model)
         self.dt = model.opt.timestep * frame_skip
         self.frame_skip, self.horizon = frame_skip, horizon
-        self._reward, self._reset, self._measure, self.rods = reward, reset, measure, rods
+        self._reward, self._terminates, self._reset, self._measure, self.rods = reward, terminates, reset, measure, rods
         self.action_size = model.nu
         self.state_size = model.nq + model.nv + model.na + self._measured_size()
 
@@ -137,17 +146,21 @@ class MJXTask(AbstractTask):
         id: str,
         *,
         horizon: int = 100,
+        terminate_when_unhealthy: bool = True,
+        healthy_width: ScalarLike | None = None,
         integrator: mjtIntegrator | None = None,
         solver: mjtSolver | None = None,
         iterations: int | None = None,
         cone: mjtCone | None = None,
     ) -> "MJXTask":
-        """Make one of Gymnasium's own MuJoCo environments: its MJCF, frame skip, initial states and reward.
+        """Make one of Gymnasium's own MuJoCo environments: its MJCF, frame skip, initial states, reward and ends.
 
         The state is (qpos, qvel) instead of Gymnasium's observation. With the model's own settings, states equal Gymnasium's to
         1e-9, and so do rewards; rewards that read positions do so to 1e-5, because Gymnasium takes these from the last stage of
-        RK4. An episode always lasts `horizon` steps. Where Gymnasium ends it, only the reward for being healthy stops here. This
-        reward is a step function without gradient, and it is the whole reward of InvertedPendulum.
+        RK4. An episode ends where Gymnasium ends it (see `awmkit.gym.healthy` for the ranges), or after `horizon` steps. The reward
+        for being healthy is a step function, and so is a hard end, so neither has a gradient, and it is the whole reward of
+        InvertedPendulum. With `healthy_width` an episode ends with a probability, and the gradient of the survival says how to stay
+        healthy.
 
         All models but HalfCheetah ask for RK4. Euler is several times faster, and moved positions by up to 0.07, and by 4 in a fall
         of the double pendulum.
@@ -156,14 +169,26 @@ class MJXTask(AbstractTask):
 
         - `id`: "InvertedPendulum-v5", "InvertedDoublePendulum-v5", "Reacher-v5", "Swimmer-v5", "Hopper-v5", "HalfCheetah-v5" or
           "Walker2d-v5".
+        - `terminate_when_unhealthy`: whether an episode ends where the body leaves its healthy range. If `False`, it lasts
+          `horizon` steps, and only the reward for being healthy stops there.
+        - `healthy_width`: the width of the bounds of the healthy range in metres and radians, as for `awmkit.gym.healthy`. `None`,
+          the default, for ends that are certain.
         - `horizon`, `integrator`, `solver`, `iterations`, `cone`: as for `awmkit.mjx.MJXTask`.
 
-        **Raises:** `ValueError` if `id` is none of these, and wherever `MJXTask` raises it. `ImportError` if Gymnasium, which
+        **Raises:** `ValueError` if `id` is none of these, if `healthy_width` is not positive or has no effect, and wherever `MJXTask`
+        raises it. `ImportError` if Gymnasium, which
         brings the MJCF files, is not installed.
         """
         if id not in BODIES:
             raise ValueError(f"id must be one of {', '.join(BODIES)}, got {id!r}; for another body pass its MJCF to MJXTask.")
         body = BODIES[id]
+        terminates = body.terminates if terminate_when_unhealthy else None
+        if healthy_width is not None and terminates is None:
+            raise ValueError(
+                f"{id} does not end early here, so healthy_width={describe(healthy_width)} has no effect; leave it out."
+            )
+        if terminates is not None:
+            terminates = Healthy(terminates.margins, terminates.closed, healthy_width)  # pyright: ignore[reportArgumentType]
         try:
             assets = files("gymnasium") / "envs" / "mujoco" / "assets"
         except ImportError as error:
@@ -173,6 +198,7 @@ class MJXTask(AbstractTask):
             model,
             body.reward(model.opt.timestep * body.frame_skip),
             horizon=horizon,
+            terminates=terminates,
             frame_skip=body.frame_skip,
             reset=body.reset(tuple(model.qpos0.tolist())),
             integrator=integrator,
@@ -180,6 +206,11 @@ class MJXTask(AbstractTask):
             iterations=iterations,
             cone=cone,
         )
+
+    @property
+    def terminates(self) -> Termination | None:
+        """The rule by which episodes end, or `None`."""
+        return self._terminates
 
     def reward(self, state, action, t, next_state=None):
         return with_next_state(self._reward)(state, action, t, next_state)

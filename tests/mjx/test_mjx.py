@@ -171,6 +171,35 @@ def test_a_gymnasium_body_has_the_state_of_its_own_file_and_random_initial_state
     assert jnp.abs(start[: rest.size] - rest).max() <= 0.3 and (start != task.reset(jax.random.key(1))).any()
 
 
+@pytest.mark.parametrize("id", [id for id in IDS if id not in ("Reacher-v5", "Swimmer-v5", "HalfCheetah-v5")])
+def test_a_gymnasium_body_ends_an_episode_and_stops_its_healthy_reward_where_the_environment_does(id):
+    env, task = gymnasium.make(id).unwrapped, MJXTask.from_gymnasium(id)
+    env.action_space.seed(0)
+    low, high = env.model.actuator_ctrlrange.T
+    rows = []
+    for seed in range(12):
+        env.reset(seed=seed)
+        for _ in range(80):
+            state, action = np.concatenate([env.data.qpos, env.data.qvel]), env.action_space.sample()
+            _, reward, terminated, *_ = env.step(action)
+            after = np.concatenate([env.data.qpos, env.data.qvel])
+            rows.append((state, (action - low) / (high - low) * 2 - 1, after, float(reward), terminated))
+            if terminated:
+                break
+    states, actions, after, rewards, terminated = map(np.stack, zip(*rows, strict=True))
+    compute = lambda s, a, n: (task.terminates(s, a, 0, n), task.reward(s, a, 0, n))
+    ends, ours = jax.vmap(compute)(*map(jnp.asarray, (states, actions, after)))
+    late = np.zeros(len(rows), bool)
+    if id == "InvertedDoublePendulum-v5":  # The environment reads the tip of an earlier time.
+        late = ends != terminated
+        height = 0.6 * (np.cos(after[:, 1]) + np.cos(after[:, 1] + after[:, 2]))
+        assert late.sum() <= 2 and (np.abs(height[late] - 1) < 0.01).all()
+    assert (ends == terminated)[~late].all() and terminated.any() and not terminated.all()
+    assert np.abs(ours - rewards)[~late].max() < (0.05 if id == "InvertedDoublePendulum-v5" else 1e-6)
+    smooth = MJXTask.from_gymnasium(id, healthy_width=1e-6)
+    np.testing.assert_allclose(jax.vmap(smooth.terminates, (0, 0, None, 0))(states, actions, 0, after), ends, atol=1e-3)
+
+
 def test_the_gradient_of_the_reachers_reward_is_finite_at_its_target():
     reward = MJXTask.from_gymnasium("Reacher-v5").reward
     touching = jnp.zeros(8).at[2].set(0.1 + 0.11)
@@ -227,6 +256,18 @@ SENTENCES = {
     "no horizon": (lambda: ball(horizon=0), "horizon=0"),
     "half a frame": (lambda: pendulum(frame_skip=0.5), "frame_skip=0.5"),
     "no iterations": (lambda: ball(iterations=0), "iterations=0"),
+    "a width of nothing": (
+        lambda: MJXTask.from_gymnasium("Reacher-v5", healthy_width=0.1),
+        "Reacher-v5 does not end early here, so healthy_width=0.1 has no effect; leave it out",
+    ),
+    "a negative width": (
+        lambda: MJXTask.from_gymnasium("Hopper-v5", healthy_width=-1.0),
+        "must be one positive number, got -1.0",
+    ),
+    "a rule of one argument": (
+        lambda: MJXTask(BALL.format(joint=HINGE, actuator=LIMITED), zero, horizon=5, terminates=lambda state: False),
+        "termination rule.*state, action, t",
+    ),
     "an unknown body": (
         lambda: MJXTask.from_gymnasium("Ant-v5"),
         "id must be one of InvertedPendulum-v5.*Walker2d-v5, got 'Ant-v5'",
@@ -585,7 +626,7 @@ LIFT = {"Hopper-v5": 1.0, "HalfCheetah-v5": 40.0, "Walker2d-v5": 1.0}
 
 
 def episode(id, lift=0.0, **options):
-    task = MJXTask.from_gymnasium(id, horizon=50, **options)
+    task = MJXTask.from_gymnasium(id, horizon=50, terminate_when_unhealthy=False, **options)
     start = task.reset(KEY).at[1].add(lift)
     actions = jax.random.uniform(KEY, (50, task.action_size), minval=-STRENGTH[id], maxval=STRENGTH[id])
     return task, unroll(task, actions, start, 50, reward=task.reward)
