@@ -217,13 +217,12 @@ def train(
     learned |= {name: None for name, rule in known.items() if rule is not None}
     settings = episodes, environments, evaluations, noise, capacity or 0, mesh
     config = RunConfig(task, warmup, model_updates, ascent, known["reward"], known["termination"], *settings)
-    iterations = config.iterations(steps)
-    if iterations < 1 and episodes is None:
+    iterations, uneven = config.iterations(steps), is_uneven(task)
+    first = warmup.steps if uneven else config.steps_after(0)
+    if steps <= first and episodes is None:
         raise ValueError(
-            f"train got steps={steps}, but the warm-up alone takes {config.steps_after(0)} steps; raise steps, or shorten the "
-            "warm-up."
+            f"train got steps={steps}, but the warm-up alone takes {first} steps; raise steps, or shorten the warm-up."
         )
-    uneven = is_uneven(task)
     per_epoch = max(1, round(evaluate_every / config.steps_per_iteration))
     epoch_length = f"{evaluate_every} steps" if uneven else f"{per_epoch} iterations"
     run = {} if checkpoint is None else identity(config, learned, policy, key, epoch_length)
