@@ -90,7 +90,7 @@ class TaskEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._t += 1
         if self._film is not None:
             self._film.append(self.state[None], action[None])
-        ended, last = bool(self._copy.episode.ended), self._t == self.task.horizon
+        ended, last = bool(running(self._copy).episode.ended), self._t == self.task.horizon
         return self._observation(), float(reward), ended or (last and self.time_aware), last and not self.time_aware, {}
 
     def render(self) -> np.ndarray | None:
