@@ -26,7 +26,7 @@ def test_the_loss_of_a_batch_counts_every_step_once():
 
 
 def test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of_episodes():
-    windows = jax.jit(lambda key: draw_windows(key, episodes(), 36000, 3))(KEY)
+    windows = jax.jit(lambda key, batch: draw_windows(key, batch, 36000, 3))(KEY, episodes())
     number = (windows.states[:, 0, 0] // 10).astype(int)
     counts = np.zeros((8, 7))
     np.add.at(counts, (np.asarray(number), np.asarray(windows.t)), 1)
