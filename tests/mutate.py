@@ -465,6 +465,20 @@ MUTANTS = (
         "gym/test_collect.py::test_an_early_end_gives_a_shorter_episode_and_says_whether_it_terminated",
     ),
     Mutant(
+        "the end of an episode is drawn with a key that the step may use",
+        "tasks/_episode.py",
+        "2**32 - 1",
+        "1",
+        "gym/test_task_env.py::test_ends_are_drawn_with_the_probability_of_surviving_an_unroll_and_not_with_the_noise_of_the_step",
+    ),
+    Mutant(
+        "the bounds of a healthy range count as healthy",
+        "tasks/_healthy.py",
+        "margins >= 0 if self.closed else margins > 0",
+        "margins >= 0",
+        "gym/test_healthy.py::test_the_hard_rule_has_the_bounds_of_the_environments_class",
+    ),
+    Mutant(
         "an action may leave its box by rounding",
         "gym/_spaces.py",
         "return np.minimum(np.maximum(scaled.astype(box.dtype), low), high)",

@@ -49,5 +49,6 @@ def step_episode(task: AbstractTask, episode: Episode, action: Float[Array, " A"
     if (rule := rule_of(task)) is not None:
         ended = evaluate(rule)(state, action, t, next_state)
         if not is_hard(rule, state, action):
-            ended = jax.random.uniform(jax.random.fold_in(key, 1), dtype=ended.dtype) < ended
+            # The keys that a step splits off from its own are those of small numbers.
+            ended = jax.random.bernoulli(jax.random.fold_in(key, 2**32 - 1), ended)
     return Episode(carry, next_state, t + 1, ended), reward

@@ -43,7 +43,7 @@ HORIZON, BATCH, TURNS = 50, 8, 15
 BODIES: dict[str, Callable[[], MJXTask]] = {
     "cart-pole": lambda: cartpole(HORIZON),
     "HalfCheetah": lambda: MJXTask.from_gymnasium("HalfCheetah-v5", horizon=HORIZON),
-    "Hopper": lambda: MJXTask.from_gymnasium("Hopper-v5", horizon=HORIZON),
+    "Hopper": lambda: MJXTask.from_gymnasium("Hopper-v5", horizon=HORIZON, terminate_when_unhealthy=False),
 }
 MEASURES: dict[str, Callable[[mjx.Data], Array] | None] = {
     "nothing": None,

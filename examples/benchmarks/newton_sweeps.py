@@ -71,7 +71,7 @@ SYSTEMS = {
     "MuJoCo cart-pole": lambda n: cartpole(n),
     "MuJoCo cart-pole, held": lambda n: cartpole(n),
     "MuJoCo Hopper": lambda n: MJXTask.from_gymnasium(
-        "Hopper-v5", horizon=n, integrator=mjtIntegrator.mjINT_EULER, iterations=20
+        "Hopper-v5", horizon=n, terminate_when_unhealthy=False, integrator=mjtIntegrator.mjINT_EULER, iterations=20
     ),
 }
 QUICK = ["linear-quadratic", "cancer", "Henon", "Lorenz"]

@@ -585,6 +585,43 @@ def test_an_environment_terminates_where_its_task_does_and_not_at_a_time_limit(t
     check_env(TaskEnv(task, time_aware=time_aware), skip_render_check=True)
 
 
+class Noisy(Drifting):
+    """Moves by noise. The lower the next state, the less likely the episode goes on."""
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, state + action + jax.random.normal(jax.random.split(key)[1], (1,))
+
+    def terminates(self, state, action, t, next_state):
+        return jax.nn.sigmoid(2 * next_state[0] - 1)
+
+
+def test_ends_are_drawn_with_the_probability_of_surviving_an_unroll_and_not_with_the_noise_of_the_step():
+    task, n = Noisy(), 4_000
+    envs = TaskVectorEnv(task, n, time_aware=False)
+    envs.reset(seed=0, options={"state": np.zeros(1)})
+    alive, shares = np.ones(n, bool), []
+    for _ in range(3):
+        shares.append(alive.mean())
+        alive &= ~envs.step(np.zeros((n, 1)))[2]
+    run = lambda key: unroll(task, jnp.zeros((3, 1)), jnp.zeros(1), 3, key=key).survival
+    survival = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), n)).mean(axis=0)
+    np.testing.assert_allclose(shares, survival, atol=0.03)
+    assert shares[0] == 1 and shares[2] < 0.6
+
+
+@given(plan=st.lists(st.floats(-1, 1), min_size=8, max_size=8))
+def test_flags_and_rewards_of_an_environment_are_those_of_an_unroll(plan):
+    task, plan = Drifting(), np.array(plan)[:, None]
+    env = TaskEnv(task, time_aware=False)
+    env.reset(seed=0)
+    trajectory = unroll(task, jnp.asarray(plan), jnp.asarray(env.state), 8, reward=task.reward)
+    steps = [env.step(action)[1:4] for action in plan[: int(trajectory.length)]]
+    np.testing.assert_allclose([step[0] for step in steps], trajectory.rewards[: len(steps)])
+    assert not any(terminated or truncated for _, terminated, truncated in steps[:-1])
+    _, terminated, truncated = steps[-1]
+    assert terminated == trajectory.terminated and (terminated or truncated)
+
+
 def test_a_task_that_ends_early_gives_the_same_episodes_by_an_unroll_and_by_its_environment():
     task, plan = Drifting(), np.full((8, 1), 0.3)
     env = TaskEnv(task, time_aware=False)
