@@ -218,11 +218,8 @@ def train(
     settings = episodes, environments, evaluations, noise, capacity or 0, mesh
     config = RunConfig(task, warmup, model_updates, ascent, known["reward"], known["termination"], *settings)
     iterations, uneven = config.iterations(steps), is_uneven(task)
-    first = warmup.steps if uneven else config.steps_after(0)
-    if steps <= first and episodes is None:
-        raise ValueError(
-            f"train got steps={steps}, but the warm-up alone takes {first} steps; raise steps, or shorten the warm-up."
-        )
+    if episodes is None:  # Where episodes may end early, the warm-up may take more steps.
+        _require_more_than_warmup(steps, warmup.steps if uneven else config.steps_after(0))
     per_epoch = max(1, round(evaluate_every / config.steps_per_iteration))
     epoch_length = f"{evaluate_every} steps" if uneven else f"{per_epoch} iterations"
     run = {} if checkpoint is None else identity(config, learned, policy, key, epoch_length)
@@ -241,6 +238,8 @@ def train(
         else:
             meter.update(0, phase="warm-up" if episodes is None else "storing the data")
             state = first_state(config, learned, policy, key)
+            if episodes is None:
+                _require_more_than_warmup(steps, int(np.min(jax.device_get(state.steps))))
             warn_of_large_actions("The warm-up of train", state.replay.steps.action)
         for callback in callbacks if main else ():
             if hasattr(callback, "begin_run"):
@@ -277,6 +276,13 @@ def train(
             meter.update(min(taken(), total), _note(epochs), phase="collecting, fitting, improving")
     parts = state.model, state.policy, state.reward, state.termination
     return TrainResult(*parts, stack(epochs), time.monotonic() - began, state)
+
+
+def _require_more_than_warmup(steps: int, warmup_steps: int) -> None:
+    if steps <= warmup_steps:
+        raise ValueError(
+            f"train got steps={steps}, but the warm-up alone takes {warmup_steps} steps; raise steps, or shorten the warm-up."
+        )
 
 
 def _capacity(config: RunConfig, capacity: int | None, steps: int) -> int:

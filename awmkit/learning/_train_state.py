@@ -167,11 +167,11 @@ def _warmup(config: RunConfig, key: Key[Array, "*seeds"]) -> Trajectory:
     episodes = call_compiled(config.task, collect_warmup, config, key)
     if episodes.length is None:
         return episodes
-    parts = [episodes]
-    taken = lambda: np.min(sum(np.sum(part.mask, axis=(-2, -1)) for part in parts))
-    while taken() < config.warmup.steps:
+    parts, taken = [episodes], np.sum(episodes.length, axis=-1)
+    while np.min(taken) < config.warmup.steps:
         again = lambda key: jax.random.fold_in(key, len(parts))
         parts.append(call_compiled(config.task, collect_warmup, config, jax.vmap(again)(key) if key.ndim else again(key)))
+        taken = taken + np.sum(parts[-1].length, axis=-1)
     join = jax.vmap(lambda *x: Trajectory.concatenate(x)) if key.ndim else lambda *x: Trajectory.concatenate(x)
     return join(*parts)
 

@@ -140,6 +140,12 @@ def test_steps_are_counted_as_they_happen_and_a_run_goes_on_from_where_it_stoppe
     assert all(np.array_equal(a, b) for a, b in zip(arrays(longer), arrays(result), strict=True))
 
 
+def test_a_warm_up_needs_the_steps_that_happen_and_not_those_of_whole_episodes():
+    """Whole episodes would have 24 steps; the episodes of this warm-up have 20."""
+    says(lambda: ledge_run(steps=20), "steps=20, but the warm-up alone takes 20 steps")
+    assert ledge_run(steps=21).metrics.steps[-1] >= 21
+
+
 def test_offline_learning_takes_no_step_and_improves_the_policy_in_the_model_of_the_data():
     task = Reach()
     actions = jax.random.uniform(KEY, (64, 6, 2), minval=-1.0)
