@@ -17,8 +17,9 @@ def healthy(env_id: str, width: ScalarLike | None = None) -> "HealthyObservation
     is its `termination`:
 
     ```python
-    env = gymnasium.make("Hopper-v5")
-    result = train(env, model, policy, reward=reward, termination=healthy("Hopper-v5", 0.05), key=key, steps=50_000)
+    task = GymnasiumTask(gymnasium.make("Hopper-v5"))
+    ends = healthy("Hopper-v5", 0.05)
+    result = train(task, model, policy, reward=RewardModel(11, 3, key=k1), termination=ends, key=k2, steps=50_000)
     ```
 
     Without `width` the rule is hard: it returns whether `next_state` is outside of the range, as the environment with its default

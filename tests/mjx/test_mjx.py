@@ -662,6 +662,26 @@ def test_an_episode_equals_gymnasiums_over_fifty_steps_and_through_the_first_con
 
 
 @pytest.mark.slow
+def test_an_unroll_of_a_body_ends_where_gymnasium_does_and_a_smooth_end_has_a_gradient():
+    id = "InvertedPendulum-v5"
+    task, smooth = MJXTask.from_gymnasium(id, horizon=20), MJXTask.from_gymnasium(id, horizon=20, healthy_width=0.05)
+    start, plan = task.reset(KEY), jnp.full((20, 1), 0.3)
+    trajectory = jax.jit(lambda: unroll(task, plan, start, 20, reward=task.reward))()
+    _, rewards, ended, _ = gymnasium_episode(gymnasium.make(id).unwrapped, start, plan)
+    length = int(np.argmax(ended)) + 1
+    assert (
+        trajectory.terminated
+        and trajectory.length == length < 20
+        and float(trajectory.returns()) == float(rewards[:length].sum())
+    )
+    value = jax.jit(lambda plan: unroll(smooth, plan, start, 20, reward=smooth.reward).returns())
+    _, grads = unroll_grad(smooth, plan, start, 20, reward=smooth.reward)
+    direction = jax.random.normal(KEY, plan.shape)
+    by_difference = (value(plan + 1e-6 * direction) - value(plan - 1e-6 * direction)) / 2e-6
+    assert abs(by_difference) > 0.01 and np.isclose(jnp.sum(grads * direction), by_difference, rtol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
 def test_initial_states_have_gymnasiums_means_and_deviations(id):
     env = gymnasium.make(id).unwrapped
