@@ -32,7 +32,9 @@ def run(name: str) -> tuple[dict, str, str]:
 
 
 @pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
-@pytest.mark.parametrize("name", ["own_simulator", "own_world_model", "identify", "gymnasium", "your_data", "gpu"])
+@pytest.mark.parametrize(
+    "name", ["own_simulator", "own_world_model", "identify", "terminating", "gymnasium", "your_data", "gpu"]
+)
 def test_a_guide_prints_the_output_that_it_shows(name):
     _, printed, shown = run(name)
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
@@ -53,7 +55,16 @@ def test_the_guide_to_exploding_gradients_prints_the_report_that_it_explains():
 
 @pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
 def test_every_guide_is_run_by_a_test():
-    tested = {"own_simulator", "own_world_model", "identify", "gymnasium", "your_data", "gpu", "exploding_gradients"}
+    tested = {
+        "own_simulator",
+        "own_world_model",
+        "identify",
+        "terminating",
+        "gymnasium",
+        "your_data",
+        "gpu",
+        "exploding_gradients",
+    }
     assert {path.stem for path in GUIDES.glob("*.md")} == tested
 
 
