@@ -1,6 +1,7 @@
 """The benchmarks' count of kernel launches, and what they keep when they are stopped."""
 
 import argparse
+import gzip
 import json
 import math
 import time
@@ -118,3 +119,18 @@ def test_a_benchmark_that_is_stopped_keeps_what_was_measured_and_continues(raw, 
     with pytest.raises(ValueError, match="choose another folder with --out"):
         again.find("first", {"batch": 16})
     assert json.loads(raw.dumps({"x": [math.nan]})) == {"x": ["nan"]}
+
+
+def test_the_published_table_of_gymnasium_environments_is_that_of_its_rows(monkeypatch, tmp_path, capsys):
+    """All of them made the steps of `train` that they were asked for, and their model's error is a number."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gymnasium_environments as script
+
+    monkeypatch.setattr("sys.argv", ["gymnasium_environments.py", "--from-raw", "--out", str(tmp_path)])
+    script.main()
+    name = "gymnasium_environments"
+    assert (tmp_path / f"{name}.md").read_text() == (BENCHMARKS / "results" / f"{name}.md").read_text()
+    with gzip.open(BENCHMARKS / "results" / f"{name}.jsonl.gz", "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert {row["name"] for row in rows} <= set(script.IDS)
+    assert all(row["train_steps"] >= row["config"]["steps"] == 2_000 and row["model_error"] > 0 for row in rows)
