@@ -244,11 +244,18 @@ def learning_rows():
                     raise
 
         yield f"learning.fit, {type(model).__name__}", Row(fit, whole)
-    empty = lambda **x: awmkit.Replay.empty(9, Trajectory(**x)).episodes.states
-    yield "Replay.empty", Row(empty, {"states": "H+1 D", "actions": "H P", "rewards": "H"}, "9 H+1 D")
-    replay = awmkit.Replay.empty(9, jax.eval_shape(lambda: Trajectory(jnp.ones((6, 3)), PLAN, jnp.ones(5))))
+    empty = lambda **x: awmkit.Replay.empty(9, Trajectory(**x)).steps.state
+    yield "Replay.empty", Row(empty, {"states": "H+1 D", "actions": "H P", "rewards": "H"}, "9 D")
+    replay = awmkit.Replay.empty(50, jax.eval_shape(lambda: Trajectory(jnp.ones((6, 3)), PLAN, jnp.ones(5))))
     stored = {"states": "N 6 S", "actions": "N 5 A", "rewards": "N 5"}
-    yield "Replay.add", Row(lambda **x: replay.add(Trajectory(**x)).episodes.states, stored, "9 6 S")
+    yield "Replay.add", Row(lambda **x: replay.add(Trajectory(**x)).steps.state, stored, "50 S")
+    options = {"reward": reward, "horizon": 4, "updates": 1, "key": KEY, "progress": NoProgress()}
+
+    def improve(**x):
+        with contextlib.suppress(jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            awmkit.improve(MODELS["Markov"], MLP, ascent=awmkit.FullHorizon(entropy=0.0), **options, **x)
+
+    yield "learning.improve", Row(improve, {"starts": "N S"})
     critic = awmkit.Critic(3, 5, width=4, key=KEY)
     yield "Critic.__call__", Row(critic, {"state": "S", "t": ""}, "")
     any_size = {"states": "N H+1 D", "actions": "N H P", "rewards": "N H"}
@@ -540,6 +547,7 @@ RESULTS = {
         "Baseline",
         "ControlReport",
         "Entry",
+        "Evaluation",
         "Fidelity",
         "FitResult",
         "FunctionalEnv",
@@ -570,8 +578,16 @@ NO_ARRAYS = {
         "AbstractAttention.check",
         "CuDNNAttention.check",
         "HopSpectrum.beyond",
+        "Replay.grown",
         "Replay.sample",
+        "Replay.starts",
+        "Replay.visited",
+        "FullHorizon.check",
+        "ImproveResult.best",
+        "TrainResult.best",
         "Trajectory.filled",
+        "Trajectory.padded",
+        "learning.evaluate",
         "Warmup.actions",
         "CreditAssignment",
         "Discretised",

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from launches import compile_for_gpu, gpu, launches
-from mujoco import mjtIntegrator
+from mujoco import mjtIntegrator  # pyright: ignore[reportAttributeAccessIssue]
 from raw import arguments, markdown, Raw, until_stopped
 
 from awmkit import BPO, fit, Markov, MLPPolicy, Newton, plot, Sequential, unroll

@@ -45,12 +45,13 @@ def attention_by_blocks(
     if blocks == 1:
         mixed = block(q[0], masks[0], k, v)[None]
     else:
-        keep = jax.checkpoint_policies.save_only_these_names("attention")
+        once = {"prevent_cse": False, "policy": jax.checkpoint_policies.save_only_these_names("attention")}
         part, mixed = -(-blocks // PARTS), []
         for begin in range(0, blocks, part):
             seen = min(_round_up(known + (begin + part) * rows), k.shape[1])
-            in_turn = jax.checkpoint(lambda x, seen=seen: block(*x, k[:, :seen], v[:, :seen]), prevent_cse=False, policy=keep)
-            mixed.append(lax.map(in_turn, (q[begin : begin + part], masks[begin : begin + part, :, :seen])))
+            in_turn = jax.checkpoint(lambda q, mask, seen=seen: block(q, mask, k[:, :seen], v[:, :seen]), **once)
+            inputs = q[begin : begin + part], masks[begin : begin + part, :, :seen]
+            mixed.append(lax.map(lambda x, in_turn=in_turn: in_turn(*x), inputs))
         mixed = jnp.concatenate(mixed)
     return mixed.swapaxes(1, 2).reshape(rows * blocks, *mixed.shape[1::2])[:count]
 
