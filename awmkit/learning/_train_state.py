@@ -167,11 +167,12 @@ def _warmup(config: RunConfig, key: Key[Array, "*seeds"]) -> Trajectory:
     episodes = call_compiled(config.task, collect_warmup, config, key)
     if episodes.length is None:
         return episodes
-    parts, taken = [episodes], np.sum(episodes.length, axis=-1)
+    steps_of = lambda episodes: np.sum(np.asarray(episodes.mask), axis=(-2, -1))
+    parts, taken = [episodes], steps_of(episodes)
     while np.min(taken) < config.warmup.steps:
         again = lambda key: jax.random.fold_in(key, len(parts))
         parts.append(call_compiled(config.task, collect_warmup, config, jax.vmap(again)(key) if key.ndim else again(key)))
-        taken = taken + np.sum(parts[-1].length, axis=-1)
+        taken = taken + steps_of(parts[-1])
     join = jax.vmap(lambda *x: Trajectory.concatenate(x)) if key.ndim else lambda *x: Trajectory.concatenate(x)
     return join(*parts)
 

@@ -58,9 +58,8 @@ def measure(id: str, steps: int) -> dict[str, Any]:
     ended = np.zeros(lengths.size, bool) if episodes.terminated is None else np.asarray(episodes.terminated)
 
     policy, critic = GaussianPolicy(*sizes, key=keys[1]), Critic(S, key=keys[2])
-    model, reward, ends = (
-        make(*sizes, key=key) for make, key in zip((Markov, RewardModel, TerminationModel), keys[3:6], strict=True)
-    )
+    model, reward = Markov(*sizes, key=keys[3]), RewardModel(*sizes, key=keys[4])
+    ends = TerminationModel(*sizes, key=keys[5])
     options = {
         "key": keys[6],
         "steps": steps,
