@@ -124,7 +124,7 @@ def measure_sac(id: str, seed: int, steps: int) -> dict[str, Any]:
     model = SAC("MlpPolicy", gymnasium.make(id), seed=seed).learn(steps)
     returns, lengths = evaluate_policy(model, gymnasium.make(id), n_eval_episodes=20, return_episode_rewards=True, warn=False)
     taken = {"environment_steps": steps, "seconds": time.monotonic() - began}
-    return {"returns": list(map(float, returns)), "lengths": lengths} | taken
+    return {"returns": list(map(float, returns)), "lengths": list(map(int, lengths))} | taken
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

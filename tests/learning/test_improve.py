@@ -14,12 +14,14 @@ from reach import make, MODEL_UPDATES, Reach, run
 from awmkit import (
     Critic,
     evaluate,
+    fit,
     FullHorizon,
     improve,
     Markov,
     MLPPolicy,
     NoProgress,
     Paths,
+    prediction_error,
     Replay,
     ShortHorizon,
     TerminationModel,
@@ -159,6 +161,19 @@ def test_offline_learning_takes_no_step_and_improves_the_policy_in_the_model_of_
     )
     assert result.metrics.true_return[0] > -0.8 > jnp.max(data.returns())  # The data's best and the best, -1/2, lie apart.
     says(lambda: run(KEY, task, **{**options, "episodes": dataclasses.replace(data, rewards=None)}), "episodes without rewards")
+
+
+def test_a_fitted_model_predicts_no_worse_after_it_was_trained_further():
+    task, keys = Reach(), jax.random.split(KEY, 4)
+    actions = jax.random.uniform(keys[0], (96, 6, 2), minval=-1.0)
+    episodes = jax.jit(jax.vmap(lambda plan: unroll(task, plan, jnp.zeros(2), 6, reward=task.reward)))(actions)
+    model = fit(
+        Markov(2, 2, width=16, depth=1, key=keys[1]), episodes[:64], key=keys[2], updates=400, progress=NoProgress()
+    ).model
+    result = run(KEY, task, model=model, reward=None, capacity=None)
+    before, after = (prediction_error(m, episodes[64:]) for m in (model, result.model))
+    assert np.mean(after.relative) <= np.mean(before.relative) < 0.2
+    assert (result.model.input_norm.shift == model.input_norm.shift).all()
 
 
 def test_an_uneven_buffer_returns_what_was_added_and_every_step_begins_a_window():
