@@ -7,7 +7,8 @@
 - online: `train` with a Markov model, a learned end and stochastic value gradients (`ShortHorizon`) over 10 imagined steps.
   The reward of InvertedPendulum-v5 is 1 per step, so its only gradient is that of the probability of having survived. A critic
   without a horizon values the rest: the limit of 1,000 steps cuts an episode but is no end.
-- offline: the same from 300 episodes alone, 200 of random actions and 100 of a half-trained policy, which is sampled and disturbed.
+- offline: the same with a learning rate that decays, from 300 episodes alone, 200 of random actions and 100 of a half-trained
+  policy, which is sampled and disturbed.
 - SAC of Stable-Baselines3, after the same number of steps, if `stable_baselines3` is installed.
 
 The table has the mean return of 20 evaluation episodes with a 95 % interval, for each seed.
@@ -68,7 +69,7 @@ def parts(task: GymnasiumTask, id: str, key) -> dict[str, Any]:
 def ascent(task: GymnasiumTask, **options) -> ShortHorizon:
     critic = Critic(task.state_size, key=jax.random.key(0))
     settings = {"discount": 0.99, "batch_size": 64, "optimiser": optax.adam(1e-3), "clip": 1.0, "entropy": 0.0}
-    return ShortHorizon(critic, length=10, **settings, **options)
+    return ShortHorizon(critic, length=10, **settings | options)
 
 
 def online(id: str, seed: int, steps: int):
@@ -107,10 +108,11 @@ def behaviour(task: GymnasiumTask, steps: int) -> Trajectory:
 def measure_offline(seed: int, updates: int, half_trained: int) -> dict[str, Any]:
     began, task = time.monotonic(), GymnasiumTask(gymnasium.make(OFFLINE))
     data = behaviour(task, half_trained)
-    settings = ModelUpdates(batch_size=256, window=1, initial_updates=updates)
+    decaying = optax.adam(optax.cosine_decay_schedule(1e-3, updates))  # No later data corrects the last updates.
+    settings = ModelUpdates(batch_size=256, window=1, initial_updates=updates, optimiser=decaying)
     made = parts(task, OFFLINE, jax.random.key(seed))
     options = {"episodes": data, "steps": 0, "model_updates": settings, "progress": TqdmProgress()}
-    result = train(task, ascent=ascent(task, initial_updates=updates), **options, **made)
+    result = train(task, ascent=ascent(task, initial_updates=updates, optimiser=decaying), **options, **made)
     lengths, returns = np.sum(np.asarray(data.mask), axis=1), np.asarray(data.returns())
     found = {"behaviour": float(returns.mean()), "data_steps": int(lengths.sum()), "data_lengths": lengths.tolist()}
     return scored(task, result.policy) | found | {"environment_steps": 0, "seconds": time.monotonic() - began}

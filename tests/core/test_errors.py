@@ -190,7 +190,7 @@ def _second(episode):
 
 
 def _replay():
-    return Replay.empty(2, Trajectory(STATES[0], ACTIONS[0]))
+    return Replay.empty(10, Trajectory(STATES[0], ACTIONS[0]))
 
 
 MISUSES = {
@@ -640,7 +640,7 @@ MISUSES = {
     "a config with arrays": (lambda: save("never", STATE, config={"x": STATE}), "cannot be written as JSON"),
     "episodes of the wrong length": (
         lambda: _replay().add(Trajectory(STATES[:1, :4], ACTIONS[:1, :3])),
-        "pass whole episodes of one length",
+        "pass episodes of that length",
     ),
     "a replay buffer for a dict": (lambda: Replay.empty(2, {"states": STATES[0]}), "episodes are a dict; pass one Trajectory"),
     "a replay buffer for several episodes": (
@@ -652,7 +652,9 @@ MISUSES = {
         r"Replay.add needs.*float64\[1, 6, 2\] and float64\[2, 5, 1\]",
     ),
     "episodes that the buffer would round": (
-        lambda: Replay.empty(2, Trajectory(STATES[0].astype(jnp.float32), ACTIONS[0])).add(Trajectory(STATES[:1], ACTIONS[:1])),
+        lambda: Replay.empty(10, Trajectory(STATES[0].astype(jnp.float32), ACTIONS[0])).add(
+            Trajectory(STATES[:1], ACTIONS[:1])
+        ),
         "same fields and dtypes",
     ),
     "an empty replay buffer": (lambda: _replay().sample(KEY, 1), "empty replay buffer; add episodes first"),
