@@ -74,5 +74,5 @@ def test_a_user_script_runs_and_its_results_have_readable_reprs(tmp_path, capsys
     fitted, growth, result, *_, episode = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"FitResult\(model=AWM, losses: .* of 3, held_out=\S+ \(mean over steps\), seconds=\S+\)", fitted)
     assert re.fullmatch(r"GradientGrowth\(of='state', law=.*, horizons=\[.*, 5\], starts=8\)", growth)
-    assert result == "TrainResult(model=Markov, policy=GaussianPolicy, reward=NoneType, state=TrainState,"
+    assert result == "TrainResult(model=Markov, policy=GaussianPolicy, reward=NoneType, termination=NoneType, state=TrainState,"
     assert episode == "Trajectory(states=f64[6,2], actions=f64[5,2])"

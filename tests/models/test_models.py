@@ -201,7 +201,7 @@ def test_the_error_of_a_model_does_not_depend_on_the_size_of_its_data():
         episodes = jax.tree.map(lambda x: x.astype(jnp.float32), episodes)
         model = Markov(3, 2, width=4, per_step=True, key=jax.random.key(0))
         model = jax.tree.map(lambda x: x.astype(jnp.float32) if eqx.is_inexact_array(x) else x, model).normalised(episodes)
-        return _model_error(model, episodes), jax.vmap(model.loss)(episodes)
+        return _model_error(model, episodes, None), jax.vmap(model.loss)(episodes)
 
     for unit in (1e-20, 1e20):
         for found, expected in zip(measure(unit), measure(1.0), strict=True):
