@@ -23,6 +23,7 @@ from ..models._trainable import AbstractTrainable
 from ._chunks import chunks
 from ._loop import fori_loop
 from ._replay import Replay
+from ._seeds import one_seed
 from ._warmup import uniform_actions
 from .ascents import AbstractAscent, FullHorizon, UpdateInfo
 
@@ -53,10 +54,8 @@ class ImproveResult(eqx.Module):
 
     def __getitem__(self, seed: int) -> "ImproveResult":
         """Return the result of one of several seeds."""
-        if self.updates.skipped.ndim != 2:
-            raise IndexError("This is the result of one seed, which cannot be indexed; use it as it is.")
-        one = jtu.tree_map(lambda x: x[seed] if eqx.is_array(x) else x, (self.policy, self.updates, self.ascent_state))
-        policy, updates, state = one
+        parts = self.policy, self.updates, self.ascent_state
+        policy, updates, state = one_seed(parts, seed, self.updates.skipped.shape[:-1])
         return ImproveResult(policy, updates, state, self.seconds)
 
     def best(self) -> "ImproveResult":
@@ -96,8 +95,8 @@ def improve(
 
     - `model`: the dynamics to differentiate: a fitted world model, a simulator or your own `awmkit.AbstractDynamics`.
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,).
-    - `starts`: initial states, shape (N, S), from which imagined episodes start, all equally likely; or episodes, of which an
-      ascent takes the initial states or any state (see `FullHorizon(length=...)` and `ShortHorizon`).
+    - `starts`: initial states of imagined episodes, shape (N, S), drawn uniformly; or episodes. An ascent then draws their
+      initial states, or any of their states (see `FullHorizon(length=...)` and `ShortHorizon`).
     - `reward`: `reward(state, action, t)`, or with a fourth parameter `next_state`, such as `task.reward` or a fitted
       `awmkit.RewardModel`.
     - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
@@ -234,7 +233,7 @@ def _improve(ascent, model, replay, rules, carry, start, stop, key):
             state, policy, infos = carry
             options = {"dynamics": model, "replay": replay, "steps": i, "key": jax.random.fold_in(key, i), **rules}
             state, policy, info = ascent.update(state, policy, **options)
-            return state, policy, jtu.tree_map(lambda all, x: all.at[i].set(x.astype(all.dtype)), infos, info)
+            return state, policy, jtu.tree_map(lambda rows, x: rows.at[i].set(x.astype(rows.dtype)), infos, info)
 
         return fori_loop(start, stop, update, carry)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
@@ -26,6 +25,7 @@ from ._metrics import Metrics
 from ._model_checks import warn_of_large_actions
 from ._model_updates import ModelUpdates
 from ._resume import explain_interrupt, identity, load_run, save_run, stack
+from ._seeds import one_seed
 from ._sharding import place
 from ._train_checks import check_types, check_values
 from ._train_state import first_state, initial_updates, number_of_steps, run_epoch, RunConfig, TrainState
@@ -59,20 +59,10 @@ class TrainResult(eqx.Module):
 
     def __getitem__(self, seed: int) -> "TrainResult":
         """Return the result of one of several seeds."""
-        if self.metrics.steps.ndim != 2:
-            raise IndexError("This is the result of one seed, which cannot be indexed; use it as it is.")
-        state = self.state
-        one = lambda tree: jtu.tree_map(lambda x: x[seed] if eqx.is_array(x) else x, tree)
-        model = one(self.model) if isinstance(self.model, AbstractTrainable) else self.model
-        return TrainResult(
-            model,
-            one(self.policy),
-            one(self.reward),
-            one(self.termination),
-            one(self.metrics),
-            self.seconds,
-            dataclasses.replace(one(state), model=model),
-        )
+        state, metrics = one_seed((self.state, self.metrics), seed, self.metrics.steps.shape[:-1])
+        if not isinstance(self.model, AbstractTrainable):  # All seeds share a simulator.
+            state = dataclasses.replace(state, model=self.model)
+        return TrainResult(state.model, state.policy, state.reward, state.termination, metrics, self.seconds, state)
 
     def best(self) -> "TrainResult":
         """Return the result of the seed whose last `true_return` is the highest; of one seed, this result."""
@@ -192,7 +182,8 @@ def train(
     - `checkpoint`: path of a file to which the whole run is written after each epoch. If the file exists, the run resumes
       from it: after an interrupt, make the same call again. All arguments that decide the result must be equal, compared by
       `awmkit.learning.fingerprint`: arrays by their bytes, functions by their code and everything they close over. A
-      resumed run ends with exactly the same numbers as one that was never interrupted, on the same machine. A call with more `steps` continues a finished run.
+      resumed run ends with exactly the same numbers as one that was never interrupted, on the same machine. A call with more
+      `steps` continues a finished run.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. They share the
       collection too if `environments` can be split evenly over them. With several processes, each makes this call; the first
       one shows progress, writes the checkpoint and calls the callbacks.
@@ -293,6 +284,11 @@ def _capacity(config: RunConfig, capacity: int | None, steps: int) -> int:
         warmup = config.warmup_episodes * config.task.horizon
         return given + max(steps, warmup) + last + (warmup if is_uneven(config.task) else 0)
     check_counts("train", least=max(config.steps_per_iteration, config.task.horizon), capacity=capacity)
+    if given > capacity:
+        raise ValueError(
+            f"train got episodes of {given} steps in all and capacity={capacity}, the number of steps that the replay buffer holds; "
+            "raise the capacity, or leave it out."
+        )
     return capacity
 
 

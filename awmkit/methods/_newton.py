@@ -41,9 +41,9 @@ class Newton(AbstractMethod):
     computes D + 1 derivatives and stores D^2 numbers per step) and the system is not chaotic: the number of sweeps grows with the
     largest Lyapunov exponent times H, which `awmkit.analysis.lyapunov` measures. A processor with few cores gains nothing, because
     the arithmetic of a sweep is D + 1 times that of a rollout. `method=None` does not choose it, because it has not been timed on a GPU.
-    A gradient at H = 1,000, batch size 256, compiled for an H100, launches 578 kernels for a Markov model instead of 93,020, and 135 for
-    the cancer problem instead of 42,018, if it takes five sweeps. MuJoCo's cart-pole launches 1,377 a sweep and 2,289 around them instead
-    of 800,023, and its Hopper (Euler, 20 iterations) 15,486 and 30,752 instead of 13,598,025.
+    A gradient at H = 1,000, batch size 256, compiled for an H100, launches 415 kernels for a fitted Markov model instead of
+    85,015, and 248 for the cancer problem instead of 39,019, with the six sweeps that each takes. MuJoCo's cart-pole launches 1,382 a
+    sweep and 2,292 around them instead of 801,021, and its Hopper (Euler, 20 iterations) 15,486 and 30,752 instead of 13,598,025.
 
     **Where a sweep leaves the plausible.** A new value that is not finite, or larger than 100 times the largest value of its
     entry in the steps that have settled, is replaced by the plain value f_t(y_t), and that, if it is no better, by the last settled

@@ -30,6 +30,7 @@ from awmkit import (
     Warmup,
 )
 from awmkit._progress import AbstractMeter, AbstractProgress
+from awmkit.learning.ascents._imagined import imagine
 
 KEY = jax.random.key(0)
 PLAIN = {"entropy": 0.0, "optimiser": optax.adam(0.05), "batch_size": 4, "clip": 1.0}
@@ -64,6 +65,9 @@ def test_improve_reaches_the_best_return_of_a_simulator_and_several_seeds_equal_
     one = improve(task, policy_of(keys[1]), starts, key=keys[1], **options)
     np.testing.assert_allclose(both[1].updates.predicted_return, one.updates.predicted_return, rtol=1e-6)
     assert one.updates.predicted_return[-1] > -0.55 > one.updates.predicted_return[0]  # The best is -1/2.
+    for result, seed, message in ((both, 2, "no seed 2"), (one, 0, "one seed")):
+        with pytest.raises(IndexError, match=message):
+            result[seed]
     returns = evaluate(task, one.policy, episodes=3)
     np.testing.assert_allclose(returns.mean, one.updates.predicted_return[-1], atol=0.05)
     assert returns.lengths.tolist() == [6] * 3 and "3 episodes" in str(returns)
@@ -160,7 +164,20 @@ def test_offline_learning_takes_no_step_and_improves_the_policy_in_the_model_of_
         result.metrics.steps.tolist() == [0] and result.metrics.episodes.tolist() == [0] and result.state.replay.added == 64 * 6
     )
     assert result.metrics.true_return[0] > -0.8 > jnp.max(data.returns())  # The data's best and the best, -1/2, lie apart.
+    says(lambda: run(KEY, task, **{**options, "capacity": 100}), "episodes of 384 steps in all and capacity=100")
     says(lambda: run(KEY, task, **{**options, "episodes": dataclasses.replace(data, rewards=None)}), "episodes without rewards")
+
+
+def test_steps_after_the_end_of_the_problem_count_neither_for_the_return_nor_for_the_entropy():
+    task, policy, state = Reach(), make(KEY)["policy"], jnp.ones(2)
+    options = {"reward": task.reward, "termination": None, "key": KEY, "entropy_key": KEY, "t": 4, "until": 6}
+    ascent = FullHorizon(discount=0.5)
+    found = imagine(ascent, task, policy, state, 3, **options)
+    episode, keys = unroll(task, policy, state, 3, reward=task.reward, key=KEY, t=4), jax.random.split(KEY, 3)
+    entropies = [policy.entropy(episode.states[i], 4 + i, key=keys[i]) for i in range(2)]
+    np.testing.assert_allclose(found.discounted_return, episode.rewards[0] + 0.5 * episode.rewards[1], rtol=1e-6)
+    np.testing.assert_allclose(found.discounted_entropy, entropies[0] + 0.5 * entropies[1], rtol=1e-6)
+    np.testing.assert_allclose(found.entropy, np.mean(entropies), rtol=1e-6)
 
 
 def test_a_fitted_model_predicts_no_worse_after_it_was_trained_further():

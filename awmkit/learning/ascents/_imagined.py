@@ -22,7 +22,7 @@ class Imagined(eqx.Module):
 
     - `discounted_return`: sum_t discount^t survival_t r_t.
     - `discounted_entropy`: sum_t discount^t survival_t H(pi(s_t)); 0 for a policy without an entropy.
-    - `entropy`: mean entropy over the steps.
+    - `entropy`: mean entropy over the steps, weighted by survival_t.
     - `last_state`: the state after the last step.
     - `survived`: the probability that no step ended the episode.
     """
@@ -95,6 +95,7 @@ def imagine(
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
     states = ascent.paths.to_policy(episode.states[:-1])
     entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
-    weights = discounts(ascent.discount, horizon, entropies.dtype)
-    discounted_entropy = jnp.sum((weights if counts is None else weights * counts) * entropies)
-    return Imagined(value, discounted_entropy, jnp.mean(entropies), episode.states[-1], survived)
+    weights, mean = discounts(ascent.discount, horizon, entropies.dtype), jnp.mean(entropies)
+    if counts is not None:
+        weights, mean = weights * counts, jnp.sum(counts * entropies) / jnp.sum(counts)  # The first step always counts.
+    return Imagined(value, jnp.sum(weights * entropies), mean, episode.states[-1], survived)
