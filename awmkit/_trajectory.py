@@ -214,7 +214,9 @@ class Trajectory(eqx.Module):
             raise ValueError(f"padded needs a horizon of at least {self.horizon}, the size of the arrays, got {horizon}.")
         length = jnp.full(count, self.horizon) if self.length is None else self.length
         terminated = jnp.zeros(count, bool) if self.terminated is None else self.terminated
-        pad = lambda x, mode: jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode=mode)
+        # NumPy pads known arrays, because JAX would compile a program for every length.
+        numpy = lambda x: jnp if isinstance(x, Tracer) else np
+        pad = lambda x, mode: jnp.asarray(numpy(x).pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2), mode=mode))
         zeros = lambda x: None if x is None else pad(x, "constant")
         states, actions = pad(self.states, "edge"), pad(self.actions, "constant")
         return Trajectory(states, actions, zeros(self.rewards), length, terminated, self.t, zeros(self.survival))

@@ -57,11 +57,14 @@ class FunctionalEnv(eqx.Module):
         best. The scale is by default one over the standard deviation of the rewards-to-go.
         """
         _check(task, episodes)
+        episodes = episodes.filled()
         assert episodes.rewards is not None
         input_norm = Normaliser(task.state_size).fitted(_repeated(episodes, episodes.states[:, :-1]))
         shift = jnp.mean(episodes.rewards, axis=0) if rule_of(task) is None else jnp.zeros_like(episodes.rewards[0])
         to_go = lax.cumsum(episodes.rewards - shift, axis=1, reverse=True)
-        scale = 1 / Normaliser(1).fitted(to_go[..., None]).scale[0] if reward_scale is None else reward_scale
+        scale = (
+            1 / Normaliser(1).fitted(_repeated(episodes, to_go)[..., None]).scale[0] if reward_scale is None else reward_scale
+        )
         return cls(task, input_norm, shift, jnp.asarray(scale, shift.dtype), squash, limit)
 
     def reset(self, key: PRNGKeyArray, params: Any = None) -> tuple[Float[Array, " O"], Episode]:
@@ -96,6 +99,7 @@ class FunctionalEnv(eqx.Module):
         The steps of an episode that ended early are repeated in place of those after its end.
         """
         _check(self.task, episodes)
+        episodes = episodes.filled()
         times = jnp.arange(self.task.horizon + 1)
         observations = jax.vmap(jax.vmap(self.observe), in_axes=(0, None))(episodes.states, times)
         assert episodes.rewards is not None

@@ -278,11 +278,16 @@ def explore(config: RunConfig, policy, key: PRNGKeyArray) -> Trajectory:
     """Collect an episode of the policy in each environment, with pink noise on its actions."""
     noise_key, collect_key = jax.random.split(key)
     shape = config.task.horizon, config.task.action_size
-    noise = jax.vmap(lambda k: pink_noise(k, shape))(jax.random.split(noise_key, config.environments))
+    noise = _draw_noise(noise_key, config.environments, shape)
     mesh = collecting_mesh(config.task, config.mesh)
     if mesh is not None and config.environments % mesh.size == 0:
         noise = split(noise, mesh, "environments")
     return collect_each(config.task, lambda row: ExploringPolicy(policy, row), config.noise * noise, collect_key)
+
+
+@eqx.filter_jit  # A task on the host would otherwise run each operation by itself.
+def _draw_noise(key, episodes: int, shape: tuple[int, int]) -> Float[Array, "N H A"]:
+    return jax.vmap(lambda key: pink_noise(key, shape))(jax.random.split(key, episodes))
 
 
 @eqx.filter_jit
