@@ -12,6 +12,7 @@ from misuse import says
 from reach import make, MODEL_UPDATES, Reach, run
 
 from awmkit import (
+    BPO,
     Critic,
     evaluate,
     fit,
@@ -171,8 +172,7 @@ def test_offline_learning_takes_no_step_and_improves_the_policy_in_the_model_of_
 def test_steps_after_the_end_of_the_problem_count_neither_for_the_return_nor_for_the_entropy():
     task, policy, state = Reach(), make(KEY)["policy"], jnp.ones(2)
     options = {"reward": task.reward, "termination": None, "key": KEY, "entropy_key": KEY, "t": 4, "until": 6}
-    ascent = FullHorizon(discount=0.5)
-    found = imagine(ascent, task, policy, state, 3, **options)
+    found = imagine(task, policy, state, 3, paths=BPO, method=None, discount=0.5, **options)
     episode, keys = unroll(task, policy, state, 3, reward=task.reward, key=KEY, t=4), jax.random.split(KEY, 3)
     entropies = [policy.entropy(episode.states[i], 4 + i, key=keys[i]) for i in range(2)]
     np.testing.assert_allclose(found.discounted_return, episode.rewards[0] + 0.5 * episode.rewards[1], rtol=1e-6)

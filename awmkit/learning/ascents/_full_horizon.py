@@ -75,8 +75,9 @@ class FullHorizon(AbstractAscent):
         def value(policy, start, *rest):
             *t, key, entropy_key = rest
             options = {"reward": reward, "termination": termination, "key": key, "entropy_key": entropy_key}
+            options |= {"paths": self.paths, "method": self.method, "discount": self.discount}
             options |= {"t": t[0], "until": until} if t else {}
-            episode = imagine(self, dynamics, policy, start, horizon, **options)
+            episode = imagine(dynamics, policy, start, horizon, **options)
             value = episode.discounted_return / state.return_scale + weight * episode.discounted_entropy
             return value, (episode.discounted_return, episode.entropy)
 

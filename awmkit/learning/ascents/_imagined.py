@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._dynamics import AbstractDynamics
+from ..._paths import Paths
 from ..._reward import Reward, with_next_state
 from ..._termination import evaluate, rule_of
 from ..._trajectory import discounts
 from ..._unroll import unroll
-from ...models import AWM, HWM
-from ._ascent import AbstractAscent
+from ...methods import AbstractMethod
+from ...models import HWM
 
 
 class Imagined(eqx.Module):
@@ -46,7 +47,6 @@ class _Later(eqx.Module):
 
 
 def imagine(
-    ascent: AbstractAscent,
     dynamics: AbstractDynamics,
     policy,
     state: Float[Array, " S"],
@@ -54,24 +54,28 @@ def imagine(
     *,
     reward: Reward,
     termination: Callable[..., Array] | None,
-    key: PRNGKeyArray,
-    entropy_key: PRNGKeyArray,
+    paths: Paths,
+    method: AbstractMethod | None,
+    discount: ScalarLike,
+    key: PRNGKeyArray | None,
+    entropy_key: PRNGKeyArray | None = None,
     t: ScalarLike = 0,
     until: int | None = None,
 ) -> Imagined:
-    """Run `policy` in `dynamics` for `horizon` steps from `state`, which is the state at step `t` of an episode.
+    """Run `policy`, or an array of actions, in `dynamics` for `horizon` steps from `state`, which is the state at step `t` of an
+    episode.
 
-    Steps from `until` on do not count.
+    Steps from `until` on do not count. A policy with an entropy needs an `entropy_key`.
     """
     first, acting, options = t, policy, {"reward": reward, "termination": termination}
-    if isinstance(dynamics, AWM | HWM) and not (isinstance(t, int) and t == 0):
+    if (isinstance(dynamics, HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
         # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
-        first, acting = 0, _Later(policy, t)
+        first, acting = 0, policy if isinstance(policy, Array) else _Later(policy, t)
         options = {
             "reward": _Later(with_next_state(reward), t),
             "termination": None if termination is None else _Later(termination, t),
         }
-    options |= {"key": key, "paths": ascent.paths, "method": ascent.method, "t": first}
+    options |= {"key": key, "paths": paths, "method": method, "t": first}
     episode = unroll(dynamics, acting, state, horizon, **options)
     steps = jnp.arange(horizon) + t
     counts = None  # The weights of the steps, where they are not 1.
@@ -79,7 +83,7 @@ def imagine(
         counts = (steps < until).astype(episode.states.dtype)
         assert episode.rewards is not None
         episode = eqx.tree_at(lambda x: x.rewards, episode, counts * episode.rewards)
-    value = episode.returns(ascent.discount)
+    value = episode.returns(discount)
     survived = jnp.ones_like(value)
     if episode.length is not None:
         mask = episode.mask.astype(value.dtype)
@@ -93,9 +97,9 @@ def imagine(
         survived = episode.survival[-1] * (1 - last)
     if not hasattr(policy, "entropy"):
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
-    states = ascent.paths.to_policy(episode.states[:-1])
+    states = paths.to_policy(episode.states[:-1])
     entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
-    weights, mean = discounts(ascent.discount, horizon, entropies.dtype), jnp.mean(entropies)
+    weights, mean = discounts(discount, horizon, entropies.dtype), jnp.mean(entropies)
     if counts is not None:
         weights, mean = weights * counts, jnp.sum(counts * entropies) / jnp.sum(counts)  # The first step always counts.
     return Imagined(value, jnp.sum(weights * entropies), mean, episode.states[-1], survived)

@@ -125,7 +125,8 @@ class ShortHorizon(AbstractAscent):
 
         def imagined_return(policy, start, t, key, entropy_key):
             options = {"reward": reward, "termination": termination, "key": key, "entropy_key": entropy_key}
-            imagined = imagine(self, dynamics, policy, start, self.length, t=t, until=until, **options)
+            options |= {"paths": self.paths, "method": self.method, "discount": self.discount}
+            imagined = imagine(dynamics, policy, start, self.length, t=t, until=until, **options)
             end = t + self.length
             value_of_end = imagined.survived * state.target_critic(imagined.last_state, end)
             if until is not None:
