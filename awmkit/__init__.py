@@ -8,7 +8,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | episodes of your own | `load_episodes`, `save_episodes`, `scale_actions`, `unscale_actions` |
 | which edges carry gradient | `Paths`, `BPO` |
 | how the gradient is computed | `Sequential`, `Parallel`, `Picard`, `Newton` |
-| policies | `MLPPolicy`, `GaussianPolicy` |
+| policies | `MLPPolicy`, `GaussianPolicy`, `GRUPolicy` |
 | world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
@@ -35,7 +35,7 @@ from ._bounds import scale_actions, unscale_actions
 from ._dynamics import AbstractDynamics, AbstractTask
 from ._normaliser import Normaliser
 from ._paths import BPO, Paths
-from ._policies import AbstractPolicy, GaussianPolicy, MLPPolicy
+from ._policies import AbstractPolicy, GaussianPolicy, GRUPolicy, MLPPolicy
 from ._progress import AbstractMeter, AbstractProgress, NoProgress, TqdmProgress
 from ._trajectory import Trajectory
 from ._unroll import unroll, unroll_grad
@@ -111,6 +111,7 @@ __all__ = [
     "FullHorizon",
     "GaussianPolicy",
     "GRU",
+    "GRUPolicy",
     "held_actions",
     "HWM",
     "improve",

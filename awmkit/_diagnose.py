@@ -5,28 +5,34 @@ that flows along the edge, so one more backward pass sees all edges at all steps
 """
 
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from ._dynamics import AbstractDynamics
 from ._paths import EDGES, is_cut
+from ._policies import AbstractWrapper, act, memory_of
 from ._termination import run, scored
 from ._unroll_checks import ALLOWED_ACTION
 from .methods import Sequential
 
 
 class _Probes(eqx.Module):
-    """One array of zeros per edge, in the order in which reverse mode reaches the edges of a step."""
+    """One array of zeros per edge, in the order in which reverse mode reaches the edges of a step.
+
+    `memory_to_policy` is a tree with one array per floating-point array of the policy's memory, `None` without one.
+    """
 
     state_to_reward: Float[Array, "H S"]
     action_to_reward: Float[Array, "H A"]
     state_to_model: Float[Array, "H S"]
     action_to_model: Float[Array, "H A"]
     state_to_policy: Float[Array, "H S"]
+    memory_to_policy: PyTree[Float[Array, "H ..."]]
 
 
 class _ProbedDynamics(AbstractDynamics):
@@ -44,6 +50,18 @@ class _ProbedDynamics(AbstractDynamics):
     def step(self, carry, state, action, t, *, key=None):
         state = state + self.probes.state_to_model[t - self.first]
         return self.dynamics.step(carry, state, action + self.probes.action_to_model[t - self.first], t, key=key)
+
+
+class _ProbedPolicy(AbstractWrapper):
+    """A policy with probes added to its inputs."""
+
+    policy: Any
+    probes: _Probes
+    first: Int[Array, ""] | int
+
+    def step(self, memory, state, t, *, key=None):
+        memory = eqx.apply_updates(memory, jtu.tree_map(lambda x: x[t - self.first], self.probes.memory_to_policy))
+        return act(self.policy, memory, state + self.probes.state_to_policy[t - self.first], t, key)
 
 
 # Why a gradient is exactly zero, by the first edge on the way back from the return that passes nothing.
@@ -84,7 +102,7 @@ def _warn(cause, largest) -> None:
 def _diagnose(result, dynamics, policy, state, horizon, *, reward, rule, key, paths, discount, t, carry):
     """Return `result`, the index in `ZERO` of why its gradient is zero (or its length), and the largest action."""
     forward, backward, cause, largest = _follow(dynamics, policy, state, horizon, reward, rule, key, paths, discount, t, carry)
-    flags = jnp.concatenate([forward.ravel(), backward[::-1].ravel(), jnp.ones(1, bool)])
+    flags = jnp.concatenate([forward.ravel(), jnp.stack([*backward.values()], axis=1)[::-1].ravel(), jnp.ones(1, bool)])
     at = lambda i: f"t={t + i}" if isinstance(t, int) else f"{i} after t"
     messages = [
         f"The unroll is not finite: at step {at(i)}, {what}; the gradient cannot be either."
@@ -94,7 +112,7 @@ def _diagnose(result, dynamics, policy, state, horizon, *, reward, rule, key, pa
     messages += [
         f"The gradient is not finite: going back from the return, first at step {at(i)} on the edge {edge}."
         for i in reversed(range(horizon))
-        for edge in _Probes.__dataclass_fields__
+        for edge in backward
     ]
     messages += ["The gradient is finite on every edge but not in the policy's own parameters."]
     arrays, rest = eqx.partition(result, eqx.is_inexact_array)
@@ -106,18 +124,17 @@ def _diagnose(result, dynamics, policy, state, horizon, *, reward, rule, key, pa
 
 def _follow(
     dynamics, policy, state, horizon, reward, rule, key, paths, discount, first, carry
-) -> tuple[Bool[Array, "H 3"], Bool[Array, "H 5"], Int[Array, ""], Scalar]:
-    """Return where values (action, reward, next state) and gradients (one per edge) are not finite, for each step.
+) -> tuple[Bool[Array, "H 3"], dict[str, Bool[Array, " H"]], Int[Array, ""], Scalar]:
+    """Return where values (action, reward, next state) and gradients (by edge) are not finite, for each step.
 
     Also the index in `ZERO` of the first edge on which all gradients are zero, and the largest action.
     """
 
     def value(probes):
-        probed = lambda s, t, *, key: policy(s + probes.state_to_policy[t - first], t, key=key)
         (states, actions, _), ended = run(
             Sequential(),
             _ProbedDynamics(dynamics, probes, first, dynamics.state_size, dynamics.action_size),
-            policy if isinstance(policy, Array) else probed,
+            policy if isinstance(policy, Array) else _ProbedPolicy(policy, probes, first),
             state,
             horizon,
             rule=rule,
@@ -132,15 +149,21 @@ def _follow(
         assert episode.rewards is not None
         return episode.returns(discount), (episode.actions, episode.rewards[:, None], episode.states[1:])
 
-    of_state, of_action = jnp.zeros((horizon, dynamics.state_size)), jnp.zeros((horizon, dynamics.action_size))
-    zeros = _Probes(of_state, of_action, of_state, of_action, of_state)
-    flows, values = jax.grad(value, has_aux=True)(jtu.tree_map(lambda x: x.astype(state.dtype), zeros))
+    of_state, of_action = (jnp.zeros((horizon, size), state.dtype) for size in (dynamics.state_size, dynamics.action_size))
+    remembered = eqx.filter(memory_of(policy), eqx.is_inexact_array)
+    of_memory = jtu.tree_map(lambda x: jnp.zeros((horizon, *x.shape), x.dtype), remembered)
+    flows, values = jax.grad(value, has_aux=True)(_Probes(of_state, of_action, of_state, of_action, of_state, of_memory))
+    is_none = lambda x: x is None
     for edge in EDGES:  # The gradient into a cut edge goes nowhere, so it may be anything.
         if is_cut(getattr(paths, edge)):
-            flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, replace_fn=jnp.zeros_like)
+            zeros = jtu.tree_map(jnp.zeros_like, getattr(flows, edge))
+            flows = eqx.tree_at(lambda f, edge=edge: getattr(f, edge), flows, zeros, is_leaf=is_none)
     passed = jnp.where(jnp.asarray(paths.action_to_model) == 0, 0, flows.action_to_model)
     paid = jnp.any(flows.state_to_reward != 0) | jnp.any(flows.action_to_reward != 0)
     acted = jnp.any(flows.action_to_reward != 0) | jnp.any(passed != 0)
     cause = jnp.where(acted, 2, jnp.where(paid, 1, 0))
-    broken = lambda arrays: jnp.stack([jnp.any(~jnp.isfinite(x), axis=1) for x in arrays], axis=1)
-    return broken(values), broken(jtu.tree_leaves(flows)), cause, jnp.max(jnp.abs(values[0]))
+    broken = lambda x: jnp.any(~jnp.isfinite(x.reshape(horizon, -1)), axis=1)
+    anywhere = lambda arrays: jnp.any(jnp.stack([broken(x) for x in arrays]), axis=0)
+    arrays = {edge: jtu.tree_leaves(getattr(flows, edge)) for edge in _Probes.__dataclass_fields__}
+    backward = {edge: anywhere(found) for edge, found in arrays.items() if found}  # A policy may have no memory.
+    return jnp.stack([broken(x) for x in values], axis=1), backward, cause, jnp.max(jnp.abs(values[0]))

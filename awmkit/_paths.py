@@ -1,15 +1,19 @@
 """`Paths`: which edges between steps carry gradient, and how much of it."""
 
 import math
+from typing import TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from ._checks import describe
 
-EDGES = ("state_to_policy", "state_to_model", "action_to_model")
+EDGES = ("state_to_policy", "state_to_model", "action_to_model", "memory_to_policy")
+
+Memory = TypeVar("Memory", bound=PyTree)
 
 
 class Paths(eqx.Module):
@@ -22,14 +26,21 @@ class Paths(eqx.Module):
     r_t     = reward(s_t, a_t)       always carries the full gradient
     ```
 
+    A policy with a memory m_t (see `awmkit.AbstractPolicy`) has one more edge:
+
+    ```
+    m_{t+1}, a_t = policy.step(m_t, s_t)     memory_to_policy: m_t into the policy
+    ```
+
     - `Paths()` is ordinary backpropagation through the closed loop.
-    - `BPO`, which is `Paths(state_to_policy=0.0)`, is the paper's policy gradient: the policy reads detached states.
+    - `BPO`, which is `Paths(state_to_policy=0.0)`, is the paper's policy gradient: the policy reads detached states. It leaves
+      `memory_to_policy` at 1: the policy learns what to remember, by a gradient that never crosses the dynamics.
     - `Paths(state_to_model=0.9)` multiplies the gradient by 0.9 at each step of a Markov model or simulator.
 
     **Arguments**
 
-    - `state_to_policy`, `state_to_model`, `action_to_model`: finite scalars, which may be traced. 0 cuts the edge. 1,
-      the default, passes the gradient on unchanged.
+    - `state_to_policy`, `state_to_model`, `action_to_model`, `memory_to_policy`: finite scalars, which may be traced. 0 cuts the
+      edge. 1, the default, passes the gradient on unchanged.
 
     **Raises:** `ValueError` if an argument is not one of these edges, or a gain is not a finite scalar.
     """
@@ -37,21 +48,25 @@ class Paths(eqx.Module):
     state_to_policy: ScalarLike
     state_to_model: ScalarLike
     action_to_model: ScalarLike
+    memory_to_policy: ScalarLike
 
     def __init__(
         self,
         state_to_policy: ScalarLike = 1.0,
         state_to_model: ScalarLike = 1.0,
         action_to_model: ScalarLike = 1.0,
+        memory_to_policy: ScalarLike = 1.0,
         **unknown: object,
     ):
         if unknown:
             raise ValueError(f"Paths has no edge {', '.join(map(repr, unknown))}; use {', '.join(EDGES)}.")
-        for edge, gain in zip(EDGES, (state_to_policy, state_to_model, action_to_model), strict=True):
+        gains = state_to_policy, state_to_model, action_to_model, memory_to_policy
+        for edge, gain in zip(EDGES, gains, strict=True):
             _check_gain(edge, gain)
         self.state_to_policy = state_to_policy
         self.state_to_model = state_to_model
         self.action_to_model = action_to_model
+        self.memory_to_policy = memory_to_policy
 
     def to_policy(self, states: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
         """Return states as the policy reads them."""
@@ -64,6 +79,10 @@ class Paths(eqx.Module):
     def to_model(self, actions: Float[Array, "*batch A"]) -> Float[Array, "*batch A"]:
         """Return actions as the dynamics reads them."""
         return scale_gradient(actions, self.action_to_model)
+
+    def recall(self, memory: Memory) -> Memory:
+        """Return a policy's memory as the policy reads it. Only its floating-point arrays have a gradient."""
+        return jtu.tree_map(lambda x: scale_gradient(x, self.memory_to_policy) if eqx.is_inexact_array(x) else x, memory)
 
 
 def _check_gain(edge: str, gain: ScalarLike) -> None:
@@ -90,4 +109,4 @@ def scale_gradient(x: Float[Array, "*shape"], gain: ScalarLike) -> Float[Array, 
 
 
 BPO = Paths(state_to_policy=0.0)
-"""The paper's policy gradient: the policy reads detached states."""
+"""The paper's policy gradient: the policy reads detached states. What it remembers keeps its gradient."""

@@ -2,13 +2,16 @@
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
+import jax.tree_util as jtu
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, ScalarLike
 
-from ._checks import check_counts, check_key, check_shapes
+from ._checks import check_call, check_counts, check_key, check_shapes, describe
+from ._dynamics import as_arrays
 from ._normaliser import Normaliser
 
 
@@ -33,17 +36,122 @@ class AbstractPolicy(eqx.Module):
 
     policy = Linear(Normaliser(3), jnp.zeros((2, 3)))
     ```
+
+    **A policy with a memory** defines `init` and `step` instead of `__call__`. `GRUPolicy` is one. The memory is any tree of
+    arrays, whose structure, shapes and dtypes do not change. Where the state does not show all that matters, as the speed of a
+    pendulum of which only the angle is measured, a memory can hold the rest. Every unroll begins with `init()`, and passes
+    the memory on from step to step. The edge `memory_to_policy` of `awmkit.Paths` scales its gradient. If it has an
+    `entropy`, that is called as `entropy(memory, state, t, *, key)`, with the memory before the step.
+
+    ```python
+    class Smooth(AbstractPolicy):
+        input_norm: Normaliser
+        weight: jax.Array
+
+        def init(self):
+            return jnp.zeros(self.weight.shape[0])
+
+        def step(self, memory, state, t, *, key=None):
+            action = 0.9 * memory + 0.1 * jnp.tanh(self.weight @ self.input_norm(state))
+            return action, action
+
+    policy = Smooth(Normaliser(3), jnp.zeros((2, 3)))
+    memory, action = policy.step(policy.init(), state, 0)
+    memory, action = policy.step(memory, next_state, 1)
+    ```
+
+    **Raises:** `ValueError` if a subclass defines neither `__call__` nor both of `init` and `step`.
     """
 
     input_norm: eqx.AbstractVar[Normaliser]
 
-    @abc.abstractmethod
+    def __check_init__(self):
+        init, step, call = (getattr(type(self), name) is getattr(AbstractPolicy, name) for name in ("init", "step", "__call__"))
+        if init != step or step and call:  # True where the default is inherited.
+            raise ValueError(
+                f"{type(self).__name__} must define __call__(state, t, *, key), or, as a policy with a memory, both init() and "
+                "step(memory, state, t, *, key)."
+            )
+
     def __call__(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None) -> Float[Array, " A"]:
-        """Return the action a_t in [-1, 1], shape (A,).
+        """Return the action a_t in [-1, 1], shape (A,). Not defined for a policy with a memory.
 
         **Arguments:** `state`: s_t, shape (S,). `t`: index of the step. `key`: for a stochastic policy; `None` asks for its
         mode.
         """
+        raise ValueError(needs_memory(self))
+
+    def init(self) -> PyTree:
+        """Return the memory before the first step. By default `None`, for a policy without a memory."""
+        return None
+
+    def step(
+        self, memory: PyTree, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None
+    ) -> tuple[PyTree, Float[Array, " A"]]:
+        """Return the new memory and the action a_t in [-1, 1], shape (A,).
+
+        **Arguments:** `memory`: from `init` or the previous `step`. The others are those of `__call__`, which the default calls.
+        """
+        return memory, self(state, t, key=key)
+
+
+class AbstractWrapper(eqx.Module):
+    """A policy around another one, whose memory it has. A subclass defines `step`."""
+
+    policy: eqx.AbstractVar[Any]
+
+    def init(self) -> PyTree:
+        return memory_of(self.policy)
+
+    @abc.abstractmethod
+    def step(self, memory, state, t, *, key=None) -> tuple[PyTree, Array]: ...
+
+    def __call__(self, state, t, *, key=None):
+        if self.init() is not None:
+            raise ValueError(needs_memory(self.policy))
+        return self.step(None, state, t, key=key)[1]
+
+
+def memory_of(policy: Any) -> PyTree:
+    """Return the memory of a policy before the first step, its numbers as arrays, or `None` if it has no memory."""
+    if not (hasattr(policy, "init") and hasattr(policy, "step")):
+        return None
+    check_call("step of the policy", "step(memory, state, t, *, key)", "write it so", policy.step, None, None, 0, key=None)
+    return _as_memory(policy.init())
+
+
+def act(
+    policy: Any, memory: PyTree, state: Float[Array, " S"], t: ScalarLike, key: PRNGKeyArray | None
+) -> tuple[PyTree, Array]:
+    """Return the new memory and the action of any policy. `memory` is from `memory_of` or from the previous `act`.
+
+    **Raises:** `ValueError` if `step` does not return a memory like the one it was given, and an action.
+    """
+    if memory is None:
+        return None, policy(state, t, key=key)
+    name, result = type(policy).__name__, policy.step(memory, state, t, key=key)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"{name}.step returned {describe(result)}; it must return two things, the new memory and the action.")
+    after, action = _as_memory(result[0]), result[1]
+    given, returned = (jtu.tree_map(describe, tree) for tree in (memory, after))
+    if given != returned:
+        raise ValueError(
+            f"{name}.step returned the memory as {returned} for a memory given as {given}; they must be the same, so make init "
+            "return what step does."
+        )
+    return after, action
+
+
+def needs_memory(policy: Any) -> str:
+    """Return the error for a policy with a memory that is called without it."""
+    return (
+        f"{type(policy).__name__} has a memory, so it cannot be called without it; start with memory = policy.init(), and call "
+        "memory, action = policy.step(memory, state, t, key=key)."
+    )
+
+
+def _as_memory(memory: PyTree) -> PyTree:
+    return None if memory is None else as_arrays(memory, jnp.zeros(0))
 
 
 class MLPPolicy(AbstractPolicy):
@@ -126,8 +234,7 @@ class GaussianPolicy(AbstractPolicy):
         std: float = 0.5,
         key: PRNGKeyArray,
     ):
-        if not std > 0:
-            raise ValueError(f"std must be positive, got std={std}; 0.5 is the default.")
+        _check_std(std)
         self.network = _mlp("GaussianPolicy", state_size, action_size, 2, width, depth, horizon, key)
         self.input_norm = Normaliser(state_size)
         self.log_std = jnp.full(action_size, math.log(std), jnp.result_type(float))
@@ -167,9 +274,105 @@ class GaussianPolicy(AbstractPolicy):
 
     def entropy(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:
         """Return an estimate of the entropy -E[log pi] from one sample. It is unbiased and differentiable."""
-        mean, log_std = self.gaussian(state, t)
-        noise = jax.random.normal(key, mean.shape, mean.dtype)
-        return jnp.sum(_log_slope(mean + jnp.exp(log_std) * noise) - _log_normal(noise, log_std))
+        return _entropy(*self.gaussian(state, t), key)
+
+
+class GRUPolicy(AbstractPolicy):
+    """A stochastic policy with a memory: a GRU between the normalised state and the head of a `GaussianPolicy`.
+
+        h_{t+1} = GRU(h_t, (s_t, a_{t-1}))
+        a_t     = tanh(mu(h_{t+1}) + sigma(h_{t+1}) * noise)
+
+    Use it where the state does not show all that matters: some entries are not measured, or the task differs from episode to
+    episode. Its last action is an input of the GRU, because what a sampled action did may be hidden too, and its noise cannot
+    be computed from states. Zeros stand for h_0 and a_{-1}. Without a key it takes its mode, as `GaussianPolicy` does. Sources:
+    Cho et al. (2014), *Learning Phrase Representations using RNN Encoder-Decoder*; Heess et al. (2015), *Memory-based Control
+    with Recurrent Neural Networks*.
+
+    ```python
+    policy = GRUPolicy(task.state_size, task.action_size, key=key)
+    value, grads = unroll_grad(task, policy, s_0, 100, reward=task.reward, paths=BPO)
+    ```
+
+    Outside of an unroll its memory passes from step to step:
+
+    ```python
+    memory = policy.init()
+    memory, action = policy.step(memory, state, 0, key=key)
+    ```
+
+    **Arguments**
+
+    - `state_size`, `action_size`: number of entries of a state and of an action.
+    - `width`: size of the GRU's memory and of the hidden layers of the head.
+    - `depth`: number of the hidden layers of the head, with swish between them.
+    - `horizon`: number of steps of an episode. If given, t and the logarithm of the steps left are two more inputs.
+    - `std`: sigma before training, on the scale before tanh.
+    - `key`: for the initial weights.
+
+    **Raises:** `ValueError` if a size is not a whole number of at least 1, `std` is not positive, or `key` is not one key.
+    """
+
+    input_norm: Normaliser
+    cell: eqx.nn.GRUCell
+    network: eqx.nn.MLP
+    log_std: Float[Array, " A"]
+    horizon: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        state_size: int,
+        action_size: int,
+        *,
+        width: int = 64,
+        depth: int = 1,
+        horizon: int | None = None,
+        std: float = 0.5,
+        key: PRNGKeyArray,
+    ):
+        _check_std(std)
+        check_key("GRUPolicy", key)
+        cell_key, head_key = jax.random.split(key)
+        check_counts("GRUPolicy", state_size=state_size, action_size=action_size, width=width, horizon=horizon)
+        self.network = _mlp("GRUPolicy", width, action_size, 2, width, depth, None, head_key)
+        self.cell = eqx.nn.GRUCell(state_size + 2 * (horizon is not None) + action_size, width, key=cell_key)
+        self.input_norm = Normaliser(state_size)
+        self.log_std = jnp.full(action_size, math.log(std), jnp.result_type(float))
+        self.horizon = horizon
+
+    def init(self):
+        return jnp.zeros_like(self.cell.bias_n), jnp.zeros_like(self.log_std)
+
+    def step(self, memory, state, t, *, key=None):
+        hidden, mean, log_std = self._gaussian(memory, state, t)
+        noise = 0 if key is None else jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+        action = jnp.tanh(mean + noise)
+        return (hidden, action.astype(memory[1].dtype)), action
+
+    def entropy(self, memory: PyTree, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray) -> Scalar:
+        """Return an estimate of the entropy of a_t given the memory before the step, from one sample; see `GaussianPolicy`."""
+        _, mean, log_std = self._gaussian(memory, state, t)
+        return _entropy(mean, log_std, key)
+
+    def _gaussian(self, memory, state, t) -> tuple[Float[Array, " W"], Float[Array, " A"], Float[Array, " A"]]:
+        """Return the GRU's memory after the step, and mean and log standard deviation of the action before tanh."""
+        check_shapes("GRUPolicy", state=(state, self.input_norm.shift.shape), t=(t, ()))
+        hidden, last_action = memory
+        inputs = features(self.input_norm(state), t, self.horizon)
+        hidden = self.cell(jnp.concatenate([inputs, last_action.astype(inputs.dtype)]), hidden).astype(hidden.dtype)
+        mean, log_std = jnp.split(self.network(hidden), 2)
+        return hidden, mean, self.log_std + log_std
+
+
+def _check_std(std: float) -> None:
+    if not std > 0:
+        raise ValueError(f"std must be positive, got std={std}; 0.5 is the default.")
+
+
+def _entropy(mean: Float[Array, " A"], log_std: Float[Array, " A"], key: PRNGKeyArray) -> Scalar:
+    """Return an estimate of the entropy of tanh of a Gaussian."""
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    return jnp.sum(_log_slope(mean + jnp.exp(log_std) * noise) - _log_normal(noise, log_std))
 
 
 def _log_normal(noise, log_std):

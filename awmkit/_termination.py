@@ -5,11 +5,13 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax import lax
 from jaxtyping import Array, Bool, Float, ScalarLike
 
 from ._checks import check_call, describe, parameters_of
 from ._dynamics import AbstractDynamics
+from ._policies import AbstractWrapper, act
 from ._reward import with_next_state
 from ._trajectory import Trajectory
 from ._types import PolicyFunction, Reward, Termination
@@ -110,14 +112,16 @@ class _Flagged(AbstractDynamics):
         return carry, jnp.append(jnp.where(ended, state[:-1], after), over)
 
 
-class _Acting(eqx.Module):
-    """A policy on the states of a `_Flagged` dynamics."""
+class _Acting(AbstractWrapper):
+    """A policy on the states of a `_Flagged` dynamics. After the end its memory is that before the first step."""
 
     policy: PolicyFunction
     start: Float[Array, " S"]
 
-    def __call__(self, state, t, *, key=None):
-        return self.policy(jnp.where(_is_over(state[-1]), self.start, state[:-1]), t, key=key)
+    def step(self, memory, state, t, *, key=None):
+        over = _is_over(state[-1])
+        memory = jtu.tree_map(lambda first, now: jnp.where(over, first, now), self.init(), memory)
+        return act(self.policy, memory, jnp.where(over, self.start, state[:-1]), t, key)
 
 
 def scored(

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PyTree
 from ._checks import check_call, check_counts, check_key, describe, kind
 from ._dynamics import AbstractDynamics, as_arrays
 from ._paths import Paths
+from ._policies import act, memory_of
 from ._reward import check_reward, with_next_state
 from ._termination import evaluate, is_hard
 from .methods import AbstractMethod, Parallel, Policy
@@ -113,7 +114,15 @@ def warn_of_constants(dynamics, policy, state, *, reward, key, rule=None) -> Non
     if isinstance(policy, Array):
         return
     weights, rest = eqx.partition(policy, eqx.is_inexact_array)
-    if _is_constant(lambda t, weights: eqx.combine(weights, rest)(state, t, key=key), weights):
+
+    def answer(t, weights):
+        """Return the action, and what the policy remembers, by which later actions may depend on the weights."""
+        policy = eqx.combine(weights, rest)
+        memory, action = act(policy, memory_of(policy), state, t, key)
+        remembered = (x.astype(action.dtype).ravel() for x in jtu.tree_leaves(memory) if eqx.is_inexact_array(x))
+        return jnp.concatenate([action, *remembered])
+
+    if _is_constant(answer, weights):
         warnings.warn(
             "The policy's action is a constant to the gradient: it has no derivative in the policy's parameters, so the gradient "
             "of the return is zero; it is a sign, an argmax, rounded or detached, so pass a smooth policy.",
@@ -199,7 +208,7 @@ def _explained(what: str, check: Callable, module: PyTree, key) -> Any:
 
 def _check_policy(dynamics, policy, state, key) -> jax.ShapeDtypeStruct:
     """Return the shape and dtype of the policy's action. Raise if they do not fit the dynamics."""
-    action = eqx.filter_eval_shape(lambda s, t, k: policy(s, t, key=k), state, jnp.asarray(0), key)
+    action = eqx.filter_eval_shape(lambda s, t, k: act(policy, memory_of(policy), s, t, k)[1], state, jnp.asarray(0), key)
     if getattr(action, "shape", None) != (dynamics.action_size,) or not jnp.issubdtype(action.dtype, jnp.floating):
         raise ValueError(
             f"The policy returned {describe(action)}; the dynamics needs a floating-point action of shape "

@@ -2,33 +2,36 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from .._policies import AbstractWrapper, act
 
-class ExploringPolicy(eqx.Module):
+
+class ExploringPolicy(AbstractWrapper):
     """A policy with noise (H, A) added to its actions; the sum is clipped to [-1, 1].
 
-    A near-deterministic policy repeats one episode, so the data do not show how states respond to actions. Noise does.
+    A near-deterministic policy repeats one episode, so the data do not show how states respond to actions. Noise does. A policy
+    that remembers its actions remembers them without this noise.
     """
 
     policy: Callable[..., Array]
     noise: Float[Array, "H A"]
 
-    def __call__(self, state, t, *, key=None):
-        return jnp.clip(self.policy(state, t, key=key) + self.noise[t], -1, 1)
+    def step(self, memory, state, t, *, key=None):
+        memory, action = act(self.policy, memory, state, t, key)
+        return memory, jnp.clip(action + self.noise[t], -1, 1)
 
 
-class ModePolicy(eqx.Module):
+class ModePolicy(AbstractWrapper):
     """A policy that is always called without a key, so that a stochastic one returns its mode."""
 
     policy: Callable[..., Array]
 
-    def __call__(self, state, t, *, key=None):
-        return self.policy(state, t)
+    def step(self, memory, state, t, *, key=None):
+        return act(self.policy, memory, state, t, None)
 
 
 def pink_noise(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:

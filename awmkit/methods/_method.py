@@ -7,10 +7,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, ScalarLike
 
 from .._dynamics import AbstractDynamics, step_keys
 from .._paths import Paths
+from .._policies import act, memory_of
 from .._types import Policy
 
 
@@ -45,9 +47,9 @@ class AbstractMethod(eqx.Module):
     class PythonLoop(AbstractMethod):
         def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
             carry = dynamics.init(state, horizon) if carry is None else carry
-            states, actions = [], []
+            memory, states, actions = policy.init(), [], []
             for i in range(horizon):
-                action = policy(paths.to_policy(state), t + i)
+                memory, action = policy.step(paths.recall(memory), paths.to_policy(state), t + i)
                 carry, state = dynamics.step(carry, paths.feed_back(state), paths.to_model(action), t + i)
                 states.append(state)
                 actions.append(action)
@@ -84,15 +86,19 @@ class AbstractMethod(eqx.Module):
 
 
 def stepper(dynamics, policy, horizon, *, key, paths, t: ScalarLike = 0) -> tuple[Callable, PyTree]:
-    """Return one step of the loop, as a function for `lax.scan`, and what to scan over."""
+    """Return one step of the loop, as a function for `lax.scan`, and what to scan over.
+
+    What it carries on is `((memory, carry), state)`: the policy's memory, the dynamics' carry and the state.
+    """
     policy_keys, dynamics_key = split_key(key, horizon)
 
     def step(loop, x):
-        carry, state = loop
-        t, planned, policy_key, dynamics_key = x
-        action = planned if isinstance(policy, Array) else policy(paths.to_policy(state), t, key=policy_key)
+        (memory, carry), state = loop
+        t, action, policy_key, dynamics_key = x
+        if not isinstance(policy, Array):
+            memory, action = act(policy, paths.recall(memory), paths.to_policy(state), t, policy_key)
         carry, state = dynamics.step(carry, paths.feed_back(state), paths.to_model(action), t, key=dynamics_key)
-        return (carry, state), (state, action)
+        return ((memory, carry), state), (state, action)
 
     planned = policy if isinstance(policy, Array) else None
     return step, (t + jnp.arange(horizon), planned, policy_keys, step_keys(dynamics_key, horizon))
@@ -107,21 +113,28 @@ def passes(
     counterpart.
     """
     policy_keys, dynamics_key = split_key(key, horizon)
-    start = dynamics.init(state, horizon) if carry is None else carry
+    start, memory = dynamics.init(state, horizon) if carry is None else carry, memory_of(policy)
 
-    def act(states):
-        return act_on(policy, state, states, t, policy_keys, paths)
+    def respond(states):
+        return act_on(policy, memory, state, states, t, policy_keys, paths)[1]
 
     def predict(actions):
         return dynamics.rollout_segment(start, state, paths.to_model(actions), t, keys=step_keys(dynamics_key, horizon))[1]
 
-    return act, predict
+    return respond, predict
 
 
-def act_on(policy, state, states, t: int, keys, paths: Paths = Paths()) -> Float[Array, "B A"]:
-    """Return the actions of a policy on `state`, the state at step t, and on all of `states`, which follow it, except the last."""
+def act_on(policy, memory, state, states, t: int, keys, paths: Paths = Paths()) -> tuple[PyTree, Float[Array, "B A"]]:
+    """Return the memory and the actions of a policy on `state`, the state at step t, and on all of `states`, which follow it,
+    except the last.
+
+    All at once, or by a scan if the policy has a memory: that of one step is what the one before leaves.
+    """
     states = paths.to_policy(jnp.concatenate([state[None], states[:-1]]))
-    return jax.vmap(lambda s, t, k: policy(s, t, key=k))(states, t + jnp.arange(states.shape[0]), keys)
+    steps = (states, t + jnp.arange(states.shape[0]), keys)
+    if memory is None:
+        return None, jax.vmap(lambda s, t, k: policy(s, t, key=k))(*steps)
+    return lax.scan(lambda memory, x: act(policy, paths.recall(memory), *x), memory, steps)
 
 
 def split_key(key: PRNGKeyArray | None, horizon: int) -> tuple[Key[Array, " H"] | None, PRNGKeyArray | None]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from .._checks import check_counts, check_shapes, describe
 from .._paths import Paths
+from .._policies import memory_of
 from ._fixed_point import rounding
 from ._method import AbstractMethod, stepper, Sweeps
 
@@ -26,8 +27,8 @@ EXPONENTS = tuple(10 ** (k / 10) for k in range(-30, 11))  # Messages are fixed 
 class Newton(AbstractMethod):
     """Run all steps at once, for any dynamics with a small state: a simulator, a Markov model, a recurrent world model.
 
-    The trajectory is the solution of H equations, x_{t+1} = f_t(x_t), where x_t is the carry and the state, D numbers, and f_t
-    one step of the closed loop. Newton's method linearises all steps at the trajectory that it has, and solves the linear recurrence
+    The trajectory is the solution of H equations, x_{t+1} = f_t(x_t), where x_t is the policy's memory, the carry and the state,
+    D numbers, and f_t one step of the closed loop. Newton's method linearises all steps at the trajectory that it has, and solves the linear recurrence
 
         x_{t+1} = f_t(y_t) + J_t (x_t - y_t),    J_t = df_t/dx_t at y_t
 
@@ -49,7 +50,7 @@ class Newton(AbstractMethod):
     entry in the steps that have settled, is replaced by the plain value f_t(y_t), and that, if it is no better, by the last settled
     value. Contacts need this: a guess that is deep in a stop is thrown out of it, to values that grow from sweep to sweep.
 
-    Entries of the carry without a derivative, such as the warm start of MuJoCo's solver, settle to half of the digits.
+    Entries of a carry or a memory without a derivative, such as the warm start of MuJoCo's solver, settle to half of the digits.
     Those that are not floating point, such as a counter or a key, may change if they do not depend on
     the state or on any other floating-point entry.
 
@@ -88,8 +89,8 @@ class Newton(AbstractMethod):
 
     def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
         carry = dynamics.init(state, horizon) if carry is None else carry
-        name = type(dynamics).__name__
-        loop = lambda paths: _Loop.of(*stepper(dynamics, policy, horizon, key=key, paths=paths, t=t), (carry, state), name)
+        name, start = type(dynamics).__name__, ((memory_of(policy), carry), state)
+        loop = lambda paths: _Loop.of(*stepper(dynamics, policy, horizon, key=key, paths=paths, t=t), start, name)
         traced, plain = loop(paths), _detached(loop(Paths()))
         x, n, sweeps, exponent = _trajectory(traced, plain=plain, guess=self._guess(plain.first, state, horizon), method=self)
         if self.max_sweeps is not None and self.max_sweeps < horizon:  # After H sweeps the result is exact.
@@ -167,8 +168,8 @@ class _Loop(eqx.Module):
         if any(k == "moving" and r for k, r in zip(kinds, read, strict=False)):
             dtypes = ", ".join(describe(x) for x in made.counters)
             raise ValueError(
-                f"Newton cannot linearise {name}: its carry has entries that are not floating point ({dtypes}) and depend on ones "
-                "that are; use method=Sequential()."
+                f"Newton cannot linearise {name}: its carry, or the memory of the policy, has entries that are not floating point "
+                f"({dtypes}) and depend on ones that are; use method=Sequential()."
             )
 
         def count(counters, inputs):

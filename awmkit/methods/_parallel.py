@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree, ScalarLike
 
 from .._checks import check_counts, check_floats, check_shapes
 from .._paths import is_cut, Paths
+from .._policies import memory_of
 from ._fixed_point import fixed_point
 from ._method import AbstractMethod, act_on, passes, Rollout, stepper, Sweeps
 from ._sequential import Sequential
@@ -142,18 +143,18 @@ class Parallel(AbstractMethod):
         resizes = dynamics.resizable and carry is None and block < horizon
         block = horizon if in_turn and not resizes else block
         carry = dynamics.init(state, block if resizes else horizon) if carry is None else carry
-        first_state, first_carry = state, carry
+        memory, first_state, first_carry = memory_of(policy), state, carry
         pieces, of_blocks, settled = [], [], jnp.asarray(True)
         for begin in range(0, horizon, block):
             end = min(begin + block, horizon)
             carry = dynamics.resize_carry(carry, end) if resizes and begin > 0 else carry
             of_block = jtu.tree_map(lambda x, begin=begin, end=end: x[begin:end], steps)
             if isinstance(self.sampling, Sequential):
-                (carry, state), piece = lax.scan(step, (carry, state), of_block)
+                ((memory, carry), state), piece = lax.scan(step, ((memory, carry), state), of_block)
             else:
                 assert start is not None
-                predict, piece, sweeps, of_block_settled = self._settle(
-                    dynamics, policy, carry, state, t + begin, of_block, start[begin:end]
+                predict, memory, piece, sweeps, of_block_settled = self._settle(
+                    dynamics, policy, memory, carry, state, t + begin, of_block, start[begin:end]
                 )
                 if end < horizon:  # The states of the last sweep are those of the actions before it.
                     carry, states = predict(piece[1])
@@ -181,20 +182,21 @@ class Parallel(AbstractMethod):
         return states, actions, Sweeps(sweeps.count, residual)
 
     def _settle(
-        self, dynamics, policy, carry, state, t, steps, start
-    ) -> tuple[Callable, tuple[Array, Array], Sweeps, Bool[Array, ""]]:
-        """Return the parallel pass over a block of steps from t on, the block's states and actions, the sweeps, and whether the
-        values settled."""
+        self, dynamics, policy, memory, carry, state, t, steps, start
+    ) -> tuple[Callable, PyTree, tuple[Array, Array], Sweeps, Bool[Array, ""]]:
+        """Return the parallel pass over a block of steps from t on, the memory after it, its states and actions, the sweeps, and
+        whether the values settled."""
         assert isinstance(self.sampling, Picard)
         _, _, policy_keys, dynamics_keys = steps
         predict = lambda actions: dynamics.rollout_segment(carry, state, actions, t, keys=dynamics_keys)
 
         def sweep(actions):
             states = predict(actions)[1]
-            return act_on(policy, state, states, t, policy_keys), states
+            after, actions = act_on(policy, memory, state, states, t, policy_keys)
+            return actions, (after, states)
 
-        actions, states, sweeps, settled = self.sampling._solve(sweep, start, unit=1.0, patience=self.patience)
-        return predict, (states, actions), sweeps, settled
+        actions, (after, states), sweeps, settled = self.sampling._solve(sweep, start, unit=1.0, patience=self.patience)
+        return predict, after, (states, actions), sweeps, settled
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:
         """Return x with residual(x) = x - A x = g. Transposed, this is the adjoint equation."""
@@ -208,7 +210,7 @@ class Parallel(AbstractMethod):
 def _first_actions(start, policy, state, horizon: int, t: int, keys, action_size: int) -> Float[Array, "H A"]:
     """Return the actions from which Picard sampling starts."""
     if start is None:
-        return act_on(policy, state, jnp.broadcast_to(state, (horizon, *state.shape)), t, keys)
+        return act_on(policy, memory_of(policy), state, jnp.broadcast_to(state, (horizon, *state.shape)), t, keys)[1]
     check_shapes("Parallel", "give one row for each step", start=(start, (horizon, action_size)))
     return jnp.asarray(start, state.dtype)
 

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import PyTree
 
 from .._checks import describe
+from .._policies import memory_of
 from ._method import AbstractMethod, stepper
 
 
@@ -38,7 +39,7 @@ class Sequential(AbstractMethod):
     def run(self, dynamics, policy, state, horizon, *, key, paths, t=0, carry=None):
         step, steps = stepper(dynamics, policy, horizon, key=key, paths=paths, t=t)
         carry = dynamics.init(state, horizon) if carry is None else carry
-        _, (states, actions) = self._scan(step, (carry, state), steps, horizon)
+        _, (states, actions) = self._scan(step, ((memory_of(policy), carry), state), steps, horizon)
         return states, actions, None
 
     def _scan(self, step: Callable, loop: PyTree, steps: PyTree, horizon: int) -> tuple[PyTree, PyTree]:

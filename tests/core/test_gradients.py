@@ -12,6 +12,7 @@ from systems import DYNAMICS, HORIZON, POLICIES, reward, start
 from awmkit import Newton, Parallel, Paths, Picard, Sequential, unroll, unroll_grad
 from awmkit._dynamics import step_keys
 from awmkit._normaliser import trainable
+from awmkit._policies import act, memory_of
 from awmkit.methods._method import split_key
 
 GAIN = st.sampled_from([0.0, 1.0]) | st.floats(-0.5, 1.5)
@@ -22,22 +23,22 @@ def surrogate(dynamics, policy, state, key, gains, base):
 
     An edge with gain g passes on x0 + g (x - x0), where x0 is the value on the base trajectory.
     """
-    mixed = lambda gain, x, x0: x0 + gain * (x - x0)
+    mixed = lambda gain, x, x0: jax.tree.map(lambda x, x0: x0 + gain * (x - x0), x, x0)
     policy_keys, dynamics_key = split_key(key, HORIZON)
 
     def step(loop, x):
-        carry, state, total = loop
-        t, s0, a0, planned, policy_key, dynamics_key = x
-        action = policy(mixed(gains[0], state, s0), t, key=policy_key) if callable(policy) else planned
+        memory, carry, state, total = loop
+        t, s0, a0, m0, action, policy_key, dynamics_key = x
+        if callable(policy):
+            memory, action = act(policy, mixed(gains[3], memory, m0), mixed(gains[0], state, s0), t, policy_key)
         total = total + 0.9 ** jnp.asarray(t, float) * reward(state, action, t)
         fed_back, acted = mixed(gains[1], state, s0), mixed(gains[2], action, a0)
         carry, state = dynamics.step(carry, fed_back, acted, t, key=dynamics_key)
-        return (carry, state, total), None
+        return (memory, carry, state, total), None
 
-    states, actions = base
     planned = None if callable(policy) else policy
-    steps = (jnp.arange(HORIZON), states, actions, planned, policy_keys, step_keys(dynamics_key, HORIZON))
-    return lax.scan(step, (dynamics.init(state, HORIZON), state, jnp.zeros(())), steps)[0][2]
+    steps = (jnp.arange(HORIZON), *base, planned, policy_keys, step_keys(dynamics_key, HORIZON))
+    return lax.scan(step, (memory_of(policy), dynamics.init(state, HORIZON), state, jnp.zeros(())), steps)[0][3]
 
 
 @eqx.filter_jit
@@ -57,7 +58,10 @@ def compare(dynamics, policy, seed, gains):
     direction = jax.random.normal(direction_key, flat.shape)
     direction = direction / jnp.linalg.norm(direction)
     trajectory = unroll(dynamics, policy, state, HORIZON, key=key)
-    base = trajectory.states[:-1], trajectory.actions
+    steps = trajectory.states[:-1], jnp.arange(HORIZON), split_key(key, HORIZON)[0]
+    remember = lambda memory, x: (act(policy, memory, *x)[0], memory)
+    memories = None if eqx.is_array(policy) else lax.scan(remember, memory_of(policy), steps)[1]
+    base = trajectory.states[:-1], trajectory.actions, memories
     value = lambda h: surrogate(dynamics, eqx.combine(unravel(flat + h * direction), rest), state, key, gains, base)
     h = 1e-5
     plain, above, below = jax.vmap(value)(jnp.array([0, h, -h]))
@@ -70,10 +74,11 @@ def compare(dynamics, policy, seed, gains):
     )
 
 
-# Every dynamics with the Gaussian policy, which uses every edge, and the other policies with one model of each class.
+# Every dynamics with the Gaussian policy, the other policies with one model of each class, and the memory with an actions model,
+# which every method supports.
 SLOW = ("AWM transformer, rotary time", "AWM linear state space", "AWM from the pendulum")
 CASES = [pytest.param(name, "Gaussian, with time", marks=[pytest.mark.slow] * (name in SLOW)) for name in DYNAMICS]
-CASES += [(name, policy) for name in ("Markov", "HWM GRU", "AWM GRU") for policy in POLICIES if policy != "Gaussian, with time"]
+CASES += [(name, policy) for name in ("Markov", "HWM GRU", "AWM GRU") for policy in ("actions", "MLP")] + [("AWM GRU", "GRU")]
 
 
 @pytest.mark.parametrize(("name", "policy_name"), CASES)
@@ -81,7 +86,7 @@ def test_the_gradient_equals_finite_differences_for_any_gains(name, policy_name)
     dynamics = DYNAMICS[name]()
     policy = POLICIES[policy_name](dynamics.state_size, dynamics.action_size)
 
-    @given(seed=st.integers(0, 2**31 - 1), gains=st.tuples(GAIN, GAIN, GAIN))
+    @given(seed=st.integers(0, 2**31 - 1), gains=st.tuples(GAIN, GAIN, GAIN, GAIN))
     def check(seed, gains):
         plain, differences, results, norm = compare(dynamics, policy, jnp.asarray(seed), jnp.asarray(gains))
         assert norm > 1e-3, "this system's gradient must not vanish"

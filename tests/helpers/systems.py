@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from awmkit import AWM, GaussianPolicy, GRU, HWM, LinearStateSpace, LSTM, Markov, MLPPolicy, RNN, Transformer
+from awmkit import AWM, GaussianPolicy, GRU, GRUPolicy, HWM, LinearStateSpace, LSTM, Markov, MLPPolicy, RNN, Transformer
 from awmkit.tasks import (
     BearPopulations,
     Circles,
@@ -74,6 +74,7 @@ POLICIES = {
     "actions": lambda s, a: jnp.clip(0.5 * jax.random.normal(jax.random.key(20), (HORIZON, a)), -1, 1),
     "MLP": lambda s, a: MLPPolicy(s, a, width=8, key=jax.random.key(21)),
     "Gaussian, with time": lambda s, a: GaussianPolicy(s, a, width=8, horizon=HORIZON, key=jax.random.key(22)),
+    "GRU": lambda s, a: GRUPolicy(s, a, width=4, key=jax.random.key(23)),
 }
 
 
