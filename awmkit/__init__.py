@@ -14,9 +14,10 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
 | measure a model, a policy | `prediction_error`, `PredictionError`, `evaluate`, `Evaluation` |
 | train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
+| plan in a model | `Planner`, `GradientSearch`, `CEM` |
 | improve a policy in a model | `improve`, `ImproveResult`, `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
 | store, save, log, show progress | `Replay`, `save`, `load`, `versions`, `JSONLines`, `TqdmProgress`, `NoProgress` |
-| to subclass | `AbstractDynamics`, `AbstractTask`, `AbstractWorldModel`, `AbstractTrainable`, `AbstractBackbone`, `AbstractAttention`, `AbstractPolicy`, `AbstractMethod`, `AbstractAscent`, `AbstractProgress`, `AbstractMeter` |
+| to subclass | `AbstractDynamics`, `AbstractTask`, `AbstractWorldModel`, `AbstractTrainable`, `AbstractBackbone`, `AbstractAttention`, `AbstractPolicy`, `AbstractMethod`, `AbstractAscent`, `AbstractSearch`, `AbstractProgress`, `AbstractMeter` |
 
 | module | contents |
 | --- | --- |
@@ -41,12 +42,15 @@ from ._trajectory import Trajectory
 from ._unroll import unroll, unroll_grad
 from .learning import (
     AbstractAscent,
+    AbstractSearch,
+    CEM,
     Critic,
     evaluate,
     Evaluation,
     fit,
     FitResult,
     FullHorizon,
+    GradientSearch,
     held_actions,
     improve,
     ImproveResult,
@@ -55,6 +59,7 @@ from .learning import (
     load_episodes,
     Metrics,
     ModelUpdates,
+    Planner,
     prediction_error,
     PredictionError,
     Replay,
@@ -97,11 +102,13 @@ __all__ = [
     "AbstractMethod",
     "AbstractPolicy",
     "AbstractProgress",
+    "AbstractSearch",
     "AbstractTask",
     "AbstractTrainable",
     "AbstractWorldModel",
     "AWM",
     "BPO",
+    "CEM",
     "Critic",
     "CuDNNAttention",
     "evaluate",
@@ -110,6 +117,7 @@ __all__ = [
     "FitResult",
     "FullHorizon",
     "GaussianPolicy",
+    "GradientSearch",
     "GRU",
     "GRUPolicy",
     "held_actions",
@@ -131,6 +139,7 @@ __all__ = [
     "Parallel",
     "Paths",
     "Picard",
+    "Planner",
     "prediction_error",
     "PredictionError",
     "Replay",

@@ -256,6 +256,10 @@ def learning_rows():
             awmkit.improve(MODELS["Markov"], MLP, ascent=awmkit.FullHorizon(entropy=0.0), **options, **x)
 
     yield "learning.improve", Row(improve, {"starts": "N S"})
+    planner = awmkit.Planner(SYSTEM, reward, 5, search=awmkit.CEM(4, 2, 1))
+    yield "Planner.__call__", Row(planner, {"state": "S", "t": ""}, "A")
+    act = lambda memory, state, t: planner.step(memory, state, t)[1]
+    yield "Planner.step", Row(act, {"memory": "5 A", "state": "S", "t": ""}, "A")
     critic = awmkit.Critic(3, 5, width=4, key=KEY)
     yield "Critic.__call__", Row(critic, {"state": "S", "t": ""}, "")
     any_size = {"states": "N H+1 D", "actions": "N H P", "rewards": "N H"}
@@ -646,6 +650,9 @@ NO_ARRAYS = {
     *(
         "ShortHorizon.update",
         "AscentState.entropy_weight",
+        "CEM.optimise",
+        "GradientSearch.optimise",
+        "Planner.init",
         "learning.ascents.policy_step",
         "learning.ascents.trainable_gradient",
     ),

@@ -9,8 +9,10 @@ from ._improve import improve, ImproveResult
 from ._json_lines import JSONLines
 from ._metrics import Metrics
 from ._model_updates import ModelUpdates
+from ._planner import Planner
 from ._prediction_error import prediction_error, PredictionError
 from ._replay import Replay
+from ._search import AbstractSearch, CEM, GradientSearch
 from ._train import train, TrainResult
 from ._train_state import TrainState
 from ._warmup import held_actions, uniform_actions, Warmup
@@ -18,6 +20,8 @@ from .ascents import AbstractAscent, Critic, FullHorizon, ShortHorizon, TargetEn
 
 __all__ = [
     "AbstractAscent",
+    "AbstractSearch",
+    "CEM",
     "Critic",
     "evaluate",
     "Evaluation",
@@ -25,6 +29,7 @@ __all__ = [
     "fit",
     "FitResult",
     "FullHorizon",
+    "GradientSearch",
     "held_actions",
     "improve",
     "ImproveResult",
@@ -33,6 +38,7 @@ __all__ = [
     "load_episodes",
     "Metrics",
     "ModelUpdates",
+    "Planner",
     "prediction_error",
     "PredictionError",
     "read_header",

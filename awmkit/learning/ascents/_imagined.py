@@ -36,14 +36,23 @@ class Imagined(eqx.Module):
 
 
 class _Later(eqx.Module):
-    """A policy, a reward or a termination of an episode that began `first` steps ago."""
+    """A policy in an episode that began `first` steps ago."""
 
-    fn: Callable
+    policy: Callable
     first: ScalarLike
 
-    def __call__(self, *args, **kwargs):
-        at = 1 if len(args) == 2 else 2  # (state, t) or (state, action, t, next_state)
-        return self.fn(*args[:at], args[at] + self.first, *args[at + 1 :], **kwargs)
+    def __call__(self, state, t, *, key=None):
+        return self.policy(state, t + self.first, key=key)
+
+
+class _LaterRule(eqx.Module):
+    """A reward or a termination in an episode that began `first` steps ago."""
+
+    rule: Callable
+    first: ScalarLike
+
+    def __call__(self, state, action, t, next_state):
+        return self.rule(state, action, t + self.first, next_state)
 
 
 def imagine(
@@ -71,10 +80,8 @@ def imagine(
     if (isinstance(dynamics, HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
         # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
         first, acting = 0, policy if isinstance(policy, Array) else _Later(policy, t)
-        options = {
-            "reward": _Later(with_next_state(reward), t),
-            "termination": None if termination is None else _Later(termination, t),
-        }
+        later = lambda rule: None if rule is None else _LaterRule(with_next_state(rule), t)
+        options = {"reward": later(reward), "termination": later(termination)}
     options |= {"key": key, "paths": paths, "method": method, "t": first}
     episode = unroll(dynamics, acting, state, horizon, **options)
     steps = jnp.arange(horizon) + t
