@@ -12,11 +12,11 @@ import optax
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
-from .._checks import check_counts, check_key, check_optimiser, describe
+from .._checks import check_counts, check_optimiser, describe
 from .._dynamics import AbstractDynamics
-from .._normaliser import is_stacked, Normaliser, rows_of, trainable
+from .._normaliser import Normaliser, rows_of, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import check_episodes, Trajectory
 from ..models import AbstractTrainable
@@ -25,6 +25,7 @@ from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_ste
 from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by, warn_of_large_actions
 from ._open_loop import as_trainable, check_has_parameters, OpenLoop
 from ._optimise import check_trains
+from ._seeds import check_keys, check_seeds, one_seed
 from ._sharding import check_mesh, gather, place, split
 from ._windows import cut_windows, draw_windows
 
@@ -32,27 +33,50 @@ M = TypeVar("M", bound=AbstractTrainable | AbstractDynamics)
 
 
 class FitResult(eqx.Module, Generic[M]):
-    """The result of `fit`.
+    """The result of `fit`. With several keys, everything but `seconds` has a leading axis of members.
 
-    - `model`: the fitted model.
+    - `model`: the fitted model, or models: `awmkit.Ensemble(result.model)` is a dynamics made of them.
     - `losses`: training loss at each update, computed before the optimiser step, shape (updates,).
     - `held_out`: mean square error on held-out episodes at each step, shape (H,): of open-loop predictions of s_1 ... s_H from
       s_0 and the actions, of rewards, or of ends. Each entry is divided by its variance over all episodes; 1 is as good as predicting
       the mean. Step t is the mean over the held-out episodes that reach it, and H the length of the longest of them. With
-      `window=n`, shape (n,): the held-out episodes are cut into windows of n steps. `None` if nothing was held out.
+      `window=n`, shape (n,): the held-out episodes are cut into windows of n steps. `None` if nothing was held out. Of several
+      members, NaN at steps that only held-out episodes of others reach.
     - `seconds`: wall time in seconds, compilation included.
+
+    With several keys, `result[i]` is the result of member i, and `result.best()` that of the member with the smallest mean of
+    `held_out`.
     """
 
     model: M
-    losses: Float[Array, " updates"]
-    held_out: Float[Array, " H"] | None
+    losses: Float[Array, "*members updates"]
+    held_out: Float[Array, "*members H"] | None
     seconds: float
 
+    def __getitem__(self, member: int) -> "FitResult[M]":
+        """Return the result of one of several members."""
+        parts = self.model, self.losses, self.held_out
+        model, losses, held_out = one_seed(parts, member, self.losses.shape[:-1])
+        if held_out is not None:
+            held_out = held_out[: 1 + np.flatnonzero(~np.isnan(held_out)).max(initial=-1)]
+        return FitResult(model, losses, held_out, self.seconds)
+
+    def best(self) -> "FitResult[M]":
+        """Return the result of the member whose mean of `held_out`, or last loss if nothing was held out, is the smallest; of one
+        model, this result."""
+        if self.losses.ndim == 1:
+            return self
+        results = [self[i] for i in range(self.losses.shape[0])]
+        error = [float(jnp.mean(x.losses[-1:] if x.held_out is None else x.held_out)) for x in results]
+        return results[int(np.nanargmin(error))]
+
     def __repr__(self) -> str:
-        error = "None" if self.held_out is None else f"{float(jnp.mean(self.held_out)):.3g} (mean over steps)"
+        median = lambda x: float(np.median(x))
+        error = "None" if self.held_out is None else f"{median(jnp.nanmean(self.held_out, axis=-1)):.3g} (mean over steps)"
+        members = "" if self.losses.ndim == 1 else f"medians of {self.losses.shape[0]} members, "
         return (
-            f"FitResult(model={type(self.model).__name__}, losses: first {float(self.losses[0]):.3g}, last "
-            f"{float(self.losses[-1]):.3g} of {self.losses.size}, held_out={error}, seconds={self.seconds:.1f})"
+            f"FitResult(model={type(self.model).__name__}, {members}losses: first {median(self.losses[..., 0]):.3g}, last "
+            f"{median(self.losses[..., -1]):.3g} of {self.losses.shape[-1]}, held_out={error}, seconds={self.seconds:.1f})"
         )
 
 
@@ -60,13 +84,14 @@ def fit(
     model: M,
     episodes: Trajectory,
     *,
-    key: PRNGKeyArray,
+    key: Key[Array, "*members"],
     updates: int = 1000,
     window: int | None = None,
     batch_size: int = 64,
     microbatch_size: int | None = None,
     optimiser: optax.GradientTransformation | None = None,
     holdout: float = 0.1,
+    bootstrap: bool = False,
     mesh: Mesh | None = None,
     progress: AbstractProgress = TqdmProgress(),
 ) -> FitResult[M]:
@@ -98,14 +123,25 @@ def fit(
     Normalisers of awmkit's models that are not set get the statistics of the training episodes. Those that are
     set stay as they are: to replace them, pass `model.normalised(episodes)`.
 
+    **Several models in one program**: pass an array of K keys, and a model with a leading axis of the same length, built by
+    `eqx.filter_vmap(make)(keys)`. Each member has its own held-out episodes and its own batches, as `fit(models[i],
+    key=keys[i])` has, and all share one copy of the data.
+
+    ```python
+    keys = jax.random.split(key, 5)
+    models = eqx.filter_vmap(lambda key: Markov(task.state_size, task.action_size, key=key))(keys)
+    ensemble = Ensemble(fit(models, episodes, key=keys).model)
+    ```
+
     **Arguments**
 
     - `model`: one AWM, HWM, Markov, reward model or termination model, your own `awmkit.AbstractTrainable`, or a
-      simulator.
+      simulator; or several of a kind, with a leading axis.
     - `episodes`: N episodes, an `awmkit.Trajectory` with a leading axis, as `Trajectory.from_episodes` makes of a list. Their
       lengths may differ, and every step counts equally. Only a reward model needs rewards. If the dtypes of the episodes and of
       the weights differ, the episodes are computed in the widest of them.
-    - `key`: for the split into training and held-out episodes, and for the batches.
+    - `key`: for the split into training and held-out episodes, and for the batches: one `jax.random.key`, or an array of keys of
+      shape (K,) for K models.
     - `updates`: number of updates, 1000 by default.
     - `window`: number of steps n that are fitted at a time, by default whole episodes. Each update draws windows of n steps from
       anywhere in the episodes; every step is equally likely to begin one, and those that begin less than n steps before the end
@@ -118,72 +154,115 @@ def fit(
     - `optimiser`: an optax optimiser, `optax.adam(1e-3)` by default; also one that reads the loss of the batch, such as
       `optax.lbfgs()`. Gradients are clipped only if it clips them.
     - `holdout`: share of the episodes held out to measure `FitResult.held_out`, in [0, 1), 0.1 by default.
+    - `bootstrap`: whether the training episodes are drawn with replacement from those that are not held out, in their number
+      (Breiman, 1996). Each member of an ensemble then knows other data, about 63 % of them. `False` by default: all of them.
     - `mesh`: devices that share the episodes of each update, such as `jax.make_mesh((8,), ("episodes",))`. Every device has
       all the data.
     - `progress`: `awmkit.TqdmProgress()` (the default) shows a bar on stderr, `awmkit.NoProgress()` nothing.
 
     **Returns:** a `FitResult`.
 
-    **Raises:** `ValueError` if the model, optimiser or key has the wrong type, or the episodes do not fit the model or are not
-    finite. `RuntimeError` if the loss is not finite. A warning says so if actions are outside of [-1, 1].
+    **Raises:** `ValueError` if the model, optimiser or key has the wrong type, there is not one model for each key, or the
+    episodes do not fit the model or are not finite. `RuntimeError` if the loss is not finite. A warning says so if actions are
+    outside of [-1, 1].
     """
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     check_progress(progress)
-    trained = as_trainable("fit", model)
-    if isinstance(trained, OpenLoop):
-        check_has_parameters(trained.dynamics)
-    episodes, loss_dtype = _check(
-        trained, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh
-    )
+    check_keys(key)
+    members = [as_trainable("fit", member) for member in _members(model, key)]
+    first = members[0]
+    if isinstance(first, OpenLoop):
+        check_has_parameters(first.dynamics)
+    episodes, loss_dtype = _check(first, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh)
     window = window if window is None else min(window, episodes.horizon)
     began = time.monotonic()
-    split_key, batch_key = jax.random.split(key)
-    order = jax.random.permutation(split_key, episodes.states.shape[0])
-    held = min(max(1, round(holdout * order.size)), order.size - 1) if holdout > 0 else 0
-    training, held_out = (jtu.tree_map(lambda x, i=i: x[i], episodes) for i in (order[held:], order[:held]))
-    trained = normalise_by(trained, training, window)
-    if held and window is not None:
-        held_out, episodes = cut_windows(held_out, window), cut_windows(episodes, window)
-    reached = None if not held or held_out.length is None else int(held_out.length.max())
+    count, pick = len(episodes), lambda numbers: jtu.tree_map(lambda x: x[numbers], episodes)
+    held = min(max(1, round(holdout * count)), count - 1) if holdout > 0 else 0
+
+    def prepare(member, key):
+        """Return a model with its normalisers set, the numbers of its training and held-out episodes, and the key of its batches."""
+        split_key, batch_key = jax.random.split(key)
+        order = jax.random.permutation(split_key, count)
+        training = order[held:]
+        if bootstrap:
+            training = training[jax.random.randint(jax.random.fold_in(split_key, 0), training.shape, 0, training.size)]
+        return normalise_by(member, pick(training), window), training, order[:held], batch_key
+
+    keys = key if key.ndim else key[None]
+    prepared = [prepare(member, key) for member, key in zip(members, keys, strict=True)]
+    stack = lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0]
+    trained, training, held_out, batch_key = jtu.tree_map(stack, *prepared) if key.ndim else prepared[0]
 
     weights, rest = eqx.partition(trained, trainable(trained))
-    carry = (weights, optimiser.init(weights), jnp.zeros(updates, loss_dtype))
-    carry, rest, training, held_out, episodes, batch_key = place((carry, rest, training, held_out, episodes, batch_key), mesh)
+    begin = eqx.filter_vmap(optimiser.init) if key.ndim else optimiser.init
+    carry = (weights, begin(weights), jnp.zeros((*key.shape, updates), loss_dtype))
+    carry, rest, episodes, training, batch_key = place((carry, rest, episodes, training, batch_key), mesh)
     parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
-    with progress.start(" ".join(["fit", *parts]), updates) as meter:
+    with progress.start(" ".join(["fit", *map(str, key.shape), *parts]), updates) as meter:
         meter.update(0, phase="compiling")
         for start, stop in chunks(updates):
             bounds = place((jnp.asarray(start), jnp.asarray(stop)), mesh)
             settings = batch_size, microbatch_size, window, mesh
-            carry = _update(carry, rest, optimiser, training, batch_key, *settings, *bounds)
-            loss = float(carry[2][stop - 1])
+            carry = _update(carry, rest, optimiser, episodes, training, batch_key, *settings, *bounds)
+            loss = np.asarray(carry[2][..., stop - 1])
             _require_finite(loss, stop)
-            meter.update(stop, f"loss {loss:.3g}", phase="fitting")
+            meter.update(stop, f"loss {np.median(loss):.3g}", phase="fitting")
     trained = eqx.combine(carry[0], rest)
-    error = _held_out_error(trained, held_out, episodes)[:reached] if held else None
+    error = None
+    if held:
+        # In a compiled program no window is left out, so that one program serves all members.
+        cut = eqx.filter_jit(cut_windows) if key.ndim else cut_windows
+        in_windows = lambda episodes, cut: episodes if window is None else cut(episodes, window)
+        held_out = [in_windows(pick(numbers), cut) for numbers in (held_out if key.ndim else held_out[None])]
+        error = _held_out_errors(trained, held_out, in_windows(episodes, cut_windows), mesh, key.shape)
     fitted: Any = trained.dynamics if isinstance(trained, OpenLoop) else trained
     return FitResult(fitted, carry[2], error, time.monotonic() - began)
 
 
+def _members(model, key) -> list:
+    """Return the models of several keys, or the only one."""
+    check_seeds(key, {"model": model})
+    return [one_seed(model, i, key.shape) for i in range(key.size)] if key.ndim else [model]
+
+
 @eqx.filter_jit
-def _update(carry, rest, optimiser, episodes, key, batch_size, microbatch_size, window, mesh, start, stop):
-    """Make updates `start` to `stop`. Both are traced, so that chunks of any length share one program."""
+def _update(carry, rest, optimiser, episodes, training, key, batch_size, microbatch_size, window, mesh, start, stop):
+    """Make updates `start` to `stop`, of one model or several. Both are traced, so that chunks of any length share one program."""
 
-    def update(i, carry):
-        weights, optimiser_state, losses = carry
-        draw_key = jax.random.fold_in(key, i)
-        if window is None:
-            drawn = jax.random.randint(draw_key, (batch_size,), 0, episodes.states.shape[0])
-            batch = jtu.tree_map(lambda x: x[drawn], episodes)
-        else:
-            batch = draw_windows(draw_key, episodes, batch_size, window)
-        batch = split(batch, mesh, "batch_size")
-        loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-        few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1])
-        weights, optimiser_state, value = minibatch_step(loss, weights, batch, optimiser, optimiser_state, microbatch_size, few)
-        return weights, optimiser_state, losses.at[i].set(value)
+    def run(carry, rest, training, key):
+        def update(i, carry):
+            weights, optimiser_state, losses = carry
+            draw_key = jax.random.fold_in(key, i)
+            if window is None:
+                drawn = training[jax.random.randint(draw_key, (batch_size,), 0, training.size)]
+                batch = jtu.tree_map(lambda x: x[drawn], episodes)
+            else:
+                batch = draw_windows(draw_key, episodes, batch_size, window, among=training)
+            batch = split(batch, mesh, "batch_size")
+            loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
+            few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1])
+            weights, optimiser_state, value = minibatch_step(
+                loss, weights, batch, optimiser, optimiser_state, microbatch_size, few
+            )
+            return weights, optimiser_state, losses.at[i].set(value)
 
-    return gather(lax.fori_loop(start, stop, update, carry), mesh)
+        return lax.fori_loop(start, stop, update, carry)
+
+    run = eqx.filter_vmap(run) if key.ndim else run
+    return gather(run(carry, rest, training, key), mesh)
+
+
+def _held_out_errors(model, held_out: list[Trajectory], episodes: Trajectory, mesh, shape) -> Float[Array, "*members H"]:
+    """Return the error by step of one model or several, each on its own held-out episodes."""
+    errors = []
+    for i, own in enumerate(held_out):
+        reached = None if own.length is None else int(own.length.max())
+        own, episodes = place((own, episodes), mesh)
+        errors.append(_held_out_error(one_seed(model, i, shape) if shape else model, own, episodes)[:reached])
+    if not shape:
+        return errors[0]
+    longest = max(map(len, errors))
+    return jnp.stack([jnp.pad(error, (0, longest - len(error)), constant_values=jnp.nan) for error in errors])
 
 
 @eqx.filter_jit
@@ -210,20 +289,15 @@ def _check(
         )
     check_counts("fit", updates=updates, batch_size=batch_size, window=window)
     check_microbatch_size("fit", microbatch_size, batch_size)
-    check_key("fit", key, several="call fit once for each key")
     check_optimiser(optimiser)
     check_mesh(mesh)
-    if is_stacked(model):
-        raise ValueError(
-            f"fit got several models {type(model).__name__}, stacked along a leading axis; fit them one after another, each with "
-            "jax.tree.map(lambda x: x[i], models) for its number i."
-        )
     if episodes.states.shape[0] < 2:
         raise ValueError(f"fit got states {describe(episodes.states)}; it needs at least 2 episodes.")
     if not 0 <= holdout < 1:
         raise ValueError(f"fit got holdout={describe(holdout)}; pass the share of episodes to hold out, in [0, 1).")
     episodes = in_one_dtype(model, episodes)
-    shapes = jax.eval_shape(lambda x: x if window is None else draw_windows(key, x, 1, min(window, x.horizon)), episodes)
+    one = key.reshape(-1)[0]
+    shapes = jax.eval_shape(lambda x: x if window is None else draw_windows(one, x, 1, min(window, x.horizon)), episodes)
     loss_dtype = check_model("fit", model, shapes).dtype
     check_finite(model, episodes)
     warn_of_large_actions("fit", episodes.actions)
@@ -231,9 +305,11 @@ def _check(
     return episodes, loss_dtype
 
 
-def _require_finite(loss: float, update: int) -> None:
-    if not np.isfinite(loss):
+def _require_finite(loss: np.ndarray, update: int) -> None:
+    wrong = np.flatnonzero(~np.isfinite(loss))
+    if wrong.size:
+        of_member = f" of member {wrong[0]}" if loss.ndim else ""
         raise RuntimeError(
-            f"The loss was {loss} after update {update}; lower the learning rate, clip the gradient with "
+            f"The loss{of_member} was {loss.flat[wrong[0]]} after update {update}; lower the learning rate, clip the gradient with "
             "optax.clip_by_global_norm, or replace statistics of other data with model.normalised(episodes)."
         )

@@ -23,7 +23,7 @@ from ..models._trainable import AbstractTrainable
 from ._chunks import chunks
 from ._loop import fori_loop
 from ._replay import Replay
-from ._seeds import one_seed
+from ._seeds import check_keys, one_seed
 from ._warmup import uniform_actions
 from .ascents import AbstractAscent, FullHorizon, UpdateInfo
 
@@ -185,10 +185,7 @@ def _check(model, policy, reward, key, ascent) -> None:
         raise ValueError(f"The model is {kind(model)}, which has no gradient; pass a fitted world model, or a simulator.")
     if not isinstance(ascent, AbstractAscent):
         raise ValueError(f"The ascent is {kind(ascent)}; pass an awmkit.FullHorizon(...) or ShortHorizon(...).")
-    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1 and key.size):
-        raise ValueError(
-            "The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), for several seeds."
-        )
+    check_keys(key)
     check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
     check_reward(reward)
     if ascent.entropy != 0 and not hasattr(policy, "entropy"):

@@ -1,13 +1,51 @@
-"""The part of one seed in the result of several."""
+"""Several seeds in one program: their keys, the check of what has a leading axis of seeds, and the part of one seed."""
 
 import operator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
+from .._checks import describe
+from .._normaliser import is_stacked, normalisers
+
 T = TypeVar("T", bound=PyTree)
+
+
+def check_keys(key: Any) -> None:
+    """Raise unless `key` is one new-style key, or an array of them."""
+    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1 and key.size):
+        raise ValueError(
+            "The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), for several seeds in one program, "
+            f"got {describe(key)}."
+        )
+
+
+def check_seeds(key, trees: dict[str, Any]) -> None:
+    """Raise unless there is one model or policy for each of several keys, and a single one for a single key.
+
+    **Arguments:** `trees`: what has a leading axis of seeds, by the names for an error.
+    """
+    for name, tree in trees.items():
+        counts = {jnp.shape(x)[:1] for x in jtu.tree_leaves(eqx.filter(tree, eqx.is_array))}
+        several = len(counts) == 1 and () not in counts and all(n.shift.ndim > 1 for n in normalisers(tree))
+        if key.ndim == 0 and is_stacked(tree):
+            raise ValueError(
+                f"There is one key but several of the {name}, stacked along a leading axis; pass an array of keys, one for each, "
+                "such as jax.random.split(key, 2) for two."
+            )
+        if key.ndim and counts and not several:
+            raise ValueError(
+                f"There are {key.size} keys but one {name}; build one for each key with eqx.filter_vmap(make)(keys)."
+            )
+        if key.ndim and counts and counts != {key.shape}:
+            raise ValueError(
+                f"There are {key.size} keys and a {name} for each of {counts.pop()[0]} keys; pass the keys it was built with, or "
+                "build it with eqx.filter_vmap(make)(keys)."
+            )
 
 
 def one_seed(tree: T, seed: int, shape: tuple[int, ...]) -> T:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +14,7 @@ from jaxtyping import PyTree
 from .._checks import check_call, check_counts, describe, kind
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._files import check_folder
-from .._normaliser import is_stacked, normalisers, trainable
+from .._normaliser import trainable
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
 from .._termination import check_termination, rule_of
@@ -26,6 +25,7 @@ from ._collect import empty_episodes
 from ._model_checks import check_model
 from ._model_updates import ModelUpdates
 from ._optimise import check_trains
+from ._seeds import check_keys, check_seeds
 from ._sharding import check_mesh
 from ._warmup import Warmup
 from .ascents import AbstractAscent
@@ -42,10 +42,7 @@ def check_types(task, model, key, warmup, model_updates, ascent, callbacks, chec
             "train runs its epochs from Python, which jit and vmap cannot trace; call it outside of them, with an array of keys for "
             "several seeds in one program."
         )
-    if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim <= 1 and key.size):
-        raise ValueError(
-            "The key must be one jax.random.key(seed), or several, jax.random.split(key, seeds), for several seeds in one program."
-        )
+    check_keys(key)
     settings = (("warmup", warmup, Warmup), ("model_updates", model_updates, ModelUpdates), ("ascent", ascent, AbstractAscent))
     for name, given, needed in settings:
         if not isinstance(given, needed):
@@ -74,7 +71,7 @@ def check_values(
         )
     if key.ndim and task.on_host:
         raise ValueError("Several seeds run as one program only if JAX can trace the task; call train once for each key.")
-    _check_seeds(key, {**learned, "policy": policy})
+    check_seeds(key, {name: x for name, x in learned.items() if isinstance(x, AbstractTrainable)} | {"policy": policy})
     check_counts("train", least=1 if episodes is None else 0, steps=steps)
     check_counts("train", environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
@@ -153,26 +150,3 @@ def _of_one_seed(tree: PyTree, key) -> PyTree:
     """The shapes of the first of several models or policies, or of the only one."""
     first = lambda x: jax.ShapeDtypeStruct(x.shape[key.ndim :], x.dtype) if eqx.is_array(x) else x
     return jtu.tree_map(first, tree)
-
-
-def _check_seeds(key, learned: dict[str, Any]) -> None:
-    """Several keys need one model and one policy each; they share a simulator."""
-    for name, tree in learned.items():
-        if name != "policy" and not isinstance(tree, AbstractTrainable):
-            continue
-        counts = {jnp.shape(x)[:1] for x in jtu.tree_leaves(eqx.filter(tree, eqx.is_array))}
-        several = len(counts) == 1 and () not in counts and all(n.shift.ndim > 1 for n in normalisers(tree))
-        if key.ndim == 0 and is_stacked(tree):
-            raise ValueError(
-                f"There is one key but several of the {name}, stacked along a leading axis; pass an array of keys, one for each, "
-                "such as jax.random.split(key, 2) for two."
-            )
-        if key.ndim and counts and not several:
-            raise ValueError(
-                f"There are {key.size} keys but one {name}; build one for each key with eqx.filter_vmap(make)(keys)."
-            )
-        if key.ndim and counts and counts != {key.shape}:
-            raise ValueError(
-                f"There are {key.size} keys and a {name} for each of {counts.pop()[0]} keys; pass the keys it was built with, or "
-                "build it with eqx.filter_vmap(make)(keys)."
-            )

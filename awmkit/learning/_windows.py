@@ -8,16 +8,21 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from .._trajectory import Trajectory
 
 
-def draw_windows(key: PRNGKeyArray, episodes: Trajectory, count: int, size: int) -> Trajectory:
+def draw_windows(
+    key: PRNGKeyArray, episodes: Trajectory, count: int, size: int, *, among: Int[Array, " M"] | None = None
+) -> Trajectory:
     """Draw windows of `size` steps from N episodes, so that every step is equally likely to begin one.
 
     A window that begins less than `size` steps before the end of its episode is padded. Its `t` is the index of its first step.
+
+    **Arguments:** `among`: the numbers of the episodes to draw from, by default all.
     """
-    length = _lengths(episodes)
+    among = jnp.arange(len(episodes)) if among is None else among
+    length = _lengths(episodes)[among]
     ends = jnp.cumsum(length)
     step = jax.random.randint(key, (count,), 0, ends[-1])
     index = jnp.searchsorted(ends, step, side="right")
-    return _windows_at(episodes, index, step - (ends - length)[index], size)
+    return _windows_at(episodes, among[index], step - (ends - length)[index], size)
 
 
 def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
