@@ -10,6 +10,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | how the gradient is computed | `Sequential`, `Parallel`, `Picard`, `Newton` |
 | policies | `MLPPolicy`, `GaussianPolicy`, `GRUPolicy` |
 | world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
+| several models as one | `Ensemble`, `PessimisticReward` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
 | measure a model, a policy | `prediction_error`, `PredictionError`, `evaluate`, `Evaluation` |
@@ -82,11 +83,13 @@ from .models import (
     AbstractWorldModel,
     AWM,
     CuDNNAttention,
+    Ensemble,
     GRU,
     HWM,
     LinearStateSpace,
     LSTM,
     Markov,
+    PessimisticReward,
     RewardModel,
     RNN,
     TerminationModel,
@@ -111,6 +114,7 @@ __all__ = [
     "CEM",
     "Critic",
     "CuDNNAttention",
+    "Ensemble",
     "evaluate",
     "Evaluation",
     "fit",
@@ -138,6 +142,7 @@ __all__ = [
     "Normaliser",
     "Parallel",
     "Paths",
+    "PessimisticReward",
     "Picard",
     "Planner",
     "prediction_error",

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
@@ -171,12 +172,19 @@ def trainable(tree: PyTree) -> PyTree[bool]:
 
 
 def normalisers(tree: PyTree) -> list[Normaliser]:
-    """Return all normalisers in `tree`."""
-    return [x for x in jtu.tree_leaves(tree, is_leaf=_is_normaliser) if _is_normaliser(x)]
+    """Return all normalisers in `tree`. Those of an ensemble, which stacks its members, are the shapes of one member's."""
+    stacks = lambda x: getattr(x, "stacks_members", False)
+    parts = jtu.tree_leaves(tree, is_leaf=lambda x: _is_normaliser(x) or stacks(x))
+    of_one = lambda n: jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), n)
+    found = [map(of_one, normalisers(x.models)) if stacks(x) else [x] for x in parts if _is_normaliser(x) or stacks(x)]
+    return [n for group in found for n in group]
 
 
 def is_stacked(tree: PyTree) -> bool:
-    """Return whether the normalisers in `tree` have a leading axis, as those of several models built by `eqx.filter_vmap`."""
+    """Return whether the normalisers in `tree` have a leading axis, as those of several models built by `eqx.filter_vmap`.
+
+    An ensemble counts as one model.
+    """
     return any(n.shift.ndim > 1 + n.per_step or n.scale.ndim > 1 + n.per_step_scale for n in normalisers(tree))
 
 

@@ -18,6 +18,7 @@ from public_names import public
 from awmkit import (
     AWM,
     Critic,
+    Ensemble,
     fit,
     FullHorizon,
     GaussianPolicy,
@@ -49,6 +50,7 @@ MODELS = {
     "Markov, by step": Markov(2, 1, width=4, depth=1, per_step=True, key=KEY),
     "HWM": HWM(2, 1, GRU(4, key=KEY), key=KEY),
     "AWM": AWM(2, 1, GRU(4, key=KEY), per_step=True, key=KEY),
+    "Ensemble": Ensemble([Markov(2, 1, width=4, depth=0, key=key) for key in jax.random.split(KEY)]),
     "RewardModel": RewardModel(2, 1, width=4, depth=1, horizon=7, key=KEY),
     "TerminationModel": TerminationModel(2, 1, width=4, depth=1, horizon=7, key=KEY),
 }

@@ -368,6 +368,21 @@ def model_rows():
         Row(of(lambda x: markov.normalised(x).input_norm.shift), whole, "S"),
     )
     yield "AWM.normalised", Row(of(lambda x: awm.normalised(x).input_norm.shift), whole, "S")
+    ensemble = awmkit.Ensemble([markov, markov], "step")
+    start = lambda ensemble: ensemble.init(STATE, 9)
+    step = lambda state, action, t: ensemble.step(start(ensemble), state, action, t, key=KEY)[1]
+    yield "Ensemble.step", Row(step, {"state": "S", "action": "A", "t": ""}, "S")
+    yield "Ensemble.init", Row(lambda state: ensemble.init(state, 5), {"state": "S"})
+    awms = awmkit.Ensemble([awm, awm])
+    segment = lambda state, actions: awms.rollout_segment(start(awms), state, actions, 0)[1]
+    yield "Ensemble.rollout_segment", Row(segment, {"state": "S", "actions": "B A"}, "B S")
+    yield "Ensemble.disagreement", Row(ensemble.disagreement, EPISODE, "H")
+    yield "Ensemble.loss", Row(of(ensemble.loss), EPISODE, "")
+    yield "Ensemble.prediction", Row(of(ensemble.prediction), EPISODE, "H S")
+    yield "Ensemble.target", Row(lambda states: ensemble.target(Trajectory(states, PLAN)), {"states": "* H+1 S"}, "* H S")
+    yield "Ensemble.normalised", Row(of(lambda x: ensemble.normalised(x).models.input_norm.shift), whole, "2 S")
+    pessimistic = awmkit.PessimisticReward(reward, ensemble)
+    yield "PessimisticReward.__call__", Row(pessimistic, {"state": "S", "action": "A", "t": "", "next_state": "S"}, "")
     yield "RewardModel.__call__", Row(REWARD, {"state": "S", "action": "A", "t": "", "next_state": "S"}, "")
     both = lambda method: lambda states, actions, rewards: method(Trajectory(states, actions, rewards))
     yield "RewardModel.target", Row(both(REWARD.target), EPISODES, "* H 1")
@@ -587,6 +602,7 @@ NO_ARRAYS = {
         "Replay.starts",
         "Replay.visited",
         "FullHorizon.check",
+        "FitResult.best",
         "ImproveResult.best",
         "TrainResult.best",
         "Trajectory.filled",
@@ -634,7 +650,13 @@ NO_ARRAYS = {
     # Ignore their arguments.
     *("AbstractDynamics.init", "AbstractDynamics.resize_carry", "AbstractBackbone.resize", "MJXTask.init"),
     *("AbstractBackbone.sequences_at_a_time", "Transformer.sequences_at_a_time", "AbstractTrainable.normalised"),
-    *("AbstractDynamics.episodes_at_a_time", "AWM.episodes_at_a_time", "HWM.episodes_at_a_time"),
+    *(
+        "Ensemble.episodes_at_a_time",
+        "Ensemble.resize_carry",
+        "AbstractDynamics.episodes_at_a_time",
+        "AWM.episodes_at_a_time",
+        "HWM.episodes_at_a_time",
+    ),
     *("AbstractMethod.episodes_at_a_time", "Parallel.episodes_at_a_time"),
     # Called with arguments that a public function has checked.
     *(

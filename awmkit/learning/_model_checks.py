@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from .._checks import describe
 from .._normaliser import fill, normalisers, rows_of, trainable
 from .._trajectory import Trajectory
+from ..models._ensemble import Ensemble
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel, reads_time
 from ._windows import cut_windows
@@ -27,6 +28,9 @@ def normalise_by(model: M, episodes: Trajectory, window: int | None = None) -> M
     """
     if not isinstance(model, AbstractTrainable):
         return model
+    if isinstance(model, Ensemble):
+        members = eqx.filter_vmap(lambda member: normalise_by(member, episodes, window))(model.models)
+        return eqx.tree_at(lambda m: m.models, model, members)
     if window is not None and isinstance(model, AbstractWorldModel) and not reads_time(model):
         episodes = cut_windows(episodes, window)
     return fill(model, model.normalised(episodes))

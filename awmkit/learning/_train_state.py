@@ -19,6 +19,7 @@ from .._norms import norm, std
 from .._reward import Reward
 from .._termination import rule_of
 from .._trajectory import Trajectory
+from ..models._ensemble import members_of
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
 from ._collect import call_compiled, collect, collect_each, collecting_mesh, empty_episodes, is_uneven, iterate, iterate_while
@@ -339,7 +340,7 @@ def _metrics(config: RunConfig, state: TrainState, sums: EpochSums, true_return)
     """The sums of an epoch as means."""
     info = sums.policy_update
     mean_info = jtu.tree_map(lambda x: x / jnp.maximum(sums.policy_updates - info.skipped, 1), info)
-    fitted = isinstance(state.model, AbstractWorldModel)
+    fitted = isinstance(members_of(state.model), AbstractWorldModel)
     return Metrics(
         steps=state.steps,
         episodes=sums.iterations * config.environments,
@@ -362,10 +363,13 @@ def _trained(learned: dict[str, Any]) -> dict[str, AbstractTrainable]:
 
 def _model_error(model, episodes: Trajectory, window: int | None) -> Float[Array, ""]:
     """Mean square error of open-loop predictions, in units of the states' variance over all steps by the model's normaliser."""
-    if not isinstance(model, AbstractWorldModel):
+    members = members_of(model)
+    if not isinstance(members, AbstractWorldModel):
         return jnp.zeros((), episodes.states.dtype)
     episodes = (episodes if window is None else cut_windows(episodes, window)).filled()
-    errors = jax.vmap(model.prediction)(episodes) - model.target(episodes)
-    states = model.input_norm  # Its deviation within steps, and that of its means between steps.
+    errors = jax.vmap(lambda episode: model.prediction(episode))(episodes) - model.target(episodes)
+    states = members.input_norm  # Its deviation within steps, and that of its means between steps.
+    if members is not model:  # All members of an ensemble know the same data.
+        states = jtu.tree_map(lambda x: x[0], states)
     deviation = norm(jnp.stack([states.overall, std(jnp.atleast_2d(states.shift), 0)]), 0)
     return episodes.mean_over_steps((errors / deviation[None, None]) ** 2)

@@ -1,6 +1,7 @@
 """World models, reward models, termination models and the sequence networks inside them."""
 
 from ._awm import AWM
+from ._ensemble import Ensemble, PessimisticReward
 from ._hwm import HWM
 from ._markov import Markov
 from ._reward_model import RewardModel
@@ -16,11 +17,13 @@ __all__ = [
     "AbstractWorldModel",
     "AWM",
     "CuDNNAttention",
+    "Ensemble",
     "GRU",
     "HWM",
     "LinearStateSpace",
     "LSTM",
     "Markov",
+    "PessimisticReward",
     "RewardModel",
     "RNN",
     "TerminationModel",

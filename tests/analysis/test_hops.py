@@ -76,6 +76,7 @@ SLOW = (
     "AWM transformer, rotary time",
     "AWM linear state space",
     "AWM from the pendulum",
+    "ensemble of AWM, by step",
 )
 
 

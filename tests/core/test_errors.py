@@ -14,8 +14,11 @@ from awmkit import (
     AbstractTask,
     AbstractTrainable,
     AWM,
+    Critic,
     CuDNNAttention,
+    Ensemble,
     fit,
+    FullHorizon,
     GaussianPolicy,
     GRU,
     HWM,
@@ -29,6 +32,7 @@ from awmkit import (
     Normaliser,
     Parallel,
     Paths,
+    PessimisticReward,
     Picard,
     prediction_error,
     Replay,
@@ -36,6 +40,7 @@ from awmkit import (
     save,
     scale_actions,
     Sequential,
+    ShortHorizon,
     TqdmProgress,
     Trajectory,
     Transformer,
@@ -153,6 +158,9 @@ class Noisy(AbstractTask):
 
 def _stack(make):
     return eqx.filter_vmap(make)(jax.random.split(KEY, 3))
+
+
+_MARKOVS = _stack(lambda key: Markov(2, 1, width=4, depth=0, key=key))
 
 
 def _unroll(dynamics=SYSTEM, policy=POLICY, state=STATE, horizon=5, **options):
@@ -359,13 +367,43 @@ MISUSES = {
     ),
     "a stack of models": (
         lambda: fit(jax.tree.map(lambda x: jnp.stack([x, x]) if eqx.is_array(x) else x, AWM_20), EPISODES, key=KEY),
-        "several models AWM.*fit them one after another",
+        "one key but several of the model.*pass an array of keys",
     ),
     "fit under vmap": (
         lambda: eqx.filter_vmap(lambda key: _fit(key=key))(jax.random.split(KEY)),
         "fit makes its updates from Python.*call it once for each model",
     ),
-    "several keys for a fit": (lambda: _fit(key=jax.random.split(KEY)), r"\[2\]; .*or call fit once for each key"),
+    "an ensemble of one model": (lambda: Ensemble(AWM_20), "several models, stacked.*got one AWM.*or pass a list"),
+    "an ensemble of one system": (lambda: Ensemble(SYSTEM), "several models, stacked.*got one LinearQuadratic"),
+    "an ensemble of policies": (lambda: Ensemble([POLICY]), "needs world models or simulators, got a MLPPolicy"),
+    "an ensemble of nothing": (lambda: Ensemble([]), "got an empty list; pass at least one model"),
+    "an ensemble of two kinds": (lambda: Ensemble([AWM_20, SYSTEM]), "a AWM and a LinearQuadratic whose structures differ"),
+    "an ensemble of two sizes": (
+        lambda: Ensemble([Markov(2, 1, width=n, depth=0, key=KEY) for n in (4, 5)]),
+        "structures differ|differ in shape",
+    ),
+    "a member drawn by name": (lambda: Ensemble(_MARKOVS, "random"), "must be 'mean', 'episode' or 'step', got 'random'"),
+    "a pessimistic reward of a model": (
+        lambda: PessimisticReward(reward, AWM_20),
+        r"needs an Ensemble, got a AWM; pass Ensemble\(models\)",
+    ),
+    "a pessimistic reward of a model with a memory": (
+        lambda: PessimisticReward(reward, Ensemble([AWM_20, AWM_20])),
+        r"AWM predicts from the steps before them; use FullHorizon\(pessimism",
+    ),
+    "several weights of a pessimistic reward": (
+        lambda: PessimisticReward(reward, Ensemble(_MARKOVS), jnp.ones(2)),
+        r"weight of shape \(\), got float64\[2\]; pass one number",
+    ),
+    "pessimism without an ensemble": (
+        lambda: FullHorizon(pessimism=1.0).check(_MARKOVS, 5),
+        "pessimism=1.0, and a Markov, which has no members.*pass an awmkit.Ensemble",
+    ),
+    "a starting state for an ensemble of AWMs": (
+        lambda: ShortHorizon(Critic(2, key=KEY), critic_optimiser=optax.sgd(1.0)).check(Ensemble([AWM_20, AWM_20]), 5),
+        "middle of an episode, where AWM cannot start",
+    ),
+    "several keys for one model": (lambda: _fit(key=jax.random.split(KEY)), "2 keys but one model; build one for each key"),
     "episodes in 8 bits": (
         lambda: fit(AWM_20, Trajectory(STATES.astype(jnp.float8_e4m3fn), ACTIONS), key=KEY),
         r"states have dtype float8_e4m3fn; pass them .astype\(float\)",
@@ -609,7 +647,7 @@ MISUSES = {
         lambda: MLPPolicy(2, 1, key=jax.random.split(KEY)),
         r"\[2\]; give one key.*or vmap over several",
     ),
-    "a legacy key for a fit": (lambda: _fit(key=jax.random.PRNGKey(0)), r"fit got the key uint32\[2\]"),
+    "a legacy key for a fit": (lambda: _fit(key=jax.random.PRNGKey(0)), r"must be one jax.random.key.*got uint32\[2\]"),
     # Sizes.
     "a negative width": (lambda: MLPPolicy(2, 1, width=-4, key=KEY), "MLPPolicy got width=-4; give a whole number"),
     "a fractional action size": (lambda: GaussianPolicy(2, 1.5, key=KEY), "GaussianPolicy got action_size=1.5"),

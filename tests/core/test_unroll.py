@@ -213,7 +213,13 @@ class Drawn(AbstractDynamics):
         return self.dynamics.step(carry, state, action, t, key=self.keys[t])
 
 
-SLOW = ("double pendulum, passive", "AWM transformer, rotary time", "AWM linear state space", "AWM from the pendulum")
+SLOW = (
+    "double pendulum, passive",
+    "AWM transformer, rotary time",
+    "AWM linear state space",
+    "AWM from the pendulum",
+    "ensemble of AWM, by step",
+)
 
 
 @pytest.mark.parametrize("name", rows(slow=SLOW))

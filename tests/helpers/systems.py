@@ -9,7 +9,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from awmkit import AWM, GaussianPolicy, GRU, GRUPolicy, HWM, LinearStateSpace, LSTM, Markov, MLPPolicy, RNN, Transformer
+from awmkit import (
+    AWM,
+    Ensemble,
+    GaussianPolicy,
+    GRU,
+    GRUPolicy,
+    HWM,
+    LinearStateSpace,
+    LSTM,
+    Markov,
+    MLPPolicy,
+    RNN,
+    Transformer,
+)
 from awmkit.tasks import (
     BearPopulations,
     Circles,
@@ -68,6 +81,8 @@ DYNAMICS = {
     "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1]), per_step=True),
     "AWM from the linear system": lambda: AWM.from_dynamics(_noisy()),
     "AWM from the pendulum": lambda: AWM.from_dynamics(DrivenDoublePendulum(HORIZON)),
+    "ensemble of Markov, by episode": lambda: Ensemble([Markov(*LEARNED, width=4, key=k) for k in _keys(12)], "episode"),
+    "ensemble of AWM, by step": lambda: Ensemble([_awm(GRU(4, key=k)) for k in _keys(13)], "step"),
 }
 
 POLICIES = {

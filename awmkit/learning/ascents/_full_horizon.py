@@ -4,12 +4,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+from jaxtyping import ScalarLike
 
 from ..._checks import check_counts
 from ..._few_at_a_time import few_at_a_time
 from ...methods import default_method
 from ._ascent import AbstractAscent
-from ._imagined import imagine
+from ._imagined import check_pessimism, imagine, over_members
 from ._policy_step import init_ascent_state, policy_step, trainable_gradient
 
 
@@ -43,17 +44,22 @@ class FullHorizon(AbstractAscent):
     - `discount`: discount factor, 1 by default.
     - `paths`: which edges carry gradient, `awmkit.BPO` by default: the policy reads detached states.
     - `method`: how the gradient is computed, as in `awmkit.unroll_grad`; `methods.default_method(dynamics)` by default.
+    - `pessimism`: with an `awmkit.Ensemble`, every member imagines each episode, whatever the ensemble's `sampling`, and the return
+      is the mean over members minus this weight times its standard deviation; 0 by default. It adds no edge: the gradient is
+      that of the members' returns J_m, weighted by 1 - pessimism (J_m - mean) / std. Less than 0 is optimistic.
     - `initial_updates`: number of policy updates of `awmkit.train` before it collects an episode of the policy, 0 by default.
 
     **Raises:** `ValueError` if a setting is out of range.
     """
 
     length: int | None = eqx.field(static=True, kw_only=True, default=None)
+    pessimism: ScalarLike = eqx.field(kw_only=True, default=0.0)
 
     def __check_init__(self):
         check_counts("FullHorizon", length=self.length)
 
     def check(self, dynamics, horizon):
+        check_pessimism("FullHorizon", self.pessimism, dynamics)
         if self.length is not None and self.length > horizon:
             raise ValueError(
                 f"FullHorizon got length={self.length}, but an episode has at most {horizon} steps; pass at most {horizon}, or None."
@@ -77,9 +83,13 @@ class FullHorizon(AbstractAscent):
             options = {"reward": reward, "termination": termination, "key": key, "entropy_key": entropy_key}
             options |= {"paths": self.paths, "method": self.method, "discount": self.discount}
             options |= {"t": t[0], "until": until} if t else {}
-            episode = imagine(dynamics, policy, start, horizon, **options)
-            value = episode.discounted_return / state.return_scale + weight * episode.discounted_entropy
-            return value, (episode.discounted_return, episode.entropy)
+
+            def imagined(dynamics):
+                episode = imagine(dynamics, policy, start, horizon, **options)
+                return episode.discounted_return, episode.discounted_entropy, episode.entropy
+
+            total, entropies, entropy = over_members(self.pessimism, dynamics, imagined)
+            return total / state.return_scale + weight * entropies, (total, entropy)
 
         def mean(of_episode):
             return jtu.tree_map(lambda x: jnp.mean(x, axis=0), jax.vmap(of_episode)(*begins, *keys))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
+from ..._checks import check_shapes, kind
 from ..._dynamics import AbstractDynamics
 from ..._paths import Paths
 from ..._reward import Reward, with_next_state
@@ -15,7 +16,8 @@ from ..._termination import evaluate, rule_of
 from ..._trajectory import discounts
 from ..._unroll import unroll
 from ...methods import AbstractMethod
-from ...models import HWM
+from ...models import Ensemble, HWM
+from ...models._ensemble import members_of, spread
 
 
 class Imagined(eqx.Module):
@@ -33,6 +35,32 @@ class Imagined(eqx.Module):
     entropy: Scalar
     last_state: Float[Array, " S"]
     survived: Scalar
+
+
+def over_members(
+    pessimism: ScalarLike, dynamics: AbstractDynamics, imagined: Callable[[AbstractDynamics], tuple[Scalar, ...]]
+) -> tuple[Scalar, ...]:
+    """Return `imagined(dynamics)`, a return and other numbers. With pessimism, call it for each member of an ensemble and return means
+    over the members, that of the return minus `pessimism` times its standard deviation."""
+    if not _is_pessimistic(pessimism):
+        return imagined(dynamics)
+    returns, *others = eqx.filter_vmap(imagined)(members_of(dynamics))
+    return jnp.mean(returns) - pessimism * spread(returns), *map(jnp.mean, others)
+
+
+def check_pessimism(who: str, pessimism: ScalarLike, dynamics: AbstractDynamics) -> None:
+    """Raise if the weight is not a number, or there are no members whose returns could differ."""
+    check_shapes(who, "pass one number", pessimism=(pessimism, ()))
+    if _is_pessimistic(pessimism) and not isinstance(dynamics, Ensemble):
+        raise ValueError(
+            f"{who} got pessimism={pessimism}, and {kind(dynamics)}, which has no members whose returns could differ; pass an "
+            "awmkit.Ensemble as the model, or pessimism=0."
+        )
+
+
+def _is_pessimistic(pessimism: ScalarLike) -> bool:
+    """Return whether the weight is anything but a 0 that is known before the program runs."""
+    return not (isinstance(pessimism, int | float) and pessimism == 0)
 
 
 class _Later(eqx.Module):
@@ -77,7 +105,7 @@ def imagine(
     Steps from `until` on do not count. A policy with an entropy needs an `entropy_key`.
     """
     first, acting, options = t, policy, {"reward": reward, "termination": termination}
-    if (isinstance(dynamics, HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
+    if (isinstance(members_of(dynamics), HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
         # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
         first, acting = 0, policy if isinstance(policy, Array) else _Later(policy, t)
         later = lambda rule: None if rule is None else _LaterRule(with_next_state(rule), t)

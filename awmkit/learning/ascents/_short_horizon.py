@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import PyTree, ScalarLike
 
 from ..._checks import check_call, check_counts, check_optimiser, describe
 from ..._normaliser import is_stacked, normalise_inputs, trainable
 from ..._paths import Paths
 from ...models import AWM, HWM
+from ...models._ensemble import members_of
 from .._optimise import check_trains
 from ._ascent import AbstractAscent
-from ._imagined import imagine
+from ._imagined import check_pessimism, imagine, over_members
 from ._policy_step import AscentState, init_ascent_state, optimiser_step, policy_step, trainable_gradient, unless_broken
 
 
@@ -68,6 +69,10 @@ class ShortHorizon(AbstractAscent):
     - `discount`: discount factor, 1 by default.
     - `paths`: which edges carry gradient, all of them by default.
     - `method`: how the gradient is computed, as in `awmkit.unroll_grad`.
+    - `pessimism`: with an `awmkit.Ensemble`, every member imagines the steps, whatever the ensemble's `sampling`, and the return,
+      with the critic's value, is the mean over members minus this weight times its standard deviation; 0 by default. It adds no
+      edge: the gradient is that of the members' returns J_m, weighted by 1 - pessimism (J_m - mean) / std. Less than 0 is
+      optimistic. The critic is fitted to the pessimistic return.
 
     **Raises:** `ValueError` if a setting is out of range, or if `critic` has a leading axis of several critics.
     """
@@ -79,6 +84,7 @@ class ShortHorizon(AbstractAscent):
     steps_per_update: int | float = eqx.field(static=True, kw_only=True, default=2.0)
     batch_size: int = eqx.field(static=True, kw_only=True, default=256)
     paths: Paths = eqx.field(kw_only=True, default=Paths())
+    pessimism: ScalarLike = eqx.field(kw_only=True, default=0.0)
 
     def __check_init__(self):
         check_counts("ShortHorizon", length=self.length)
@@ -93,6 +99,7 @@ class ShortHorizon(AbstractAscent):
         check_optimiser(self.critic_optimiser)
 
     def check(self, dynamics, horizon):
+        check_pessimism("ShortHorizon", self.pessimism, dynamics)
         if self.length > horizon:
             raise ValueError(
                 f"ShortHorizon got length={self.length}, but an episode has {horizon} steps; pass a length of at most {horizon}."
@@ -104,9 +111,9 @@ class ShortHorizon(AbstractAscent):
                 'eqx.nn.MLP(..., out_size="scalar") does.'
             )
         check_trains(self.critic_optimiser, self.critic)
-        if isinstance(dynamics, AWM | HWM):
+        if isinstance(members := members_of(dynamics), AWM | HWM):
             raise ValueError(
-                f"ShortHorizon starts in the middle of an episode, where {type(dynamics).__name__} cannot start; use a Markov "
+                f"ShortHorizon starts in the middle of an episode, where {type(members).__name__} cannot start; use a Markov "
                 "model or a simulator, or FullHorizon."
             )
 
@@ -126,13 +133,17 @@ class ShortHorizon(AbstractAscent):
         def imagined_return(policy, start, t, key, entropy_key):
             options = {"reward": reward, "termination": termination, "key": key, "entropy_key": entropy_key}
             options |= {"paths": self.paths, "method": self.method, "discount": self.discount}
-            imagined = imagine(dynamics, policy, start, self.length, t=t, until=until, **options)
-            end = t + self.length
-            value_of_end = imagined.survived * state.target_critic(imagined.last_state, end)
-            if until is not None:
-                value_of_end = jnp.where(end < until, value_of_end, 0.0)
-            total = imagined.discounted_return + self.discount**self.length * (return_scale * value_of_end)
-            return total, imagined.discounted_entropy, imagined.entropy
+
+            def with_value(dynamics):
+                imagined = imagine(dynamics, policy, start, self.length, t=t, until=until, **options)
+                end = t + self.length
+                value_of_end = imagined.survived * state.target_critic(imagined.last_state, end)
+                if until is not None:
+                    value_of_end = jnp.where(end < until, value_of_end, 0.0)
+                total = imagined.discounted_return + self.discount**self.length * (return_scale * value_of_end)
+                return total, imagined.discounted_entropy, imagined.entropy
+
+            return over_members(self.pessimism, dynamics, with_value)
 
         def objective(policy):
             keys = (jax.random.split(k, self.batch_size) for k in (unroll_key, entropy_key))
