@@ -30,7 +30,7 @@ class Picard(eqx.Module):
       matrix products if these are rounded further: to TF32 on a GPU, or to a `matmul_dtype`. Sweeps also stop when the
       changes are as small as rounding and no longer become smaller; `Trajectory.residual` is the last one.
     - `max_sweeps`: the largest number of sweeps; a run that needs more raises an error. By default H, after which the result is
-      exact.
+      exact, and one more where the last state is wanted too.
 
     **Raises:** `ValueError` if `tolerance` is below 0 or `max_sweeps` below 1.
     """
@@ -47,7 +47,7 @@ class Picard(eqx.Module):
         self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
     ) -> tuple[Float[Array, "H D"], Sweeps]:
         """Return the fixed point of `sweep`, and the sweeps. Start from `x`; values are of size `unit` or more."""
-        x, _, sweeps, _ = self._solve(lambda x: (sweep(x), None), x, unit=unit)
+        x, _, sweeps, _ = self._solve(lambda x: (sweep(x), None), x, unit=unit, exact=len(x))
         return x, sweeps
 
     def _solve(
@@ -56,22 +56,23 @@ class Picard(eqx.Module):
         x: Float[Array, "H D"],
         *,
         unit: ScalarLike,
+        exact: int,
         patience: int | None = None,
     ) -> tuple[Float[Array, "H D"], PyTree, Sweeps, Bool[Array, ""]]:
         """Do what `solve` does for a sweep that also returns other arrays. Return those of the last sweep beside the result, and
-        whether the values settled within `patience` sweeps."""
+        whether the values settled within `patience` sweeps. After `exact` sweeps all of this is exact."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
         check_floats("Picard.solve", x=x)
-        limit = min(x.shape[0], self.max_sweeps or x.shape[0])
+        limit = min(exact, self.max_sweeps or exact)
         most = min(limit, patience or limit)
         x, beside, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=most, tolerance=self.tolerance)
-        if most == limit < x.shape[0]:  # After H sweeps the result is exact, whatever the last one changed.
+        if most == limit < exact:  # After `exact` sweeps the result is, whatever the last one changed.
             message = (
                 f"Picard sweeps had not settled after max_sweeps={limit}; raise max_sweeps or the tolerance, "
                 "or sample with Parallel(sampling=Sequential())."
             )
             x, beside = eqx.error_if((x, beside), ~settled, message)
-        return x, beside, sweeps, settled | (most == x.shape[0])
+        return x, beside, sweeps, settled | (most == exact)
 
 
 class Parallel(AbstractMethod):
@@ -195,7 +196,8 @@ class Parallel(AbstractMethod):
             after, actions = act_on(policy, memory, state, states, t, policy_keys)
             return actions, (after, states)
 
-        actions, (after, states), sweeps, settled = self.sampling._solve(sweep, start, unit=1.0, patience=self.patience)
+        exact = len(start) + 1  # The last of H sweeps may still change the last action, and with it the last state.
+        actions, (after, states), sweeps, settled = self.sampling._solve(sweep, start, unit=1.0, exact=exact, patience=self.patience)
         return predict, after, (states, actions), sweeps, settled
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:

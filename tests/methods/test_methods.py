@@ -125,7 +125,11 @@ def test_picard_raises_beyond_max_sweeps_and_is_exact_after_h_sweeps():
     with pytest.raises(eqx.EquinoxRuntimeError, match="max_sweeps=3"):
         unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(max_sweeps=3)))
     exact = unroll(dynamics, policy, jnp.ones(2), 20, method=Parallel(sampling=Picard(tolerance=0.0)))
-    assert jnp.allclose(exact.states, unroll(dynamics, policy, jnp.ones(2), 20).states, rtol=1e-12)
+    scan = unroll(dynamics, policy, jnp.ones(2), 20)
+    assert jnp.allclose(exact.states, scan.states, rtol=1e-12)
+    # The last block has one step, whose action and next state need a sweep each.
+    blocks = unroll(dynamics, policy, jnp.ones(2), 7, method=Parallel(sampling=Picard(), block=3))
+    assert jnp.allclose(blocks.states, scan.states[:8], rtol=1e-12)
 
 
 @pytest.mark.parametrize("rounded", ["TF32", "bfloat16"])
