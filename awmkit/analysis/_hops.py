@@ -147,7 +147,8 @@ def policy_hop_spectrum(
 
         lambda = g + A^T lambda,   g = dJ/da,   A = dpolicy/ds ds/da,
 
-    where A is strictly lower triangular in time. Paths with n hops are in (A^T)^n g.
+    where A is strictly lower triangular in time. Paths with n hops are in (A^T)^n g. What a policy with a memory remembers makes
+    no hop, whatever the number of steps: dpolicy/ds is then the derivative of all actions by all states.
 
     **Arguments**
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from .._checks import check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._paths import Paths
+from .._policies import act, memory_of
 from .._types import Policy
 from .._unroll import unroll
 from .._unroll_checks import check_arguments, check_dynamics
@@ -51,7 +52,7 @@ def log_condition(exponents: Float[np.ndarray, "*n"], horizon: int) -> Float[np.
 
 
 class _ClosedLoop(AbstractDynamics):
-    """A dynamics and a policy as one dynamics, which ignores its action."""
+    """A dynamics and a policy as one dynamics, which ignores its action. Its carry includes the policy's memory."""
 
     dynamics: AbstractDynamics
     policy: Callable
@@ -59,11 +60,13 @@ class _ClosedLoop(AbstractDynamics):
     action_size: int = eqx.field(static=True, default=1)
 
     def init(self, state, horizon):
-        return self.dynamics.init(state, horizon)
+        return memory_of(self.policy), self.dynamics.init(state, horizon)
 
     def step(self, carry, state, action, t, *, key=None):
         policy_key, key = (None, None) if key is None else jax.random.split(key)
-        return self.dynamics.step(carry, state, self.policy(state, t, key=policy_key), t, key=key)
+        memory, action = act(self.policy, carry[0], state, t, policy_key)
+        carry, state = self.dynamics.step(carry[1], state, action, t, key=key)
+        return (memory, carry), state
 
 
 def newton_sweeps(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .._checks import check_call, check_counts, check_key, kind
+from .._policies import memory_of
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import Trajectory
 from ..methods import Policy
@@ -64,7 +65,7 @@ def collect(
     if (episodes is None) == (steps is None):
         raise ValueError(f"collect got episodes={episodes} and steps={steps}; give the number of one of them.")
     check_progress(progress)
-    act = _acting(policy, (horizon, *actions.shape))
+    remember, act = _acting(policy, (horizon, *actions.shape))
     total: Any = episodes if steps is None else steps
     seed, keys = None, [None] * total  # Enough for `steps` too: an episode has at least one step.
     if key is not None:
@@ -76,7 +77,7 @@ def collect(
         meter.update(0, phase="compiling")
         while done < total:
             n = len(rows)
-            rows.append(_episode(env, act, horizon, key=keys[n], seed=None if n else seed))
+            rows.append(_episode(env, remember(), act, horizon, key=keys[n], seed=None if n else seed))
             done += 1 if steps is None else len(rows[n]["actions"])
             meter.update(min(done, total), phase="collecting")
     found = Trajectory.from_episodes(rows)
@@ -135,14 +136,15 @@ def step(env: gymnasium.Env, action: np.ndarray, t: int) -> tuple[np.ndarray, fl
     return observation, reward.item(), bool(terminated), bool(truncated)
 
 
-def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int | None) -> dict[str, Any]:
+def _episode(env: gymnasium.Env, memory, act: Callable, horizon: int, *, key, seed: int | None) -> dict[str, Any]:
     """States (n+1, S), actions (n, A) and rewards (n,) of one episode, and whether the environment terminated it."""
     _, box = box_spaces(env)
     dtype, states, actions, rewards = _float(), [reset(env, seed)], [], []
     terminated = truncated = False
     while len(actions) < horizon and not (terminated or truncated):
         t = len(actions)
-        action = np.array(act(states[-1], t, key), dtype)
+        memory, action = act(memory, states[-1], t, key)
+        action = np.array(action, dtype)
         if action.shape != box.shape:
             raise ValueError(f"The policy must return an action of shape {box.shape}, got {action.shape}.")
         _require_finite(action, f"action of step {t}")
@@ -163,15 +165,16 @@ def _episode(env: gymnasium.Env, act: Callable, horizon: int, *, key, seed: int 
     }
 
 
-def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> Callable:
-    """The policy, or the array of actions, as a function of the state, t and the episode's key."""
+def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> tuple[Callable, Callable]:
+    """Return two functions for the policy, or the array of actions: its memory before an episode; and its new memory and action
+    from the memory, the state, t and the episode's key."""
     if callable(policy) or isinstance(policy, str):
         fix = "write it as lambda state, t, *, key=None: ..., or pass an array of actions (H, A)"
         check_call("policy", "policy(state, t, *, key)", fix, policy, None, 0, key=None)
         act = compiled(call_policy, policy)
-        return lambda state, t, key: act(state, np.asarray(t), key)
+        return compiled(memory_of, policy), lambda memory, state, t, key: act(memory, state, np.asarray(t), key)
     actions = real_numbers(policy, shape, what="An array of actions", fix="give one row per step")
-    return lambda state, t, key: actions[t]
+    return lambda: None, lambda memory, state, t, key: (None, actions[t])
 
 
 def _finite(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree, Scalar
 
 from .._dynamics import AbstractTask
 from .._fingerprint import structure as description
+from .._policies import act
 from ..tasks._episode import Episode, start_episode, step_episode
 
 
@@ -61,8 +62,8 @@ def step_all(
     return lax.cond(jnp.any(ended), restart, lambda: moved), jnp.where(ended, 0, rewards)
 
 
-def call_policy(policy, state, t, key):
-    return policy(state, t, key=None if key is None else jax.random.fold_in(key, t))
+def call_policy(policy, memory, state, t, key):
+    return act(policy, memory, state, t, None if key is None else jax.random.fold_in(key, t))
 
 
 def seeded_keys(seeds: Sequence[int]) -> Key[Array, " N"]:

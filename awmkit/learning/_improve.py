@@ -12,7 +12,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from .._checks import check_call, check_counts, check_floats, check_shapes, kind
+from .._checks import check_counts, check_floats, check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._normaliser import is_stacked, normalise_inputs
 from .._progress import AbstractProgress, check_progress, TqdmProgress
@@ -26,6 +26,7 @@ from ._replay import Replay
 from ._seeds import check_keys, one_seed
 from ._warmup import uniform_actions
 from .ascents import AbstractAscent, FullHorizon, UpdateInfo
+from .ascents._ascent import check_policy
 
 
 class ImproveResult(eqx.Module):
@@ -186,13 +187,8 @@ def _check(model, policy, reward, key, ascent) -> None:
     if not isinstance(ascent, AbstractAscent):
         raise ValueError(f"The ascent is {kind(ascent)}; pass an awmkit.FullHorizon(...) or ShortHorizon(...).")
     check_keys(key)
-    check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
+    check_policy(ascent, policy)
     check_reward(reward)
-    if ascent.entropy != 0 and not hasattr(policy, "entropy"):
-        raise ValueError(
-            f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
-            f"or {type(ascent).__name__}(entropy=0)."
-        )
 
 
 def _seeds(fn: Callable, key, model, *in_axes) -> Callable:

@@ -11,10 +11,11 @@ import jax.tree_util as jtu
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from .._checks import check_call, check_counts, describe, kind
+from .._checks import check_counts, describe, kind
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._files import check_folder
 from .._normaliser import trainable
+from .._policies import memory_of
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
 from .._termination import check_termination, rule_of
@@ -29,6 +30,7 @@ from ._seeds import check_keys, check_seeds
 from ._sharding import check_mesh
 from ._warmup import Warmup
 from .ascents import AbstractAscent
+from .ascents._ascent import check_policy
 
 
 def check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress) -> None:
@@ -76,19 +78,17 @@ def check_values(
     check_counts("train", environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
     if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
         raise ValueError(f"The noise must be a standard deviation of at least 0, got {describe(noise)}; try 0.1.")
-    check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
+    check_policy(ascent, policy)
     if hasattr(policy, "entropy"):
         state = jnp.zeros(task.state_size)
-        bonus = eqx.filter_eval_shape(
-            lambda p, k: p.entropy(state, jnp.asarray(0), key=k), _of_one_seed(policy, key), jax.random.key(0)
-        )
+
+        def entropy(policy, key):
+            remembered = () if (memory := memory_of(policy)) is None else (memory,)
+            return policy.entropy(*remembered, state, jnp.asarray(0), key=key)
+
+        bonus = eqx.filter_eval_shape(entropy, _of_one_seed(policy, key), jax.random.key(0))
         if getattr(bonus, "shape", None) != ():
             raise ValueError(f"policy.entropy returned {describe(bonus)}; it must return one number, so sum over the action.")
-    elif ascent.entropy != 0:
-        raise ValueError(
-            f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
-            f"or {type(ascent).__name__}(entropy=0)."
-        )
     ascent.check(model, task.horizon)
     one = {name: _of_one_seed(tree, key) for name, tree in learned.items() if isinstance(tree, AbstractTrainable)}
     collected = jax.eval_shape(lambda: empty_episodes(task, 2))

@@ -197,7 +197,9 @@ class Parallel(AbstractMethod):
             return actions, (after, states)
 
         exact = len(start) + 1  # The last of H sweeps may still change the last action, and with it the last state.
-        actions, (after, states), sweeps, settled = self.sampling._solve(sweep, start, unit=1.0, exact=exact, patience=self.patience)
+        actions, (after, states), sweeps, settled = self.sampling._solve(
+            sweep, start, unit=1.0, exact=exact, patience=self.patience
+        )
         return predict, after, (states, actions), sweeps, settled
 
     def _solve_adjoint(self, residual: Callable[[Array], Array], g: Float[Array, "H A"]) -> Float[Array, "H A"]:

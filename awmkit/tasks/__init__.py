@@ -21,6 +21,7 @@ from ._myriad import (
 )
 from ._ode import ode_step
 from ._one_bounce import OneBounce
+from ._partly_observed import PartlyObserved
 from ._probes import LinearQuadratic, spiral
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "MYRIAD",
     "ode_step",
     "OneBounce",
+    "PartlyObserved",
     "PassiveDoublePendulum",
     "PredatorPrey",
     "spiral",

@@ -34,6 +34,7 @@ from awmkit.tasks import (
     LinearQuadratic,
     Lorenz,
     OneBounce,
+    PartlyObserved,
     PassiveDoublePendulum,
     spiral,
 )
@@ -69,6 +70,7 @@ DYNAMICS = {
     "one bounce": OneBounce,
     "credit assignment, hidden": lambda: CreditAssignment(HORIZON, hidden=True, phase=True, reward_noise=0.1),
     "bears, with noise": lambda: Discretised(BearPopulations(), noise=0.01, distractors=1),
+    "bears, seen in part": lambda: PartlyObserved(Discretised(BearPopulations(), noise=0.01, distractors=1), (0, 1, 2)),
     "Markov": lambda: Markov(*LEARNED, width=8, horizon=HORIZON, per_step=True, key=_keys(3)[0]),
     "Markov, states": lambda: Markov(*LEARNED, width=8, predict_changes=False, key=_keys(3)[0]),
     "HWM transformer": lambda: _hwm(Transformer(12, 1, 3, key=_keys(4)[1])),
@@ -100,7 +102,7 @@ def rows(*, slow: tuple[str, ...]):
 
 def start(dynamics, seed: int = 0):
     """Return a random state of size about 0.5, or an initial state of the task if it accepts no other states."""
-    if isinstance(dynamics, PassiveDoublePendulum | Discretised):
+    if isinstance(dynamics, PassiveDoublePendulum | Discretised | PartlyObserved):
         return dynamics.reset(jax.random.key(seed))
     return 0.5 * jax.random.normal(jax.random.key(seed), (dynamics.state_size,))
 

@@ -8,13 +8,15 @@ import equinox as eqx
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..._checks import check_counts, check_optimiser, describe
+from ..._checks import check_call, check_counts, check_optimiser, describe
 from ..._dynamics import AbstractDynamics
 from ..._paths import BPO, Paths
+from ..._policies import memory_of
 from ..._reward import Reward
 from ..._trajectory import Trajectory
 from ...methods import AbstractMethod
 from .._replay import Replay
+from ._imagined import unknown_memory
 from ._target_entropy import Entropy
 
 
@@ -125,6 +127,12 @@ class AbstractAscent(eqx.Module):
     def check(self, dynamics: AbstractDynamics, horizon: int) -> None:
         """Raise a `ValueError` if this ascent cannot use `dynamics` or episodes of `horizon` steps. Accepts all by default."""
 
+    @property
+    def from_any_step(self) -> bool:
+        """Whether imagined episodes begin at any step of an episode, where the memory of a policy that has one is unknown. `False`
+        by default."""
+        return False
+
     @abc.abstractmethod
     def init(self, policy: PyTree, episodes: Trajectory, *, key: PRNGKeyArray) -> PyTree:
         """Return the ascent's state before its first update.
@@ -162,3 +170,15 @@ class AbstractAscent(eqx.Module):
 
         **Returns:** the new state, the new policy and statistics of the update.
         """
+
+
+def check_policy(ascent: AbstractAscent, policy) -> None:
+    """Raise if `policy` cannot be called, or if `ascent` cannot improve it."""
+    check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
+    if ascent.entropy != 0 and not hasattr(policy, "entropy"):
+        raise ValueError(
+            f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
+            f"or {type(ascent).__name__}(entropy=0)."
+        )
+    if ascent.from_any_step and eqx.filter_eval_shape(memory_of, policy) is not None:
+        raise ValueError(unknown_memory(policy))

@@ -58,6 +58,10 @@ class FullHorizon(AbstractAscent):
     def __check_init__(self):
         check_counts("FullHorizon", length=self.length)
 
+    @property
+    def from_any_step(self):
+        return self.length is not None
+
     def check(self, dynamics, horizon):
         check_pessimism("FullHorizon", self.pessimism, dynamics)
         if self.length is not None and self.length > horizon:

@@ -6,16 +6,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._checks import check_shapes, kind
 from ..._dynamics import AbstractDynamics
 from ..._paths import Paths
+from ..._policies import act, memory_of
 from ..._reward import Reward, with_next_state
 from ..._termination import evaluate, rule_of
 from ..._trajectory import discounts
 from ..._unroll import unroll
 from ...methods import AbstractMethod
+from ...methods._method import split_key
 from ...models import Ensemble, HWM
 from ...models._ensemble import members_of, spread
 
@@ -103,8 +106,13 @@ def imagine(
     episode.
 
     Steps from `until` on do not count. A policy with an entropy needs an `entropy_key`.
+
+    **Raises:** `ValueError` for a policy with a memory, unless `t` is 0.
     """
     first, acting, options = t, policy, {"reward": reward, "termination": termination}
+    memory = memory_of(policy)
+    if memory is not None and not (isinstance(t, int) and t == 0):
+        raise ValueError(unknown_memory(policy))
     if (isinstance(members_of(dynamics), HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
         # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
         first, acting = 0, policy if isinstance(policy, Array) else _Later(policy, t)
@@ -132,9 +140,31 @@ def imagine(
         survived = episode.survival[-1] * (1 - last)
     if not hasattr(policy, "entropy"):
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
-    states = paths.to_policy(episode.states[:-1])
-    entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(states, steps, jax.random.split(entropy_key, horizon))
+    inputs = paths.to_policy(episode.states[:-1]), steps, jax.random.split(entropy_key, horizon)
+    if memory is None:
+        entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(*inputs)
+    else:
+        entropies = _entropies(policy, memory, *inputs, split_key(key, horizon)[0], paths)
     weights, mean = discounts(discount, horizon, entropies.dtype), jnp.mean(entropies)
     if counts is not None:
         weights, mean = weights * counts, jnp.sum(counts * entropies) / jnp.sum(counts)  # The first step always counts.
     return Imagined(value, jnp.sum(weights * entropies), mean, episode.states[-1], survived)
+
+
+def unknown_memory(policy) -> str:
+    """Return the error for a policy with a memory in an imagined episode that does not begin at the first step."""
+    return (
+        f"{type(policy).__name__} has a memory, which is unknown where an imagined episode begins in the middle of another one; use "
+        "FullHorizon() without a length, whose episodes begin in initial states."
+    )
+
+
+def _entropies(policy, memory, states, steps, entropy_keys, keys, paths: Paths) -> Float[Array, " H"]:
+    """Return the entropies of a policy with a memory, which acts on the states as in the episode, with the same keys."""
+
+    def step(memory, x):
+        state, t, entropy_key, key = x
+        memory = paths.recall(memory)
+        return act(policy, memory, state, t, key)[0], policy.entropy(memory, state, t, key=entropy_key)
+
+    return lax.scan(step, memory, (states, steps, entropy_keys, keys))[1]

@@ -98,6 +98,10 @@ class ShortHorizon(AbstractAscent):
 
         check_optimiser(self.critic_optimiser)
 
+    @property
+    def from_any_step(self):
+        return True
+
     def check(self, dynamics, horizon):
         check_pessimism("ShortHorizon", self.pessimism, dynamics)
         if self.length > horizon:
