@@ -9,7 +9,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | which edges carry gradient | `Paths`, `BPO` |
 | how the gradient is computed | `Sequential`, `Parallel`, `Picard`, `Newton` |
 | policies | `MLPPolicy`, `GaussianPolicy`, `GRUPolicy` |
-| world models | `AWM`, `HWM`, `Markov`, `Normaliser` |
+| world models | `AWM`, `HWM`, `Markov`, `Normaliser`; with a standard deviation: `GaussianHead`, `Gaussian` |
 | several models as one | `Ensemble`, `PessimisticReward` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
@@ -84,6 +84,8 @@ from .models import (
     AWM,
     CuDNNAttention,
     Ensemble,
+    Gaussian,
+    GaussianHead,
     GRU,
     HWM,
     LinearStateSpace,
@@ -120,6 +122,8 @@ __all__ = [
     "fit",
     "FitResult",
     "FullHorizon",
+    "Gaussian",
+    "GaussianHead",
     "GaussianPolicy",
     "GradientSearch",
     "GRU",

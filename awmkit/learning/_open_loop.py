@@ -8,7 +8,7 @@ import jax.tree_util as jtu
 from jax import lax
 
 from .._checks import check_shapes, kind
-from .._dynamics import AbstractDynamics
+from .._dynamics import AbstractDynamics, step_keys
 from .._normaliser import Normaliser, rows_of, trainable
 from .._unroll_checks import check_functions
 from ..models import AbstractTrainable
@@ -39,22 +39,23 @@ class OpenLoop(AbstractTrainable):
         check_shapes(type(self.dynamics).__name__, states=(episodes.states, ("*", "H+1", self.state_size)))
         return episodes.filled().states[..., 1:, :]
 
-    def prediction(self, episode):
+    def prediction(self, episode, *, key=None):
         check_sequence(type(self.dynamics).__name__, self, episode.states, episode.actions)
         episode = episode.filled()
 
         def step(loop, x):
-            action, t, happens = x
+            action, t, happens, key = x
             carry, state = loop
-            new = self.dynamics.step(carry, state, action, t)
+            new = self.dynamics.step(carry, state, action, t, key=key)
             if episode.length is not None:
                 # The state stays where the episode ended: where no data are, the simulator and its derivative might overflow.
                 new = jtu.tree_map(lambda new, old: jnp.where(happens, new, old), new, loop)
             return new, new[1]
 
         state, horizon = episode.states[0], episode.actions.shape[0]
-        check_functions(self.dynamics, episode.actions, state, horizon, reward=None, key=None)
-        return lax.scan(step, (self.dynamics.init(state, horizon), state), (episode.actions, episode.steps, episode.mask))[1]
+        check_functions(self.dynamics, episode.actions, state, horizon, reward=None, key=key)
+        steps = episode.actions, episode.steps, episode.mask, step_keys(key, horizon)
+        return lax.scan(step, (self.dynamics.init(state, horizon), state), steps)[1]
 
 
 def as_trainable(who: str, model: AbstractTrainable | AbstractDynamics) -> AbstractTrainable:

@@ -2,6 +2,7 @@
 
 from ._awm import AWM
 from ._ensemble import Ensemble, PessimisticReward
+from ._gaussian import Gaussian, GaussianHead
 from ._hwm import HWM
 from ._markov import Markov
 from ._reward_model import RewardModel
@@ -18,6 +19,8 @@ __all__ = [
     "AWM",
     "CuDNNAttention",
     "Ensemble",
+    "Gaussian",
+    "GaussianHead",
     "GRU",
     "HWM",
     "LinearStateSpace",

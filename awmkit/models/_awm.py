@@ -12,6 +12,7 @@ from .._checks import check_shapes, kind
 from .._dynamics import AbstractDynamics
 from .._few_at_a_time import few_at_a_time
 from .._normaliser import Normaliser
+from ._gaussian import GaussianHead, sample
 from ._sequence_parts import sequence_parts
 from ._trainable import check_sequence
 from ._world_model import AbstractWorldModel
@@ -41,10 +42,11 @@ class AWM(AbstractWorldModel):
     - `per_step`: whether the statistics of the predicted quantity are computed separately for each step. The network then
       only learns the deviations that the actions cause, which have the same size at every step. Use it if all episodes have
       the same length and start in similar states, and especially if the actions have a small effect. `False` by default.
+    - `head`: `awmkit.GaussianHead` for a model that also predicts a standard deviation of each entry. `None` by default.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` if a size is not a positive whole number, `backbone` is not an `AbstractBackbone`, or `key` is not one
-    key.
+    **Raises:** `ValueError` if a size is not a positive whole number, `backbone` is not an `AbstractBackbone`, or `head` or `key`
+    has the wrong type.
     """
 
     input_norm: Normaliser
@@ -66,9 +68,10 @@ class AWM(AbstractWorldModel):
         *,
         predict_changes: bool = True,
         per_step: bool = False,
+        head: Callable[[eqx.nn.MLP], GaussianHead] | None = None,
         key: PRNGKeyArray,
     ):
-        parts = sequence_parts("AWM", state_size, action_size, backbone, reads_state=False, key=key)
+        parts = sequence_parts("AWM", state_size, action_size, backbone, reads_state=False, head=head, key=key)
         self.backbone, self.embed_state, self.embed_action, self.head = parts
         self.state_size = state_size
         self.action_size = action_size
@@ -106,18 +109,21 @@ class AWM(AbstractWorldModel):
     def step(self, carry, state, action, t, *, key=None):
         memory, first = carry
         memory, feature = self.backbone.step(memory, self.embed_action(action), t, key=key)
-        return (memory, first), self.decode(self.head(feature), first, t)
+        return (memory, first), sample(self.decode(self.head(feature), first, t), key)
 
     def rollout_segment(self, carry, state, actions, t, *, keys=None):
-        size = self.episodes_at_a_time(t + actions.shape[0])  # pyright: ignore[reportArgumentType]
-        run = lambda self, carry, actions, keys: self._run_segment(carry, actions, t, keys)
-        return few_at_a_time(run, self, carry, actions, keys, size=size)
+        return self._run_segment(carry, actions, t, keys, sample)  # pyright: ignore[reportArgumentType]
 
-    def _run_segment(self, carry, actions, t: int, keys):
-        memory, first = carry
-        memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
-        decode = lambda feature, t: self.decode(self.head(feature), first, t)
-        return (memory, first), jax.vmap(decode)(features, t + jnp.arange(actions.shape[0]))
+    def _run_segment(self, carry, actions, t: int, keys, read: Callable):
+        """Return the carry and `read(prediction, key)` of each step."""
+
+        def run(self, carry, actions, keys):
+            memory, first = carry
+            memory, features = self.backbone.append(memory, jax.vmap(self.embed_action)(actions), t, keys=keys)
+            predict = lambda feature, t, key: read(self.decode(self.head(feature), first, t), key)
+            return (memory, first), jax.vmap(predict)(features, t + jnp.arange(actions.shape[0]), keys)
+
+        return few_at_a_time(run, self, carry, actions, keys, size=self.episodes_at_a_time(t + actions.shape[0]))
 
     def resize_carry(self, carry, horizon):
         memory, first = carry
@@ -128,7 +134,8 @@ class AWM(AbstractWorldModel):
 
     def teacher_forced(self, states, actions):
         check_sequence("AWM.teacher_forced", self, states, actions)
-        return self.open_loop(states[0], actions)
+        start = self.init(states[0], actions.shape[0])
+        return self._run_segment(start, actions, 0, None, lambda predicted, key: predicted)[1]
 
     def residual_base(self, states):
         check_shapes("AWM.residual_base", states=(states, ("H+1", self.state_size)))

@@ -1,5 +1,7 @@
 """The history world model (HWM)."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._checks import check_shapes
 from .._normaliser import Normaliser
+from ._gaussian import GaussianHead, sample
 from ._sequence_parts import sequence_parts
 from ._trainable import check_sequence
 from ._world_model import AbstractWorldModel
@@ -30,10 +33,11 @@ class HWM(AbstractWorldModel):
     - `predict_changes`: whether the network predicts s_{t+1} - s_t (the default) or s_{t+1}.
     - `per_step`: whether the means of states and of predicted quantities are computed separately for each step. Use it if the
       state changes much with time and little with the actions. `False` by default.
+    - `head`: `awmkit.GaussianHead` for a model that also predicts a standard deviation of each entry. `None` by default.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` if a size is not a positive whole number, `backbone` is not an `AbstractBackbone`, or `key` is not one
-    key.
+    **Raises:** `ValueError` if a size is not a positive whole number, `backbone` is not an `AbstractBackbone`, or `head` or `key`
+    has the wrong type.
     """
 
     input_norm: Normaliser
@@ -41,7 +45,7 @@ class HWM(AbstractWorldModel):
     embed_first: eqx.nn.Linear
     embed: eqx.nn.Linear
     backbone: AbstractBackbone
-    head: eqx.nn.MLP
+    head: eqx.nn.MLP | GaussianHead
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
     predict_changes: bool = eqx.field(static=True)
@@ -54,9 +58,10 @@ class HWM(AbstractWorldModel):
         *,
         predict_changes: bool = True,
         per_step: bool = False,
+        head: Callable[[eqx.nn.MLP], GaussianHead] | None = None,
         key: PRNGKeyArray,
     ):
-        parts = sequence_parts("HWM", state_size, action_size, backbone, reads_state=True, key=key)
+        parts = sequence_parts("HWM", state_size, action_size, backbone, reads_state=True, head=head, key=key)
         self.backbone, self.embed_first, self.embed, self.head = parts
         self.state_size = state_size
         self.action_size = action_size
@@ -70,7 +75,7 @@ class HWM(AbstractWorldModel):
     def step(self, carry, state, action, t, *, key=None):
         token = self.embed(jnp.concatenate([self.input_norm.at(t)(state), action]))
         carry, feature = self.backbone.step(carry, token, t, key=key)
-        return carry, self.decode(self.head(feature), state, t)
+        return carry, sample(self.decode(self.head(feature), state, t), key)
 
     def episodes_at_a_time(self, horizon):
         return self.backbone.sequences_at_a_time(horizon)

@@ -1,5 +1,7 @@
 """The Markov world model."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from .._checks import check_counts, check_shapes
 from .._normaliser import Normaliser
+from ._gaussian import GaussianHead, outputs_of, sample, with_head
 from ._residual_mlp import ResidualMLP
 from ._trainable import check_sequence
 from ._world_model import AbstractWorldModel
@@ -28,14 +31,15 @@ class Markov(AbstractWorldModel):
     - `predict_changes`: whether the network predicts s_{t+1} - s_t (the default) or s_{t+1}.
     - `per_step`: whether the means of states and of predicted quantities are computed separately for each step. Use it if the
       state changes much with time and little with the actions. The model then depends on time even without `horizon`.
+    - `head`: `awmkit.GaussianHead` for a model that also predicts a standard deviation of each entry. `None` by default.
     - `key`: for the initial weights.
 
-    **Raises:** `ValueError` if a size is not a positive whole number, or `key` is not one key.
+    **Raises:** `ValueError` if a size is not a positive whole number, or `head` or `key` has the wrong type.
     """
 
     input_norm: Normaliser
     output_norm: Normaliser
-    network: ResidualMLP
+    network: ResidualMLP | GaussianHead
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
     predict_changes: bool = eqx.field(static=True)
@@ -50,6 +54,7 @@ class Markov(AbstractWorldModel):
         horizon: int | None = None,
         predict_changes: bool = True,
         per_step: bool = False,
+        head: Callable[[ResidualMLP], GaussianHead] | None = None,
         key: PRNGKeyArray,
     ):
         check_counts("Markov", state_size=state_size, action_size=action_size)
@@ -57,19 +62,21 @@ class Markov(AbstractWorldModel):
         self.action_size = action_size
         self.input_norm = Normaliser(state_size, per_step=per_step)
         self.output_norm = Normaliser(state_size, per_step=per_step)
-        size = state_size + action_size
-        self.network = ResidualMLP("Markov", size, state_size, width=width, depth=depth, horizon=horizon, key=key)
+        sizes = state_size + action_size, outputs_of(state_size, head)
+        network = ResidualMLP("Markov", *sizes, width=width, depth=depth, horizon=horizon, key=key)
+        self.network = with_head("Markov", network, head)
         self.predict_changes = predict_changes
 
     def step(self, carry, state, action, t, *, key=None):
-        del key
-        return carry, self.decode(self.network(self.input_norm.at(t)(state), action, t=t), state, t)
+        return carry, sample(self._predict(state, action, t), key)
 
     def teacher_forced(self, states, actions, t=0):
         check_sequence("Markov.teacher_forced", self, states, actions)
-        step = lambda s, a, t: self.step(None, s, a, t)[1]
-        return jax.vmap(step)(states[:-1], actions, t + jnp.arange(actions.shape[0]))
+        return jax.vmap(self._predict)(states[:-1], actions, t + jnp.arange(actions.shape[0]))
 
     def residual_base(self, states):
         check_shapes("Markov.residual_base", states=(states, ("H+1", self.state_size)))
         return states[:-1]
+
+    def _predict(self, state, action, t):
+        return self.decode(self.network(self.input_norm.at(t)(state), action, t=t), state, t)

@@ -1,10 +1,13 @@
 """Construction of the parts that AWM and HWM share."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
 from .._checks import check_counts, check_key, kind
+from ._gaussian import GaussianHead, outputs_of, with_head
 from .backbones import AbstractBackbone, Transformer
 
 
@@ -15,8 +18,9 @@ def sequence_parts(
     backbone: AbstractBackbone | None,
     *,
     reads_state: bool,
+    head: Callable[[eqx.nn.MLP], GaussianHead] | None,
     key: PRNGKeyArray,
-) -> tuple[AbstractBackbone, eqx.nn.Linear, eqx.nn.Linear, eqx.nn.MLP]:
+) -> tuple[AbstractBackbone, eqx.nn.Linear, eqx.nn.Linear, eqx.nn.MLP | GaussianHead]:
     """Return the backbone, the embedding of s_0, the embedding of each step, and the head that decodes features.
 
     The embedding of a step reads the action, after the state if `reads_state`.
@@ -34,4 +38,5 @@ def sequence_parts(
     width = backbone.width
     embed_first = eqx.nn.Linear(state_size, width, key=first_key)
     embed_token = eqx.nn.Linear(action_size + (state_size if reads_state else 0), width, key=token_key)
-    return backbone, embed_first, embed_token, eqx.nn.MLP(width, state_size, width, 1, jax.nn.swish, key=head_key)
+    decoder = eqx.nn.MLP(width, outputs_of(state_size, head), width, 1, jax.nn.swish, key=head_key)
+    return backbone, embed_first, embed_token, with_head(owner, decoder, head)

@@ -1,17 +1,19 @@
 """The interface of a learned dynamics, with normalisation and residual prediction."""
 
 import abc
+import math
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from .._checks import check_shapes, parameters_of
-from .._dynamics import AbstractDynamics
+from .._dynamics import AbstractDynamics, step_keys
 from .._normaliser import Normaliser, rows_of
+from ._gaussian import Gaussian
 from ._trainable import AbstractTrainable, check_data, check_sequence
 
 
@@ -57,6 +59,23 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
     model = Linear(jnp.zeros((3, 5)), Normaliser(3), Normaliser(3), True, 3, 2)
     model = fit(model, episodes, key=key).model
     ```
+
+    **With a standard deviation.** Put the network inside an `awmkit.GaussianHead`. `decode` and `teacher_forced` then return a
+    `Gaussian`, a mean and a deviation, whose likelihood is the loss, and `step` returns a sample of it:
+
+    ```python
+    class Noisy(Linear):
+        head: GaussianHead
+
+        def predict(self, state, action, t):
+            return self.decode(self.head(jnp.concatenate([self.input_norm(state), action])), state, t)
+
+        def step(self, carry, state, action, t, *, key=None):
+            return carry, self.predict(state, action, t).sample(key)
+
+        def teacher_forced(self, states, actions):
+            return jax.vmap(lambda s, a: self.predict(s, a, 0))(states[:-1], actions)
+    ```
     """
 
     input_norm: eqx.AbstractVar[Normaliser]
@@ -64,7 +83,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
     predict_changes: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def teacher_forced(self, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"]:
+    def teacher_forced(self, states: Float[Array, "T S"], actions: Float[Array, "H A"]) -> Float[Array, "H S"] | Gaussian:
         """Return the predictions of s_1 ... s_H that the loss compares with an episode, in one pass.
 
         A Markov model predicts each state from the true state before it, an HWM from the true history, and an AWM predicts all of
@@ -72,7 +91,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
 
         **Arguments:** `states`: s_0 ... s_H, shape (H+1, S). `actions`: a_0 ... a_{H-1}, shape (H, A).
 
-        **Returns:** shape (H, S).
+        **Returns:** shape (H, S); of a model with an `awmkit.GaussianHead`, means and deviations of this shape, a `Gaussian`.
         """
 
     @abc.abstractmethod
@@ -86,12 +105,22 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         **Returns:** shape (H, S).
         """
 
-    def decode(self, outputs: Float[Array, "*steps S"], base: Float[Array, "*_ S"], t: ArrayLike) -> Float[Array, "*steps S"]:
+    def decode(
+        self, outputs: Float[Array, "*steps S"] | Gaussian, base: Float[Array, "*_ S"], t: ArrayLike
+    ) -> Float[Array, "*steps S"] | Gaussian:
         """Convert the network's `outputs` at step or steps `t` into states. Predicted changes are added to `base`.
 
-        **Arguments:** `outputs`: shape (S,) or (H, S). `base`: the same shape, or (S,) for one state that all changes are
-        added to. `t`: a number, or shape (H,).
+        **Arguments:** `outputs`: shape (S,) or (H, S), or a `Gaussian` with arrays of this shape, as an `awmkit.GaussianHead`
+        returns. `base`: the same shape, or (S,) for one state that all changes are added to. `t`: a number, or shape (H,).
+
+        **Returns:** the states, of the shape of `outputs`, or a `Gaussian` of them.
         """
+        if isinstance(outputs, Gaussian):
+            arrays = {name: (x, ("*", self.state_size)) for name, x in outputs._asdict().items()}
+            check_shapes(f"{type(self).__name__}.decode", "give the mean and the deviation one shape", **arrays)
+            scale = lax.stop_gradient(self.output_norm.at(t).scale)
+            deviation = outputs.deviation * jnp.broadcast_to(scale, outputs.deviation.shape)
+            return Gaussian(self.decode(outputs.mean, base, t), deviation)
         steps = ("*",) if np.shape(t) else ()
         check_shapes(
             f"{type(self).__name__}.decode",
@@ -106,20 +135,25 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         check_sequence(f"{type(self).__name__}.loss", self, episode.states, episode.actions)
         episode = episode.filled()
         time = {} if episode.t is None or not reads_time(self) else {"t": episode.t}
-        errors = self.teacher_forced(episode.states, episode.actions, **time) - episode.states[1:]
-        return 0.5 * episode.mean_over_steps((errors / lax.stop_gradient(self.output_norm.overall)[None]) ** 2)
+        predicted = self.teacher_forced(episode.states, episode.actions, **time)
+        unit = lax.stop_gradient(self.output_norm.overall)[None]
+        if isinstance(predicted, Gaussian):
+            squares = ((predicted.mean - episode.states[1:]) / predicted.deviation) ** 2
+            return episode.mean_over_steps(0.5 * (squares + math.log(2 * math.pi)) + jnp.log(predicted.deviation / unit))
+        return 0.5 * episode.mean_over_steps(((predicted - episode.states[1:]) / unit) ** 2)
 
     def target(self, episodes):
         check_shapes(f"{type(self).__name__}.target", states=(episodes.states, ("*", "H+1", self.state_size)))
         return episodes.filled().states[..., 1:, :]
 
-    def prediction(self, episode):
+    def prediction(self, episode, *, key: PRNGKeyArray | None = None):
         check_sequence(f"{type(self).__name__}.prediction", self, episode.states, episode.actions)
         episode = episode.filled()
         state, actions = episode.states[0], episode.actions
         if episode.t is None or not reads_time(self):
-            return self.open_loop(state, actions)
-        return self.rollout_segment(self.init(state, actions.shape[0]), state, actions, episode.t)[1]
+            return self.open_loop(state, actions, key=key)
+        keys = step_keys(key, actions.shape[0])
+        return self.rollout_segment(self.init(state, actions.shape[0]), state, actions, episode.t, keys=keys)[1]
 
     def normalised(self, episodes):
         check_data(f"{type(self).__name__}.normalised", self, episodes)
