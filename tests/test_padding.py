@@ -21,6 +21,7 @@ from awmkit import (
     Ensemble,
     fit,
     FullHorizon,
+    GaussianHead,
     GaussianPolicy,
     GRU,
     HWM,
@@ -49,6 +50,7 @@ MODELS = {
     "Markov": Markov(2, 1, width=4, depth=1, horizon=7, key=KEY),
     "Markov, by step": Markov(2, 1, width=4, depth=1, per_step=True, key=KEY),
     "HWM": HWM(2, 1, GRU(4, key=KEY), key=KEY),
+    "HWM, Gaussian": HWM(2, 1, GRU(4, key=KEY), head=GaussianHead, key=KEY),
     "AWM": AWM(2, 1, GRU(4, key=KEY), per_step=True, key=KEY),
     "Ensemble": Ensemble([Markov(2, 1, width=4, depth=0, key=key) for key in jax.random.split(KEY)]),
     "RewardModel": RewardModel(2, 1, width=4, depth=1, horizon=7, key=KEY),
@@ -145,6 +147,9 @@ ON_HOST = {
     "learning.fit, a simulator": fitted(SYSTEM, window=3),
     "learning.prediction_error": lambda episodes: prediction_error(MODELS["Markov"], episodes),
     "learning.prediction_error, in windows": lambda episodes: prediction_error(MODELS["TerminationModel"], episodes, window=3),
+    "learning.prediction_error, sampled": lambda episodes: prediction_error(
+        MODELS["HWM, Gaussian"], episodes, window=3, key=KEY, samples=3
+    ),
     "learning.train": trained,
     "learning.improve": improved,
     "Trajectory.__iter__": lambda episodes: [x.returns() for x in episodes],

@@ -357,6 +357,10 @@ def model_rows():
     yield "AWM.rollout_segment", Row(segment, {"state": "S", "actions": "B A"}, "B S")
     yield "AWM.resize_carry", Row(lambda x, y: cached.resize_carry(([(x, y)], STATE), 9)[1], {"x": "T 3 4", "y": "T 3 4"}, "S")
     yield "AbstractWorldModel.decode", Row(markov.decode, {"outputs": "* S", "base": "* S | S", "t": "* | "}, "* S")
+    normal = lambda mean, deviation, **x: markov.decode(awmkit.Gaussian(mean, deviation), **x).deviation
+    of_two = {"mean": "* S", "deviation": "* S", "base": "* S | S", "t": "* | "}
+    yield "AbstractWorldModel.decode, Gaussian", Row(normal, of_two, "* S")
+    yield "GaussianHead.__call__", Row(lambda outputs: awmkit.GaussianHead(lambda x: x)(outputs).mean, {"outputs": "6"}, "3")
     yield "AbstractWorldModel.loss", Row(of(markov.loss), EPISODE, "")
     yield "AbstractWorldModel.prediction", Row(of(markov.prediction), EPISODE, "H S")
     yield (
@@ -570,6 +574,7 @@ RESULTS = {
         "Fidelity",
         "FitResult",
         "FunctionalEnv",
+        "Gaussian",
     ),
     *(
         "GradientGrowth",
@@ -595,6 +600,7 @@ NO_ARRAYS = {
     *(
         "AWM.from_dynamics",
         "AbstractAttention.check",
+        "Gaussian.sample",
         "CuDNNAttention.check",
         "HopSpectrum.beyond",
         "Replay.grown",

@@ -23,7 +23,7 @@ from ..models import AbstractTrainable
 from ._chunks import chunks
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
 from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by, warn_of_large_actions
-from ._open_loop import as_trainable, check_has_parameters, OpenLoop
+from ._open_loop import as_trainable, check_can_be_fitted, OpenLoop
 from ._optimise import check_trains
 from ._seeds import check_keys, check_seeds, one_seed
 from ._sharding import check_mesh, gather, place, split
@@ -99,7 +99,8 @@ def fit(
 
     The loss is half the mean square error of the model's predictions, in units of the targets' standard deviations. An AWM
     predicts all states from s_0 and the actions, an HWM each state from the true history, a Markov model each state from the
-    true state before it. The loss of a termination model is the negative log-likelihood of the ends.
+    true state before it. The loss of a termination model is the negative log-likelihood of the ends, and that of a world model with
+    an `awmkit.GaussianHead` is the negative log-likelihood of the next states.
 
     A simulator is any other `awmkit.AbstractDynamics` without noise: known equations, with parameters to find, or with a network for
     what they leave out. All its floating-point arrays are trained, and Python numbers and static fields stay as they are. Its loss is half the
@@ -172,7 +173,7 @@ def fit(
     members = [as_trainable("fit", member) for member in _members(model, key)]
     first = members[0]
     if isinstance(first, OpenLoop):
-        check_has_parameters(first.dynamics)
+        check_can_be_fitted(first.dynamics)
     episodes, loss_dtype = _check(first, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh)
     window = window if window is None else min(window, episodes.horizon)
     began = time.monotonic()

@@ -209,7 +209,8 @@ def _begin(ascent, model, policy, replay, data, horizon, rules, key):
         if episodes is None:
             states = replay.starts(start_key, 64)
             draw = lambda k: uniform_actions(k, (horizon, model.action_size)).astype(states.dtype)
-            run = lambda s, k: unroll(model, draw(k), s, horizon, **rules)
+            # The model's noise has a key that uniform_actions does not derive from k.
+            run = lambda s, k: unroll(model, draw(k), s, horizon, key=jax.random.fold_in(k, 2**31 - 1), **rules)
             episodes = jax.vmap(run)(states, jax.random.split(action_key, 64))
         policy = normalise_inputs(policy, episodes)
         return ascent.init(policy, episodes, key=ascent_key), policy

@@ -3,6 +3,7 @@
 import dataclasses
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
@@ -78,8 +79,13 @@ def as_trainable(who: str, model: AbstractTrainable | AbstractDynamics) -> Abstr
     )
 
 
-def check_has_parameters(simulator: AbstractDynamics) -> None:
-    """Raise if a simulator has no floating-point array that could be fitted."""
+def check_can_be_fitted(simulator: AbstractDynamics) -> None:
+    """Raise if a simulator draws random numbers, or has no floating-point array that could be fitted."""
+    if not _runs(simulator, None) and _runs(simulator, jax.random.key(0)):
+        raise ValueError(
+            f"fit got {kind(simulator)} with noise, and fits a simulator by the error of its predictions, which it cannot make without a "
+            "key; set its noise to 0, or fit a world model with head=GaussianHead, which learns the noise."
+        )
     if jtu.tree_leaves(eqx.filter(simulator, trainable(simulator))):
         return
     sizes = ("state_size", "action_size", "horizon")
@@ -91,3 +97,13 @@ def check_has_parameters(simulator: AbstractDynamics) -> None:
         f"parameters an array, as in {name}({example}=jnp.asarray(0.3)), or for all instances with the field {example}: Array = "
         "eqx.field(default=0.3, converter=jnp.asarray)."
     )
+
+
+def _runs(simulator: AbstractDynamics, key) -> bool:
+    """Return whether a step of the simulator can be traced with this key."""
+    step = lambda state, action, key: simulator.step(simulator.init(state, 1), state, action, jnp.asarray(0), key=key)
+    try:
+        eqx.filter_eval_shape(step, jnp.zeros(simulator.state_size), jnp.zeros(simulator.action_size), key)
+    except Exception:
+        return False
+    return True

@@ -217,7 +217,7 @@ class Discretised(AbstractTask):
             return carry, self._clip(x)
         if key is None:
             raise ValueError(
-                f"Discretised with distractors={self.distractors} or noise needs a key; pass key=jax.random.key(seed) to the unroll."
+                f"Discretised with distractors={self.distractors} or noise needs a key; pass key=jax.random.key(seed)."
             )
         noise_key, distractor_key = jax.random.split(key)
         noise = (

@@ -81,9 +81,7 @@ class CreditAssignment(AbstractTask):
 
     def step(self, carry, state, action, t, *, key=None):
         if key is None:
-            raise ValueError(
-                "CreditAssignment needs a key for its random distractor; pass key=jax.random.key(seed) to the unroll."
-            )
+            raise ValueError("CreditAssignment needs a key for its random distractor; pass key=jax.random.key(seed).")
         t = jnp.asarray(t)
         first = jnp.where(t == 0, action[0], carry if self.hidden else state[0])
         shown = jnp.where(t + 1 == self.horizon - 1, first, 0) if self.hidden else first

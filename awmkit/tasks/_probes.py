@@ -70,7 +70,7 @@ class LinearQuadratic(AbstractTask):
         state = self.A @ state + self.B @ action
         if not is_off(self.noise):
             if key is None:
-                raise ValueError("LinearQuadratic with noise needs a key; pass key=jax.random.key(seed) to the unroll.")
+                raise ValueError("LinearQuadratic with noise needs a key; pass key=jax.random.key(seed).")
             state = state + in_dtype(self.noise, state.dtype) * jax.random.normal(key, state.shape, state.dtype)
         return carry, state
 

@@ -19,6 +19,7 @@ from awmkit import (
     Ensemble,
     fit,
     FullHorizon,
+    GaussianHead,
     GaussianPolicy,
     GRU,
     HWM,
@@ -319,6 +320,10 @@ MISUSES = {
     "rotary heads of odd size": (lambda: Transformer(9, heads=3, key=KEY), "multiple of 6.*rotary.*got 9; use width=12"),
     "std=0": (lambda: GaussianPolicy(2, 1, std=0.0, key=KEY), "std=0.0"),
     "fitting a function": (lambda: fit(jnp.sin, Trajectory(STATES, ACTIONS), key=KEY), "pass a Markov.*or a simulator"),
+    "fitting a simulator with noise": (
+        lambda: fit(LinearQuadratic(noise=0.1), EPISODES, key=KEY),
+        "fit got a LinearQuadratic with noise.*set its noise to 0, or fit a world model with head=GaussianHead",
+    ),
     "fitting a simulator without arrays": (
         lambda: fit(Numbers(), Trajectory(STATES, ACTIONS), key=KEY),
         r"no floating-point array in Numbers .*only the numbers \['drag', 'mass'\]; .*as in Numbers\(drag=jnp.asarray\(0.3\)\)",
@@ -328,6 +333,24 @@ MISUSES = {
         r"Partial.*float64\[1\]",
     ),
     "the prediction error of a function": (lambda: prediction_error(jnp.sin, EPISODES), "prediction_error got"),
+    "coverage of intervals of no probability": (
+        lambda: prediction_error(SYSTEM, EPISODES, level=90, key=KEY),
+        "level=90; pass a probability between 0 and 1",
+    ),
+    "coverage of a model that draws no samples": (
+        lambda: prediction_error(RewardModel(2, 1, key=KEY), EPISODES, key=KEY),
+        "RewardModel draws no samples; pass a dynamics, or no key",
+    ),
+    "a head that has a network already": (
+        lambda: Markov(2, 1, head=GaussianHead(jnp.sin), key=KEY),
+        "Markov got head=a GaussianHead; pass the class, head=GaussianHead",
+    ),
+    "a head without a network": (lambda: GaussianHead(3), "GaussianHead needs a network.*got a int; pass an eqx.nn.MLP"),
+    "bounds of a deviation above 1": (
+        lambda: GaussianHead(jnp.sin, lowest=2.0),
+        "bounds with 0 < lowest < 1 < highest, got lowest=2.0 and highest=10.0",
+    ),
+    "a head with an odd number of outputs": (lambda: GaussianHead(jnp.sin)(jnp.ones(3)), r"returns 2 S numbers.*float64\[3\]"),
     "the prediction error in windows of no step": (lambda: prediction_error(SYSTEM, EPISODES, window=0), "window=0"),
     "fitting a reward model without rewards": (
         lambda: fit(RewardModel(2, 1, key=KEY), Trajectory(STATES, ACTIONS), key=KEY),

@@ -76,7 +76,7 @@ def compare(dynamics, policy, seed, gains):
 
 # Every dynamics with the Gaussian policy, the other policies with one model of each class, and the memory with an actions model,
 # which every method supports.
-SLOW = ("AWM transformer, rotary time", "AWM linear state space", "AWM from the pendulum")
+SLOW = ("AWM transformer, rotary time", "AWM linear state space", "HWM LSTM, Gaussian", "AWM from the pendulum")
 CASES = [pytest.param(name, "Gaussian, with time", marks=[pytest.mark.slow] * (name in SLOW)) for name in DYNAMICS]
 CASES += [(name, policy) for name in ("Markov", "HWM GRU", "AWM GRU") for policy in ("actions", "MLP")] + [("AWM GRU", "GRU")]
 

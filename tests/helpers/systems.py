@@ -12,6 +12,7 @@ import pytest
 from awmkit import (
     AWM,
     Ensemble,
+    GaussianHead,
     GaussianPolicy,
     GRU,
     GRUPolicy,
@@ -81,6 +82,9 @@ DYNAMICS = {
     "AWM RNN": lambda: _awm(RNN(8, key=_keys(8)[1])),
     "AWM LSTM": lambda: _awm(LSTM(8, key=_keys(9)[1])),
     "AWM GRU": lambda: _awm(GRU(8, key=_keys(10)[1]), per_step=True),
+    "Markov, Gaussian": lambda: Markov(*LEARNED, width=8, head=GaussianHead, key=_keys(3)[0]),
+    "HWM LSTM, Gaussian": lambda: _hwm(LSTM(8, key=_keys(5)[1]), head=GaussianHead),
+    "AWM GRU, Gaussian": lambda: _awm(GRU(8, key=_keys(10)[1]), per_step=True, head=GaussianHead),
     "AWM from the linear system": lambda: AWM.from_dynamics(_noisy()),
     "AWM from the pendulum": lambda: AWM.from_dynamics(DrivenDoublePendulum(HORIZON)),
     "ensemble of Markov, by episode": lambda: Ensemble([Markov(*LEARNED, width=4, key=k) for k in _keys(12)], "episode"),

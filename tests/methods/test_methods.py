@@ -11,6 +11,7 @@ from systems import reward
 from awmkit import (
     AWM,
     BPO,
+    GaussianHead,
     GaussianPolicy,
     GRU,
     HWM,
@@ -48,7 +49,7 @@ def test_sequential_and_parallel_agree_in_values_and_gradients(cut):
     @eqx.filter_jit
     def run(seed, gains):
         model_key, state_key, key = jax.random.split(jax.random.key(seed), 3)
-        model = AWM(3, 2, Transformer(12, 1, 3, key=model_key), key=model_key)
+        model = AWM(3, 2, Transformer(12, 1, 3, key=model_key), head=GaussianHead, key=model_key)  # Sampled, by the key.
         state = jax.random.normal(state_key, (3,))
         paths = BPO if cut else Paths(*gains)
         return [unroll_grad(model, policy, state, 15, reward=reward, key=key, paths=paths, method=m) for m in methods]

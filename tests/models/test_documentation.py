@@ -20,7 +20,7 @@ EPISODES = Trajectory(jax.random.normal(KEY, (4, 6, 3)), jax.random.uniform(KEY,
 
 def _run_example(thing, **names):
     """Run the example in a docstring and return the names that it defines."""
-    (code,) = re.findall(r"```python\n(.*?)```", inspect.getdoc(thing), re.S)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", inspect.getdoc(thing), re.S))
     names = {"eqx": eqx, "jax": jax, "jnp": jnp, "diffrax": diffrax, "math": math, "key": KEY, **vars(awmkit), **names}
     exec(code, names)
     return names
@@ -44,6 +44,16 @@ def test_the_backbone_in_the_documentation_runs_inside_an_awm():
 def test_the_world_model_in_the_documentation_can_be_fitted_and_unrolled():
     model = _run_example(awmkit.AbstractWorldModel, episodes=EPISODES, fit=_fit_briefly)["model"]
     assert (model.weight != 0).any() and (_gradient(model)[:-1] != 0).all()
+
+
+def test_the_probabilistic_world_model_in_the_documentation_can_be_fitted_and_sampled():
+    cls = _run_example(awmkit.AbstractWorldModel, episodes=EPISODES, fit=_fit_briefly)["Noisy"]
+    head = awmkit.GaussianHead(eqx.nn.Linear(5, 6, key=KEY))
+    model = cls(None, awmkit.Normaliser(3), awmkit.Normaliser(3), True, 3, 2, head)
+    result = _fit_briefly(model, EPISODES, key=KEY)
+    assert (result.model.head.network.weight != head.network.weight).all()
+    samples = [result.model.open_loop(jnp.ones(3), EPISODES.actions[0], key=key) for key in (None, KEY)]
+    assert (samples[0] != samples[1]).all()
 
 
 def test_the_trainable_module_in_the_documentation_can_be_fitted():

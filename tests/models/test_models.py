@@ -17,6 +17,7 @@ from awmkit import (
     AbstractTrainable,
     AWM,
     fit,
+    Gaussian,
     HWM,
     LinearStateSpace,
     LSTM,
@@ -80,7 +81,9 @@ def _predictions(name):
 
         grad = jax.grad(value, (0, 1), has_aux=True)
         rollouts = [grad(state, actions, f) for f in (model.open_loop, lambda s, a: _stepped(model, s, a))]
-        return rollouts, [model.teacher_forced(states, episode.actions), _forced(model, states, episode.actions)]
+        predicted = model.teacher_forced(states, episode.actions)
+        mean = predicted.mean if isinstance(predicted, Gaussian) else predicted
+        return rollouts, [mean, _forced(model, states, episode.actions)]
 
     return run(start(model), jax.random.normal(jax.random.key(1), (HORIZON, 2)), episode.states)
 
