@@ -168,11 +168,14 @@ def prediction_error(
         return sums[:, :steps]
 
     happened = by_episode(mask[..., None])
-    found = *_interval(by_episode(squares), happened), deviation, (happened[..., 0] > 0).sum(axis=0)
-    if ranks is None:
-        return PredictionError(*found)
-    covered = _covered(*(np.asarray(x) for x in ranks), samples, level)
-    return PredictionError(*found, *_interval_of_share(by_episode(np.where(mask[..., None], covered, 0)), happened), level)
+    coverage: dict[str, Any] = {}
+    if ranks is not None:
+        below, equal = map(np.asarray, ranks)
+        covered = np.where(mask[..., None], _covered(below, equal, samples, level), 0)
+        names = "coverage", "coverage_low", "coverage_high"
+        coverage = dict(zip(names, _interval_of_share(by_episode(covered), happened), strict=True)) | {"level": level}
+    rmse, low, high = _interval(by_episode(squares), happened)
+    return PredictionError(rmse, low, high, deviation, (happened[..., 0] > 0).sum(axis=0), **coverage)
 
 
 def _check_sampling(model: AbstractTrainable, level: Any, key: Any) -> None:

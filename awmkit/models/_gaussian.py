@@ -109,7 +109,7 @@ def outputs_of(state_size: int, head: Callable | None) -> int:
     return state_size if head is None else 2 * state_size
 
 
-def with_head(owner: str, network: N, head: Callable[[N], Callable] | None) -> N | Callable:
+def with_head(owner: str, network: N, head: Callable[[N], GaussianHead] | None) -> N | GaussianHead:
     """Return the network itself, or inside a head."""
     if head is None:
         return network

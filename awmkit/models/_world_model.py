@@ -2,6 +2,7 @@
 
 import abc
 import math
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -15,6 +16,8 @@ from .._dynamics import AbstractDynamics, step_keys
 from .._normaliser import Normaliser, rows_of
 from ._gaussian import Gaussian
 from ._trainable import AbstractTrainable, check_data, check_sequence
+
+Outputs = TypeVar("Outputs", bound=Array | Gaussian)
 
 
 class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
@@ -105,9 +108,7 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
         **Returns:** shape (H, S).
         """
 
-    def decode(
-        self, outputs: Float[Array, "*steps S"] | Gaussian, base: Float[Array, "*_ S"], t: ArrayLike
-    ) -> Float[Array, "*steps S"] | Gaussian:
+    def decode(self, outputs: Outputs, base: Float[Array, "*_ S"], t: ArrayLike) -> Outputs:
         """Convert the network's `outputs` at step or steps `t` into states. Predicted changes are added to `base`.
 
         **Arguments:** `outputs`: shape (S,) or (H, S), or a `Gaussian` with arrays of this shape, as an `awmkit.GaussianHead`
@@ -120,7 +121,8 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
             check_shapes(f"{type(self).__name__}.decode", "give the mean and the deviation one shape", **arrays)
             scale = lax.stop_gradient(self.output_norm.at(t).scale)
             deviation = outputs.deviation * jnp.broadcast_to(scale, outputs.deviation.shape)
-            return Gaussian(self.decode(outputs.mean, base, t), deviation)
+            states: Any = Gaussian(self.decode(outputs.mean, base, t), deviation)
+            return states
         steps = ("*",) if np.shape(t) else ()
         check_shapes(
             f"{type(self).__name__}.decode",
