@@ -13,11 +13,12 @@ from jax import lax
 from jaxtyping import Array, Float, Scalar, ScalarLike
 
 from .._checks import check_shapes, describe, kind
-from .._dynamics import AbstractDynamics
+from .._dynamics import AbstractDynamics, step_keys
 from .._few_at_a_time import few_at_a_time
 from .._norms import norm
 from .._reward import check_reward, with_next_state
 from .._types import Reward
+from ._gaussian import sample
 from ._trainable import AbstractTrainable, check_sequence
 from ._world_model import AbstractWorldModel, reads_time
 
@@ -156,7 +157,7 @@ class Ensemble(AbstractDynamics, AbstractTrainable):
 
         def predict(model):
             if isinstance(model, AbstractWorldModel):
-                return model.teacher_forced(states, actions)
+                return sample(model.teacher_forced(states, actions), None)  # The mean, if members predict one.
             inputs = states[:-1], actions, jnp.arange(actions.shape[0])
             return lax.scan(lambda carry, x: model.step(carry, *x), model.init(states[0], actions.shape[0]), inputs)[1]
 
@@ -181,13 +182,14 @@ class Ensemble(AbstractDynamics, AbstractTrainable):
         check_shapes("Ensemble.target", states=(episodes.states, ("*", "H+1", self.state_size)))
         return episodes.filled().states[..., 1:, :]
 
-    def prediction(self, episode):
+    def prediction(self, episode, *, key=None):
         check_sequence("Ensemble.prediction", self, episode.states, episode.actions)
         episode = episode.filled()
         state, actions = episode.states[0], episode.actions
         begins_anywhere = not isinstance(self.models, AbstractWorldModel) or reads_time(self.models)
         t = 0 if episode.t is None or not begins_anywhere else episode.t
-        return self.rollout_segment(self.init(state, actions.shape[0]), state, actions, t)[1]
+        keys = step_keys(key, actions.shape[0])
+        return self.rollout_segment(self.init(state, actions.shape[0]), state, actions, t, keys=keys)[1]
 
     def normalised(self, episodes):
         if not isinstance(self.models, AbstractTrainable):
