@@ -17,6 +17,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
 | plan in a model | `Planner`, `GradientSearch`, `CEM` |
 | improve a policy in a model | `improve`, `ImproveResult`, `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
+| optimisers whose numbers are arrays, and sweeps | `Optimiser` |
 | store, save, log, show progress | `Replay`, `save`, `load`, `versions`, `JSONLines`, `TqdmProgress`, `NoProgress` |
 | to subclass | `AbstractDynamics`, `AbstractTask`, `AbstractWorldModel`, `AbstractTrainable`, `AbstractBackbone`, `AbstractAttention`, `AbstractPolicy`, `AbstractMethod`, `AbstractAscent`, `AbstractSearch`, `AbstractProgress`, `AbstractMeter` |
 
@@ -60,6 +61,7 @@ from .learning import (
     load_episodes,
     Metrics,
     ModelUpdates,
+    Optimiser,
     Planner,
     prediction_error,
     PredictionError,
@@ -141,6 +143,7 @@ __all__ = [
     "Metrics",
     "MLPPolicy",
     "ModelUpdates",
+    "Optimiser",
     "Newton",
     "NoProgress",
     "Normaliser",

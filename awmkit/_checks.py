@@ -1,4 +1,4 @@
-"""Checks of arguments that every part of awmkit uses: shapes, whole numbers, keys, optimisers and callables."""
+"""Checks of arguments that every part of awmkit uses: shapes, whole numbers, keys and callables."""
 
 import functools
 import inspect
@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.core import Tracer
 
 
@@ -19,6 +18,11 @@ def check_counts(who: str, *, least: int = 1, **counts: Any) -> None:
     for name, count in counts.items():
         if count is None:
             continue
+        if getattr(count, "ndim", 0):
+            raise ValueError(
+                f"{who} got {name}={describe(count)}; it sets a shape, or the number of times that a loop runs, which cannot vary within "
+                "one program, so make one call for each value."
+            )
         if isinstance(count, Tracer):
             raise ValueError(f"{who} got a traced {name}; it sets shapes, so pass a Python int.")
         try:
@@ -90,14 +94,6 @@ def check_key(who: str, key: Any, *, several: str = "vmap over several") -> None
     """Raise if `key` is not one new-style key. `several` says what to do with several keys."""
     if not (eqx.is_array(key) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         raise ValueError(f"{who} got the key {describe(key)}; give one key made by jax.random.key(seed), or {several}.")
-
-
-def check_optimiser(optimiser: Any) -> None:
-    """Raise if `optimiser` is not an optax optimiser."""
-    if isinstance(optimiser, optax.MultiSteps):
-        raise ValueError("The optimiser is an optax.MultiSteps; pass what its method gradient_transformation() returns.")
-    if not isinstance(optimiser, optax.GradientTransformation):
-        raise ValueError(f"The optimiser is {kind(optimiser)}; pass one of optax, such as optax.adam(1e-3).")
 
 
 def check_call(what: str, call: str, fix: str, fn: Any, *args: Any, **kwargs: Any) -> None:

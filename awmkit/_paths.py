@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from ._checks import describe
+from ._types import Number
 
 EDGES = ("state_to_policy", "state_to_model", "action_to_model", "memory_to_policy")
 
@@ -40,22 +41,22 @@ class Paths(eqx.Module):
     **Arguments**
 
     - `state_to_policy`, `state_to_model`, `action_to_model`, `memory_to_policy`: finite scalars, which may be traced. 0 cuts the
-      edge. 1, the default, passes the gradient on unchanged.
+      edge. 1, the default, passes the gradient on unchanged. Arrays of shape (N,) are a sweep of `awmkit.train` or `awmkit.improve`.
 
     **Raises:** `ValueError` if an argument is not one of these edges, or a gain is not a finite scalar.
     """
 
-    state_to_policy: ScalarLike
-    state_to_model: ScalarLike
-    action_to_model: ScalarLike
-    memory_to_policy: ScalarLike
+    state_to_policy: Number
+    state_to_model: Number
+    action_to_model: Number
+    memory_to_policy: Number
 
     def __init__(
         self,
-        state_to_policy: ScalarLike = 1.0,
-        state_to_model: ScalarLike = 1.0,
-        action_to_model: ScalarLike = 1.0,
-        memory_to_policy: ScalarLike = 1.0,
+        state_to_policy: Number = 1.0,
+        state_to_model: Number = 1.0,
+        action_to_model: Number = 1.0,
+        memory_to_policy: Number = 1.0,
         **unknown: object,
     ):
         if unknown:
@@ -85,9 +86,10 @@ class Paths(eqx.Module):
         return jtu.tree_map(lambda x: scale_gradient(x, self.memory_to_policy) if eqx.is_inexact_array(x) else x, memory)
 
 
-def _check_gain(edge: str, gain: ScalarLike) -> None:
+def _check_gain(edge: str, gain: Number) -> None:
     number = isinstance(gain, int | float)
-    if not number and (isinstance(gain, complex) or getattr(gain, "shape", None) != ()) or number and not math.isfinite(gain):
+    array = not isinstance(gain, complex) and len(shape := getattr(gain, "shape", (0,))) <= 1 and shape != (0,)
+    if number and not math.isfinite(gain) or not number and not array:
         raise ValueError(f"The gain of {edge} must be one finite real number, got {describe(gain)}; 0.0 cuts the edge.")
 
 

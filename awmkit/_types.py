@@ -1,8 +1,8 @@
-"""Types of the functions that a user passes: policies, rewards and termination rules."""
+"""Types of what a user passes: policies, rewards, termination rules, and numbers that may vary."""
 
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Real
 
 
 @runtime_checkable
@@ -45,3 +45,6 @@ class Termination(Protocol):
 
 
 Policy = PolicyFunction | Array
+
+Number = int | float | Real[ArrayLike, "..."]
+"""A setting that may vary: a number, or in a sweep an array of shape (N,), one number for each of N settings."""

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._checks import check_call, check_counts, check_key, describe, kind
 from ._dynamics import AbstractDynamics, as_arrays
-from ._paths import Paths
+from ._paths import EDGES, Paths
 from ._policies import act, memory_of
 from ._reward import check_reward, with_next_state
 from ._termination import evaluate, is_hard
@@ -53,6 +53,12 @@ def check_arguments(dynamics, policy, state, horizon, *, key, paths, method) -> 
         check_key("The unroll", key)
     if not isinstance(paths, Paths):
         raise ValueError(f"The paths are a {type(paths).__name__}; pass awmkit.Paths(...), such as awmkit.BPO.")
+    for edge in EDGES:
+        if np.ndim(gain := getattr(paths, edge)):
+            raise ValueError(
+                f"The gain of {edge} must be one finite real number in an unroll, got {describe(gain)}; train and improve take several, "
+                "as a sweep."
+            )
     if method is not None and not isinstance(method, AbstractMethod):
         raise ValueError(f"The method is {describe(method)}; pass Sequential(), Parallel(), Newton() or None for the default.")
     if isinstance(method, Parallel) and dynamics.reads_state:

@@ -2,7 +2,7 @@
 
 `growth`, `jacobian`, `hops`, `exponents`, `sweeps`, `landscape` and `fidelity` each draw one kind of result. They take one result,
 or a dict of several by name, and draw into `axes` if given, else into a new figure; they return the axes.
-`report` draws everything in an `awmkit.analysis.Report` and returns the figure.
+`report` draws everything in an `awmkit.analysis.Report` and returns the figure. `swept` draws a sweep of `train` or `improve`.
 
 ```python
 plot.growth({"simulator": gradient_growth(task, starts, actions), "AWM": gradient_growth(model, starts, actions)})
@@ -22,12 +22,13 @@ with plot.style():
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
 import numpy as np
+from numpy.typing import ArrayLike
 
 try:
     import matplotlib.pyplot as plt
@@ -54,6 +55,8 @@ from .analysis import (
 )
 from .analysis._newton_sweeps import log_condition
 from .analysis._report import quartiles
+from .learning import ImproveResult, TrainResult
+from .scores import interval
 
 __all__ = [
     "COLOURS",
@@ -68,6 +71,7 @@ __all__ = [
     "report",
     "style",
     "sweeps",
+    "swept",
 ]
 
 COLOURS = {
@@ -295,6 +299,70 @@ def fidelity(
     axes.grid(False, axis="x")
     axes.set(xlabel="horizon H (steps)", ylabel="cosine with the true gradient", ylim=(-1.05, 1.05))
     return _legend(axes, results)
+
+
+@style()
+def swept(
+    result: TrainResult | ImproveResult,
+    *,
+    metric: Callable[[Any], ArrayLike] | None = None,
+    against: str | None = None,
+    axes: Axes | None = None,
+) -> Axes:
+    """A metric of a sweep against the number that varies: the mean over seeds, with its 95 % interval by `awmkit.scores`.
+
+    If several numbers vary, as on a grid, there is one line for each combination of the others.
+
+    ```python
+    plot.swept(result, metric=lambda result: result.metrics.model_error[..., -1])
+    ```
+
+    **Arguments**
+
+    - `result`: of `train` or `improve`, of a sweep.
+    - `metric`: called as `metric(result)`, returns one number per setting, shape (N,), or per setting and seed, shape (N, K). By
+      default the last `true_return` of `train`, or the last `predicted_return` of `improve`. Numbers that are not finite are not
+      drawn.
+    - `against`: the path of the number on the x axis, such as "ascent.optimiser.learning_rate"; the first in `result.sweep` by
+      default.
+
+    **Raises:** `ValueError` if `result` is of another type or of no sweep, or has no number `against`.
+    """
+    if not isinstance(result, TrainResult | ImproveResult) or not result.sweep:
+        raise ValueError(
+            f"plot.swept draws the result of a sweep by train or improve, got {kind(result)}; give a number an axis."
+        )
+    against = next(iter(result.sweep)) if against is None else against
+    if against not in result.sweep:
+        raise ValueError(f"The sweep has no number {against!r}; it has {', '.join(result.sweep)}.")
+    curves = result.metrics.true_return if isinstance(result, TrainResult) else result.updates.predicted_return
+    x = result.sweep[against]
+    y = np.asarray(curves[..., -1] if metric is None else metric(result), float)
+    if y.shape[:1] != x.shape or y.ndim > 2:
+        raise ValueError(
+            f"metric must return shape ({x.size},) or ({x.size}, seeds), got {y.shape}; return one number per run."
+        )
+    others = [tuple(x[i] for name, x in result.sweep.items() if name != against) for i in range(x.size)]
+    lines = list(dict.fromkeys(others))
+    if len(lines) == x.size:  # No grid: all numbers vary together.
+        others, lines = [()] * x.size, [()]
+    axes = _axes(axes)
+    for line, colour in zip(lines, itertools.cycle(dict.fromkeys(COLOURS.values()))):
+        drawn = np.array([i for i in np.argsort(x, kind="stable") if others[i] == line and np.isfinite(y[i]).all()], int)
+        names = [name.split(".")[-1] for name in result.sweep if name != against]
+        label = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, line, strict=False))
+        runs = y[drawn].reshape(drawn.size, -1)
+        axes.plot(x[drawn], runs.mean(axis=1), "o-", color=colour, label=label or None)
+        if runs.shape[1] > 1:
+            each = [interval(np.mean, run[:, None]) for run in runs]
+            axes.fill_between(x[drawn], [i.low for i in each], [i.high for i in each], color=colour, alpha=0.12, lw=0)
+    if x.min() > 0 and x.max() > 30 * x.min():
+        axes.set_xscale("log")
+    default = "true return" if isinstance(result, TrainResult) else "predicted return"
+    axes.set(xlabel=against, ylabel=default if metric is None else "")
+    if len(lines) > 1:
+        axes.legend()
+    return axes
 
 
 @style()

@@ -374,6 +374,13 @@ MUTANTS = (
         "learning/test_ascents.py::test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_critics_value_at_the_end",
     ),
     Mutant(
+        "every number is a constant of the program, which compiles again",
+        "learning/_sweep.py",
+        "weak(x) for path, x, constant in _numbers(settings) if not constant}",
+        "weak(x) for path, x, constant in _numbers(settings) if np.ndim(x)}",
+        "learning/test_sweep.py::test_each_setting_of_train_equals_a_run_of_its_own_and_a_sweep_is_logged_and_resumed",
+    ),
+    Mutant(
         "the entropy weight moves the entropy away from its target",
         "learning/ascents/_policy_step.py",
         "log_weight + ascent.entropy.rate",

@@ -639,7 +639,16 @@ NO_ARRAYS = {
         "mjx.double_pendulum",
         "mjx.pendulum",
     ),
-    *("plot.colours", "plot.report", "plot.style", "scores.reference", "AbstractAscent.check", "ShortHorizon.check"),
+    *(
+        "plot.colours",
+        "plot.report",
+        "plot.style",
+        "plot.swept",
+        "learning.number",
+        "scores.reference",
+        "AbstractAscent.check",
+        "ShortHorizon.check",
+    ),
     *(
         "JSONLines.__call__",
         "JSONLines.begin_run",
@@ -683,6 +692,8 @@ NO_ARRAYS = {
         "Planner.init",
         "learning.ascents.policy_step",
         "learning.ascents.trainable_gradient",
+        "Optimiser.init",
+        "Optimiser.update",
     ),
 }
 

@@ -9,6 +9,7 @@ from ._improve import improve, ImproveResult
 from ._json_lines import JSONLines
 from ._metrics import Metrics
 from ._model_updates import ModelUpdates
+from ._optimiser import Optimiser
 from ._planner import Planner
 from ._prediction_error import prediction_error, PredictionError
 from ._replay import Replay
@@ -38,6 +39,7 @@ __all__ = [
     "load_episodes",
     "Metrics",
     "ModelUpdates",
+    "Optimiser",
     "Planner",
     "prediction_error",
     "PredictionError",

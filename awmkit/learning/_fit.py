@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
-from .._checks import check_counts, check_optimiser, describe
+from .._checks import check_counts, describe
 from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser, rows_of, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
@@ -25,7 +25,8 @@ from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_ste
 from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by, warn_of_large_actions
 from ._open_loop import as_trainable, check_can_be_fitted, OpenLoop
 from ._optimise import check_trains
-from ._seeds import check_keys, check_seeds, one_seed
+from ._optimiser import AnyOptimiser, check_optimiser
+from ._seeds import check_keys, check_seeds, one_of
 from ._sharding import check_mesh, gather, place, split
 from ._windows import cut_windows, draw_windows
 
@@ -56,7 +57,7 @@ class FitResult(eqx.Module, Generic[M]):
     def __getitem__(self, member: int) -> "FitResult[M]":
         """Return the result of one of several members."""
         parts = self.model, self.losses, self.held_out
-        model, losses, held_out = one_seed(parts, member, self.losses.shape[:-1])
+        model, losses, held_out = one_of(parts, member, self.losses.shape[:-1])
         if held_out is not None:
             held_out = held_out[: 1 + np.flatnonzero(~np.isnan(held_out)).max(initial=-1)]
         return FitResult(model, losses, held_out, self.seconds)
@@ -89,7 +90,7 @@ def fit(
     window: int | None = None,
     batch_size: int = 64,
     microbatch_size: int | None = None,
-    optimiser: optax.GradientTransformation | None = None,
+    optimiser: AnyOptimiser | None = None,
     holdout: float = 0.1,
     bootstrap: bool = False,
     mesh: Mesh | None = None,
@@ -223,7 +224,7 @@ def fit(
 def _members(model, key) -> list:
     """Return the models of several keys, or the only one."""
     check_seeds(key, {"model": model})
-    return [one_seed(model, i, key.shape) for i in range(key.size)] if key.ndim else [model]
+    return [one_of(model, i, key.shape) for i in range(key.size)] if key.ndim else [model]
 
 
 @eqx.filter_jit
@@ -259,7 +260,7 @@ def _held_out_errors(model, held_out: list[Trajectory], episodes: Trajectory, me
     for i, own in enumerate(held_out):
         reached = None if own.length is None else int(own.length.max())
         own, episodes = place((own, episodes), mesh)
-        errors.append(_held_out_error(one_seed(model, i, shape) if shape else model, own, episodes)[:reached])
+        errors.append(_held_out_error(one_of(model, i, shape) if shape else model, own, episodes)[:reached])
     if not shape:
         return errors[0]
     longest = max(map(len, errors))

@@ -23,46 +23,52 @@ from ..models._trainable import AbstractTrainable
 from ._chunks import chunks
 from ._loop import fori_loop
 from ._replay import Replay
-from ._seeds import check_keys, one_seed
+from ._seeds import best_of, check_keys, of_runs, one_of
+from ._sweep import as_data, over_settings, settings_of, sweep_of
 from ._warmup import uniform_actions
 from .ascents import AbstractAscent, FullHorizon, UpdateInfo
 from .ascents._ascent import check_policy
 
 
 class ImproveResult(eqx.Module):
-    """The result of `awmkit.improve`. With several seeds, everything but `seconds` has a leading axis of seeds.
+    """The result of `awmkit.improve`. With several seeds, everything but `seconds` has a leading axis of seeds, and a sweep has an
+    axis of settings before it.
 
     - `policy`: the improved policy.
     - `updates`: an `awmkit.UpdateInfo` whose fields have a last axis of updates; `updates.predicted_return` is the learning curve.
     - `ascent_state`: the state of the ascent: the policy's optimiser, the scale of returns, a critic.
     - `seconds`: wall time in seconds, compilation included.
+    - `sweep`: the numbers that vary, by the paths of the arguments, such as "ascent.optimiser.learning_rate"; empty if none does.
     """
 
     policy: Callable[..., Array]
     updates: UpdateInfo
     ascent_state: PyTree
     seconds: float
+    sweep: dict[str, np.ndarray] = eqx.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        returns = np.atleast_2d(self.updates.predicted_return)
-        seeds = "" if returns.shape[0] == 1 else f" (medians of {returns.shape[0]} seeds)"
-        median = np.median(returns, axis=0)
+        returns = np.asarray(self.updates.predicted_return)
+        runs = of_runs(returns.shape[:-1], self.sweep)
+        seeds = f" (medians of {runs})" if runs else ""
+        median = np.median(returns.reshape(-1, returns.shape[-1]), axis=0)
         skipped = int(np.sum(self.updates.skipped))
         return (
             f"ImproveResult(policy={type(self.policy).__name__}, predicted_return: first {median[0]:.4g}, last {median[-1]:.4g} "
             f"of {median.size}{seeds}, {skipped} skipped, seconds={self.seconds:.1f})"
         )
 
-    def __getitem__(self, seed: int) -> "ImproveResult":
-        """Return the result of one of several seeds."""
+    def __getitem__(self, index: int) -> "ImproveResult":
+        """Return the result of one of several seeds, or of one setting of a sweep."""
         parts = self.policy, self.updates, self.ascent_state
-        policy, updates, state = one_seed(parts, seed, self.updates.skipped.shape[:-1])
-        return ImproveResult(policy, updates, state, self.seconds)
+        of = "setting" if self.sweep else "seed"
+        return ImproveResult(*one_of(parts, index, self.updates.skipped.shape[:-1], of=of), self.seconds)
 
     def best(self) -> "ImproveResult":
-        """Return the result of the seed whose last predicted return is the highest; of one seed, this result."""
+        """Return the result of the seed whose last predicted return is the highest; of a sweep, of the setting whose mean over
+        seeds is; of one seed, this result."""
         returns = self.updates.predicted_return
-        return self if returns.ndim == 1 else self[int(jnp.argmax(returns[:, -1]))]
+        return self if returns.ndim == 1 else self[best_of(returns)]
 
 
 def improve(
@@ -92,6 +98,8 @@ def improve(
     **Several seeds in one program**: pass an array of keys, and a policy with a leading axis of the same length, built by
     `eqx.filter_vmap(make)(keys)`; a fitted model may have such an axis too. `result.best()` is the best of them.
 
+    **A sweep in one program**: numbers of the ascent may be arrays of shape (N,); see `awmkit.train`.
+
     **Arguments**
 
     - `model`: the dynamics to differentiate: a fitted world model, a simulator or your own `awmkit.AbstractDynamics`.
@@ -119,11 +127,12 @@ def improve(
     check_progress(progress)
     check_counts("improve", updates=updates)
     _check(model, policy, reward, key, ascent)
+    sweep, ascent = sweep_of(ascent, "ascent."), as_data(ascent)
     replay, horizon, data = _starts(model, starts, horizon)
     ascent.check(model, horizon)
     rules = {"reward": reward, "termination": termination}
     state, policy = _begin(ascent, model, policy, replay, data, horizon, rules, key)
-    carry = state, policy, _no_updates(updates, key)
+    carry = state, policy, _no_updates(updates, (*settings_of(sweep), *key.shape))
     done = 0
     try:
         with progress.start(f"improve {type(policy).__name__} in {type(model).__name__}", updates) as meter:
@@ -145,18 +154,18 @@ def improve(
             f"improve was interrupted after {done} of {updates} updates; the policy so far is the attribute result.policy of this "
             "exception (sys.last_value.result.policy in an interactive session)."
         )
-        interrupt.result = _result(carry, done, began)  # pyright: ignore[reportAttributeAccessIssue]
+        interrupt.result = _result(carry, done, began, sweep)  # pyright: ignore[reportAttributeAccessIssue]
         raise interrupt from None
-    return _result(carry, done, began)
+    return _result(carry, done, began, sweep)
 
 
-def _result(carry, done: int, began: float) -> ImproveResult:
+def _result(carry, done: int, began: float, sweep: dict) -> ImproveResult:
     state, policy, infos = carry
-    return ImproveResult(policy, jtu.tree_map(lambda x: x[..., :done], infos), state, time.monotonic() - began)
+    return ImproveResult(policy, jtu.tree_map(lambda x: x[..., :done], infos), state, time.monotonic() - began, sweep)
 
 
-def _no_updates(updates: int, key) -> UpdateInfo:
-    zeros = jnp.zeros((*key.shape, updates), jnp.result_type(float))
+def _no_updates(updates: int, runs: tuple[int, ...]) -> UpdateInfo:
+    zeros = jnp.zeros((*runs, updates), jnp.result_type(float))
     return UpdateInfo(zeros, zeros, zeros, zeros, zeros)
 
 
@@ -192,18 +201,18 @@ def _check(model, policy, reward, key, ascent) -> None:
 
 
 def _seeds(fn: Callable, key, model, *in_axes) -> Callable:
-    """Return `fn(model, *args)` for each of several seeds, or for one. A simulator or a single fitted model is shared."""
+    """Return `fn(ascent, model, *args)` for each of several seeds, or for one. A simulator or a single fitted model is shared."""
     if not key.ndim:
         return fn
     stacked = isinstance(model, AbstractTrainable) and is_stacked(model)
-    return eqx.filter_vmap(fn, in_axes=(eqx.if_array(0) if stacked else None, *in_axes))
+    return eqx.filter_vmap(fn, in_axes=(None, eqx.if_array(0) if stacked else None, *in_axes))
 
 
 @eqx.filter_jit
 def _begin(ascent, model, policy, replay, data, horizon, rules, key):
     """Set what the episodes set before the first update."""
 
-    def begin(model, policy, key):
+    def begin(ascent, model, policy, key):
         action_key, start_key, ascent_key = jax.random.split(jax.random.fold_in(key, 2**31 - 1), 3)
         episodes = data
         if episodes is None:
@@ -215,14 +224,15 @@ def _begin(ascent, model, policy, replay, data, horizon, rules, key):
         policy = normalise_inputs(policy, episodes)
         return ascent.init(policy, episodes, key=ascent_key), policy
 
-    return _seeds(begin, key, model, eqx.if_array(0), 0)(model, policy, key)
+    each_seed = _seeds(begin, key, model, eqx.if_array(0), 0)
+    return over_settings(each_seed, ascent, None, None, None)(model, policy, key)
 
 
 @eqx.filter_jit
 def _improve(ascent, model, replay, rules, carry, start, stop, key):
     """Make updates `start` to `stop`. Both are traced, so that chunks of any length share one program."""
 
-    def run(model, carry, key):
+    def run(ascent, model, carry, key):
         def update(i, carry):
             state, policy, infos = carry
             options = {"dynamics": model, "replay": replay, "steps": i, "key": jax.random.fold_in(key, i), **rules}
@@ -231,4 +241,5 @@ def _improve(ascent, model, replay, rules, carry, start, stop, key):
 
         return fori_loop(start, stop, update, carry)
 
-    return _seeds(run, key, model, eqx.if_array(0), 0)(model, carry, key)
+    each_seed = _seeds(run, key, model, eqx.if_array(0), 0)
+    return over_settings(each_seed, ascent, None, eqx.if_array(0), None)(model, carry, key)

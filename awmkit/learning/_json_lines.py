@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .._files import check_folder, replacing, strict_json
 from ._metrics import Metrics
 
@@ -50,5 +52,4 @@ class JSONLines:
 
 
 def _steps(row) -> int:
-    steps = row["steps"]
-    return steps[0] if isinstance(steps, list) else steps
+    return int(np.ravel(row["steps"])[0])

@@ -26,15 +26,15 @@ class Metrics(eqx.Module):
       updates.
 
     `model_loss` and `model_error` are `None` for a simulator, which is not fitted. With several seeds every field has a leading
-    axis of seeds. The metrics of a whole run have a last axis of epochs.
+    axis of seeds, and in a sweep an axis of settings before it. The metrics of a whole run have a last axis of epochs.
     """
 
-    steps: Int[Array, "*seeds"]
-    episodes: Int[Array, "*seeds"]
-    true_return: Float[Array, "*seeds"]
-    collected_return: Float[Array, "*seeds"]
-    model_loss: Float[Array, "*seeds"] | None
-    model_error: Float[Array, "*seeds"] | None
+    steps: Int[Array, "*runs"]
+    episodes: Int[Array, "*runs"]
+    true_return: Float[Array, "*runs"]
+    collected_return: Float[Array, "*runs"]
+    model_loss: Float[Array, "*runs"] | None
+    model_error: Float[Array, "*runs"] | None
     policy_update: UpdateInfo
 
     def row(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import optax
 from jax import lax
 from jaxtyping import PyTree, Scalar
 
@@ -15,6 +14,7 @@ from .._dynamics import AbstractDynamics
 from .._trajectory import Trajectory
 from ..models._trainable import AbstractTrainable
 from ._optimise import descend
+from ._optimiser import AnyOptimiser
 
 W = TypeVar("W")
 
@@ -82,7 +82,7 @@ def minibatch_step(
     loss: Callable[[PyTree, Trajectory], Scalar],
     weights: PyTree,
     batch: Trajectory,
-    optimiser: optax.GradientTransformation,
+    optimiser: AnyOptimiser,
     optimiser_state: PyTree,
     microbatch_size: int | None,
     at_a_time: int | None,

@@ -7,11 +7,14 @@ import optax
 from jax import lax
 from jaxtyping import ArrayLike, Int, PRNGKeyArray, PyTree, Scalar
 
-from .._checks import check_counts, check_optimiser
+from .._checks import check_counts, describe
 from .._normaliser import trainable
+from .._types import Number
 from ..models._trainable import AbstractTrainable
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
+from ._optimiser import AnyOptimiser, check_optimiser, holds
 from ._replay import Replay
+from ._sweep import check_steps_per_update, number
 
 
 class ModelUpdates(eqx.Module):
@@ -33,24 +36,27 @@ class ModelUpdates(eqx.Module):
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
 
+    `optimiser` may be an `awmkit.Optimiser`. Its numbers and `recency` may be arrays of shape (N,), a sweep; see `awmkit.train`.
+
     **Raises:** `ValueError` if a setting is out of range.
     """
 
     steps_per_update: int | float = eqx.field(static=True, default=2.0)
     batch_size: int = eqx.field(static=True, default=64)
     microbatch_size: int | None = eqx.field(static=True, default=None)
-    optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
+    optimiser: AnyOptimiser = eqx.field(default=optax.adam(1e-3))
     initial_updates: int = eqx.field(static=True, default=0)
     window: int | None = eqx.field(static=True, default=None)
-    recency: float = eqx.field(static=True, default=1.0)
+    recency: Number = eqx.field(default=1.0, metadata=number(1.0))
 
     def __check_init__(self):
         check_counts("ModelUpdates", batch_size=self.batch_size, window=self.window)
         check_microbatch_size("ModelUpdates", self.microbatch_size, self.batch_size)
         check_counts("ModelUpdates", least=0, initial_updates=self.initial_updates)
         check_optimiser(self.optimiser)
-        if not self.steps_per_update > 0 or not 0 < self.recency <= 1:
-            given = f"steps_per_update={self.steps_per_update} and recency={self.recency}"
+        check_steps_per_update("ModelUpdates", self.steps_per_update)
+        if not self.steps_per_update > 0 or not holds(self.recency, lambda x: (0 < x) & (x <= 1)):
+            given = f"steps_per_update={self.steps_per_update} and recency={describe(self.recency)}"
             raise ValueError(f"ModelUpdates needs a positive steps_per_update and a recency in (0, 1], got {given}.")
 
 

@@ -12,12 +12,13 @@ import optax
 from jaxtyping import PyTree, Scalar
 
 from .._normaliser import trainable
+from ._optimiser import AnyOptimiser, Optimiser
 
 W = TypeVar("W", bound=PyTree)
 
 
 def descend(
-    optimiser: optax.GradientTransformation,
+    optimiser: AnyOptimiser,
     state: PyTree,
     weights: W,
     gradient: W,
@@ -32,6 +33,7 @@ def descend(
     """
     # The gradient of a real loss in complex weights is the conjugate of the direction of ascent in JAX.
     gradient = jtu.tree_map(jnp.conj, gradient)
+    optimiser = optimiser.built if isinstance(optimiser, Optimiser) else optimiser
     try:
         updates, state = optimiser.update(gradient, state, weights)
     except TypeError as error:
@@ -49,19 +51,21 @@ def descend(
     return state, jtu.tree_map(lambda w, u: w + u.astype(w.dtype), weights, updates)
 
 
-def check_trains(optimiser: optax.GradientTransformation, module: PyTree) -> None:
+def check_trains(optimiser: AnyOptimiser, module: PyTree) -> None:
     """Raise if `optimiser` cannot train `module`: its step fails, or changes the shape of a weight or of its own state.
 
-    Nothing is run, so the arrays of `module` may be given by their shapes.
+    Nothing is run, so the arrays of `module` may be given by their shapes. Of a sweep, one setting is checked.
     """
     weights = eqx.filter_eval_shape(lambda module: eqx.filter(module, trainable(module)), module)
     if not jtu.tree_leaves(weights):
         return
     loss = lambda weights: jnp.sum(jnp.stack([jnp.sum(jnp.real(w)) for w in jtu.tree_leaves(weights)]))
-    step = lambda state, weights: descend(optimiser, state, weights, weights, loss=loss)
+    if isinstance(optimiser, Optimiser):
+        optimiser = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((), x.dtype, weak_type=x.weak_type), optimiser)
+    step = lambda optimiser, state, weights: descend(optimiser, state, weights, weights, loss=loss)
     try:
-        before = jax.eval_shape(lambda weights: (optimiser.init(weights), weights), weights)
-        after = jax.eval_shape(step, *before)
+        before = eqx.filter_eval_shape(lambda optimiser, weights: (optimiser.init(weights), weights), optimiser, weights)
+        after = eqx.filter_eval_shape(step, optimiser, *before)
     except Exception as error:
         raise ValueError(
             f"The optimiser cannot train {type(module).__name__} ({_first_line(error)}); pass an optax "
@@ -69,7 +73,7 @@ def check_trains(optimiser: optax.GradientTransformation, module: PyTree) -> Non
         ) from error
     shapes = lambda tree: [(x.shape, x.dtype) for x in jtu.tree_leaves(tree)]
     with contextlib.suppress(Exception):  # Several learning rates could have the shape of a row of every weight.
-        one = jax.eval_shape(lambda weight: step(optimiser.init(weight), weight)[1], jnp.zeros(()))
+        one = eqx.filter_eval_shape(lambda o, weight: step(o, o.init(weight), weight)[1], optimiser, jnp.zeros(()))
         after = after if one.shape == () else one
     if jtu.tree_structure(before) != jtu.tree_structure(after) or shapes(before) != shapes(after):
         raise ValueError(

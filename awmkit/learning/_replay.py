@@ -6,12 +6,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from .._checks import check_counts, check_key, describe
 from .._trajectory import check_episodes, Trajectory
+from ._optimiser import holds
 from ._sharding import check_mesh, gather, split
 
 
@@ -151,7 +153,7 @@ class Replay(eqx.Module):
         whole = jnp.sum((ages < episodes_added) & (all_begins >= added - self.capacity))
         return Replay(steps, all_begins, added, episodes_added, whole, self.horizon, self.uneven, self.mesh)
 
-    def sample(self, key: PRNGKeyArray, count: int, *, recency: float = 1.0, window: int | None = None) -> Trajectory:
+    def sample(self, key: PRNGKeyArray, count: int, *, recency: ScalarLike = 1.0, window: int | None = None) -> Trajectory:
         """Draw episodes, or windows of episodes, with replacement. Add episodes first.
 
         **Arguments**
@@ -171,8 +173,10 @@ class Replay(eqx.Module):
         """
         check_counts("Replay.sample", count=count, window=window)
         check_key("Replay.sample", key)
-        if not 0 < recency <= 1:
-            raise ValueError(f"Replay.sample got recency={recency}; pass a number in (0, 1], where 1 draws uniformly.")
+        if not holds(recency, lambda x: (0 < x) & (x <= 1)) or np.ndim(recency):
+            raise ValueError(
+                f"Replay.sample got recency={describe(recency)}; pass a number in (0, 1], where 1 draws uniformly."
+            )
         if not isinstance(self.added, Tracer) and not self.added:
             raise ValueError("Replay.sample got an empty replay buffer; add episodes first with replay = replay.add(episodes).")
         if window is None:
@@ -201,16 +205,23 @@ class Replay(eqx.Module):
         poison = lambda x: jnp.where(self.added > 0, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.floating) else x
         return split(jtu.tree_map(poison, drawn), self.mesh, "the number of episodes in an update")
 
-    def _draw_episodes(self, key: PRNGKeyArray, count: int, recency: float) -> Int[Array, " count"]:
+    def _draw_episodes(self, key: PRNGKeyArray, count: int, recency: ScalarLike) -> Int[Array, " count"]:
         """Draw the numbers of episodes that are stored whole."""
         ages = draw_ages(jax.random.uniform(key, (count,)), self.whole, recency).astype(self.added.dtype)
         return self.episodes_added - 1 - jnp.clip(ages, 0, self.whole - 1)
 
-    def _draw_steps(self, key: PRNGKeyArray, count: int, recency: float) -> Int[Array, " count"]:
+    def _draw_steps(self, key: PRNGKeyArray, count: int, recency: ScalarLike) -> Int[Array, " count"]:
         """Draw the rows of stored steps."""
-        if recency == 1:
-            ages = jnp.floor(jax.random.uniform(key, (count,)) * self.size).astype(self.added.dtype)
-            return (self.added - 1 - jnp.clip(ages, 0, self.size - 1)) % self.capacity
+        if isinstance(recency, Tracer):
+            drawn = (self._draw_any_steps(key, count), self._draw_recent_steps(key, count, recency))
+            return jnp.where(recency == 1, *drawn)
+        return self._draw_any_steps(key, count) if recency == 1 else self._draw_recent_steps(key, count, recency)
+
+    def _draw_any_steps(self, key: PRNGKeyArray, count: int) -> Int[Array, " count"]:
+        ages = jnp.floor(jax.random.uniform(key, (count,)) * self.size).astype(self.added.dtype)
+        return (self.added - 1 - jnp.clip(ages, 0, self.size - 1)) % self.capacity
+
+    def _draw_recent_steps(self, key: PRNGKeyArray, count: int, recency: ScalarLike) -> Int[Array, " count"]:
         episode_key, step_key = jax.random.split(key)
         rows = self._begins_of(self._draw_episodes(episode_key, count, recency))
         lengths = self.steps.length[rows]
@@ -253,14 +264,18 @@ def _rows(episode: Trajectory) -> Steps:
     return Steps(*steps, jnp.arange(horizon), fill(length, int), fill(terminated, bool))
 
 
-def draw_ages(uniform: Float[Array, " count"], size: Int[Array, ""], recency: float) -> Float[Array, " count"]:
+def draw_ages(uniform: Float[Array, " count"], size: Int[Array, ""], recency: ScalarLike) -> Float[Array, " count"]:
     """Turn uniform numbers in [0, 1) into the ages of episodes, 0 for the newest of `size`.
 
     An age is drawn `recency` times as often as the next smaller one. This is the inverse of the distribution function
     (1 - recency^(age + 1)) / (1 - recency^size).
     """
     size = size.astype(uniform.dtype)
-    if recency == 1.0:
+    traced = isinstance(recency, Tracer)
+    if not traced and recency == 1.0:
         return jnp.floor(uniform * size)
-    rate = math.log(float(recency))  # In float64, where no recency below 1 has the logarithm 0.
-    return jnp.floor(jnp.log1p(uniform * jnp.expm1(size * rate)) / rate)
+    # Of a number in float64, where no recency below 1 has the logarithm 0.
+    rate = jnp.log(jnp.asarray(recency, uniform.dtype)) if traced else math.log(float(recency))
+    rate = jnp.where(rate == 0, -1, rate) if traced else rate
+    ages = jnp.floor(jnp.log1p(uniform * jnp.expm1(size * rate)) / rate)
+    return jnp.where(recency == 1, jnp.floor(uniform * size), ages) if traced else ages

@@ -16,6 +16,7 @@ from .._fingerprint import fingerprint, first_difference
 from ..models._world_model import AbstractWorldModel
 from ._checkpoint import load, read_header, save, versions
 from ._metrics import Metrics
+from ._sweep import settings_of, sweep_of
 from ._train_state import EpochSums, first_state_shapes, RunConfig, TrainState
 
 
@@ -56,7 +57,8 @@ def load_run(
     epochs, sums = header["config"]["epochs"], EpochSums.zeros(float)
     fitted = sums.model_loss if isinstance(learned["model"], AbstractWorldModel) else None
     row = Metrics(sums.iterations, sums.iterations, sums.model_loss, sums.model_loss, fitted, fitted, sums.policy_update)
-    row_shapes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((*key.shape, epochs), x.dtype), row)
+    runs = *settings_of(sweep_of(config)), *key.shape
+    row_shapes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((*runs, epochs), x.dtype), row)
     saved = dataclasses.replace(config, capacity=header["config"]["capacity"])
     state, rows = load(path, (first_state_shapes(saved, learned, policy, key), row_shapes))
     if config.capacity > saved.capacity:

@@ -10,9 +10,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from .._checks import check_counts, check_optimiser
+from .._checks import check_counts
 from ._exploration import pink_noise
 from ._optimise import descend
+from ._optimiser import AnyOptimiser, check_optimiser
 from ._warmup import held_actions
 from .ascents._policy_step import unless_broken
 
@@ -64,7 +65,7 @@ class GradientSearch(AbstractSearch):
     **Raises:** `ValueError` if a number is not a whole number of at least 1, or `optimiser` is not from optax.
     """
 
-    optimiser: optax.GradientTransformation = optax.adam(0.1)
+    optimiser: AnyOptimiser = optax.adam(0.1)
     iterations: int = eqx.field(static=True, default=15)
     starts: int = eqx.field(static=True, default=4)
 

@@ -1,4 +1,4 @@
-"""Several seeds in one program: their keys, the check of what has a leading axis of seeds, and the part of one seed."""
+"""Several seeds in one program: their keys, the check of what has a leading axis of seeds, and the part of one of them."""
 
 import operator
 from typing import Any, TypeVar
@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from .._checks import describe
 from .._normaliser import is_stacked, normalisers
@@ -48,17 +49,30 @@ def check_seeds(key, trees: dict[str, Any]) -> None:
             )
 
 
-def one_seed(tree: T, seed: int, shape: tuple[int, ...]) -> T:
-    """Return the arrays of one seed, without their leading axis.
+def one_of(tree: T, index: int, shape: tuple[int, ...], *, of: str = "seed") -> T:
+    """Return the arrays of one seed or setting, without their leading axis.
 
-    **Arguments:** `tree`: arrays with a leading axis of seeds. `seed`: its number, counted from the end if it is negative.
-    `shape`: that of the seeds, () for the result of one.
+    **Arguments:** `tree`: arrays with a leading axis of seeds, or of the settings of a sweep. `index`: the number of the one,
+    counted from the end if it is negative. `shape`: that of the leading axes, () for the result of one seed. `of`: what they are.
 
-    **Raises:** `IndexError` if there is no such seed, where JAX would return the last one.
+    **Raises:** `IndexError` if there is no such seed or setting, where JAX would return the last one.
     """
     if not shape:
         raise IndexError("This is the result of one seed, which cannot be indexed; use it as it is.")
-    index = operator.index(seed)
+    index = operator.index(index)
     if not -shape[0] <= index < shape[0]:
-        raise IndexError(f"This is the result of {shape[0]} seeds, which has no seed {index}; pass a number below {shape[0]}.")
+        raise IndexError(f"This is the result of {shape[0]} {of}s, which has no {of} {index}; pass a number below {shape[0]}.")
     return jtu.tree_map(lambda x: x[index] if eqx.is_array(x) else x, tree)
+
+
+def best_of(returns: Float[Array, "*runs updates"]) -> int:
+    """Return the number of the seed or setting whose last return is the highest; of a setting, in the mean over its seeds."""
+    last = np.asarray(returns)[..., -1]
+    means = last.reshape(len(last), -1).mean(axis=1)
+    return int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
+
+
+def of_runs(shape: tuple[int, ...], sweep: dict) -> str:
+    """Return "8 settings and 5 seeds" for the leading axes of a result, or an empty string for one run."""
+    names = ["settings"] * bool(sweep) + ["seeds"]
+    return " and ".join(f"{count} {name}" for count, name in zip(shape, names, strict=False))

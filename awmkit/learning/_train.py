@@ -18,6 +18,7 @@ from .._dynamics import AbstractDynamics, AbstractTask
 from .._progress import AbstractProgress, NoProgress, TqdmProgress
 from .._reward import Reward
 from .._trajectory import Trajectory
+from .._types import Number
 from ..models._trainable import AbstractTrainable
 from ._chunks import chunks
 from ._collect import is_uneven
@@ -25,8 +26,9 @@ from ._metrics import Metrics
 from ._model_checks import warn_of_large_actions
 from ._model_updates import ModelUpdates
 from ._resume import explain_interrupt, identity, load_run, save_run, stack
-from ._seeds import one_seed
+from ._seeds import best_of, of_runs, one_of
 from ._sharding import place
+from ._sweep import as_data, sweep_of
 from ._train_checks import check_types, check_values
 from ._train_state import first_state, initial_updates, number_of_steps, run_epoch, RunConfig, TrainState
 from ._warmup import Warmup
@@ -34,7 +36,8 @@ from .ascents import AbstractAscent, FullHorizon
 
 
 class TrainResult(eqx.Module):
-    """The result of `train`. With several seeds, everything but `seconds` has a leading axis of seeds.
+    """The result of `train`. With several seeds, everything but `seconds` has a leading axis of seeds, and a sweep has an axis of
+    settings before it.
 
     - `model`: the fitted world model, or the simulator that was given.
     - `policy`: the trained policy.
@@ -44,9 +47,12 @@ class TrainResult(eqx.Module):
     - `seconds`: wall time of this call in seconds, compilation included.
     - `state`: everything a run changes, as in a checkpoint: models and policy, the replay buffer (`state.replay`) and the
       optimisers' states.
+    - `sweep`: the numbers that vary, by the paths of the arguments, such as "ascent.optimiser.learning_rate": one for each
+      setting. Empty if none does.
 
     With several seeds, `result[i]` is the result of seed i, and `result.best()` that of the seed with the highest last
-    `true_return`.
+    `true_return`. In a sweep, `result[i]` is the result of setting i, `result[i][k]` that of its seed k, and `result.best()` that
+    of the setting with the highest last `true_return`, in the mean over its seeds.
     """
 
     model: AbstractDynamics
@@ -56,22 +62,26 @@ class TrainResult(eqx.Module):
     metrics: Metrics
     seconds: float
     state: TrainState
+    sweep: dict[str, np.ndarray] = eqx.field(default_factory=dict)
 
-    def __getitem__(self, seed: int) -> "TrainResult":
-        """Return the result of one of several seeds."""
-        state, metrics = one_seed((self.state, self.metrics), seed, self.metrics.steps.shape[:-1])
+    def __getitem__(self, index: int) -> "TrainResult":
+        """Return the result of one of several seeds, or of one setting of a sweep."""
+        parts, of = (self.state, self.metrics), "setting" if self.sweep else "seed"
+        state, metrics = one_of(parts, index, self.metrics.steps.shape[:-1], of=of)
         if not isinstance(self.model, AbstractTrainable):  # All seeds share a simulator.
             state = dataclasses.replace(state, model=self.model)
         return TrainResult(state.model, state.policy, state.reward, state.termination, metrics, self.seconds, state)
 
     def best(self) -> "TrainResult":
-        """Return the result of the seed whose last `true_return` is the highest; of one seed, this result."""
-        return self if self.metrics.steps.ndim == 1 else self[int(jnp.argmax(self.metrics.true_return[:, -1]))]
+        """Return the result of the seed whose last `true_return` is the highest; of a sweep, of the setting whose mean over seeds
+        is; of one seed, this result."""
+        return self if self.metrics.steps.ndim == 1 else self[best_of(self.metrics.true_return)]
 
     def __repr__(self) -> str:
-        steps, returns = np.max(self.metrics.steps[..., -1]), np.atleast_2d(self.metrics.true_return)
-        seeds = "" if returns.shape[0] == 1 else f"medians of {returns.shape[0]} seeds, "
-        median = np.median(returns, axis=0)
+        steps, returns = np.max(self.metrics.steps[..., -1]), np.asarray(self.metrics.true_return)
+        runs = of_runs(returns.shape[:-1], self.sweep)
+        seeds = f"medians of {runs}, " if runs else ""
+        median = np.median(returns.reshape(-1, returns.shape[-1]), axis=0)
         kinds = ", ".join(
             f"{name}={type(getattr(self, name)).__name__}" for name in ("model", "policy", "reward", "termination", "state")
         )
@@ -89,7 +99,7 @@ def train(
     key: Key[Array, "*seeds"],
     steps: int = 5_000,
     environments: int = 1,
-    noise: float = 0.0,
+    noise: Number = 0.0,
     warmup: Warmup = Warmup(),
     model_updates: ModelUpdates = ModelUpdates(),
     ascent: AbstractAscent = FullHorizon(),
@@ -147,6 +157,24 @@ def train(
     **Several seeds in one program**: pass an array of keys, and a model and a policy with a leading axis of the same length,
     built by `eqx.filter_vmap(make)(keys)`. All seeds share a simulator.
 
+    **A sweep in one program**: numbers among the settings may be arrays of shape (N,), one number for each of N settings.
+
+    ```python
+    rates = jnp.logspace(-4, -2, 8)
+    result = train(..., key=keys, ascent=FullHorizon(optimiser=Optimiser(optax.adam, learning_rate=rates)))
+    result.sweep  # {"ascent.optimiser.learning_rate": rates}
+    result.metrics.true_return  # shape (8 settings, seeds, epochs), or (8, epochs) for one key
+    result.best()  # the result of the best setting
+    plot.swept(result)
+    ```
+
+    These are the hyper-parameters of an `awmkit.Optimiser`, the noise, `recency`, and of the ascent `clip`, `entropy` (or the
+    numbers of its `TargetEntropy`), `return_scale`, `discount`, `pessimism`, `polyak` and the gains of its `Paths`. Several arrays vary
+    together and have one length. For a grid, pass `a, b = map(jnp.ravel, jnp.meshgrid(a, b))`. All settings have the same keys, the
+    same initial model and policy and the same warm-up, so that their differences are paired. A number that is not an array is
+    shared. Calls that differ only in such numbers share one program; a discount or a recency of 1, a pessimism of 0, and gains that are Python
+    numbers, have programs of their own.
+
     **Arguments**
 
     - `task`: the problem to solve; any `awmkit.AbstractTask`. If JAX can trace it, each epoch is one compiled program. An
@@ -200,6 +228,7 @@ def train(
     began = time.monotonic()
     check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress)
     counts = {"steps": steps, "environments": environments, "evaluate_every": evaluate_every, "evaluations": evaluations}
+    check_counts("train", least=0, capacity=capacity)
     learned = {"model": model, "reward": reward, "termination": termination}
     check_values(task, learned, policy, key, model_updates, ascent, noise=noise, episodes=episodes, **counts)
     known = {
@@ -208,13 +237,17 @@ def train(
     learned |= {name: None for name, rule in known.items() if rule is not None}
     settings = episodes, environments, evaluations, noise, capacity or 0, mesh
     config = RunConfig(task, warmup, model_updates, ascent, known["reward"], known["termination"], *settings)
+    if (sweep := sweep_of(config)) and task.on_host:
+        raise ValueError(
+            f"A sweep ({', '.join(sweep)}) runs as one program only if JAX can trace the task; call train once for each setting."
+        )
     iterations, uneven = config.iterations(steps), is_uneven(task)
     if episodes is None:  # Where episodes may end early, the warm-up may take more steps.
         _require_more_than_warmup(steps, warmup.steps if uneven else config.steps_after(0))
     per_epoch = max(1, round(evaluate_every / config.steps_per_iteration))
     epoch_length = f"{evaluate_every} steps" if uneven else f"{per_epoch} iterations"
     run = {} if checkpoint is None else identity(config, learned, policy, key, epoch_length)
-    config = dataclasses.replace(config, capacity=_capacity(config, capacity, steps))
+    config = as_data(dataclasses.replace(config, capacity=_capacity(config, capacity, steps)))
     config, learned, policy, key = place((config, learned, policy, key), mesh)
 
     main = jax.process_index() == 0
@@ -257,7 +290,7 @@ def train(
             show = lambda steps, phase: meter.update(min(int(steps), total), _note(epochs), phase=phase)
             state, epoch, updates = run_epoch(config, state, *bounds, key, show=show)
             epoch = jax.device_get(epoch)
-            _require_finite(epoch)
+            _require_finite(epoch, sweep)
             _warn_of_lost_updates(epoch, np.atleast_1d(jax.device_get(updates)))
             epochs.append(epoch)
             for callback in callbacks if main else ():
@@ -266,7 +299,7 @@ def train(
                 save_run(checkpoint, run, state, epochs)
             meter.update(min(taken(), total), _note(epochs), phase="collecting, fitting, improving")
     parts = state.model, state.policy, state.reward, state.termination
-    return TrainResult(*parts, stack(epochs), time.monotonic() - began, state)
+    return TrainResult(*parts, stack(epochs), time.monotonic() - began, state, sweep)
 
 
 def _require_more_than_warmup(steps: int, warmup_steps: int) -> None:
@@ -302,9 +335,20 @@ def _note(epochs: list[Metrics]) -> str:
     return f"return {np.median(epoch.true_return):.5g}  {error}gradient {np.median(epoch.policy_update.gradient_norm):.2g}{skipped}"
 
 
-def _require_finite(epoch: Metrics) -> None:
-    """Raise if a return or the model's loss is not finite."""
+def _require_finite(epoch: Metrics, sweep: dict[str, np.ndarray]) -> None:
+    """Raise if a return or the model's loss is not finite. In a sweep, warn unless it is so in every setting."""
     collected = np.where(epoch.episodes > 0, epoch.collected_return, 0)
+    loss = np.zeros(()) if epoch.model_loss is None else epoch.model_loss
+    finite = np.isfinite(collected) & np.isfinite(epoch.true_return) & np.isfinite(loss)
+    if sweep and (good := finite.reshape(len(finite), -1).all(axis=1)).any():
+        if not good.all():
+            bad = ", ".join(map(str, np.flatnonzero(~good)))
+            warnings.warn(
+                f"The returns or the model's loss are not finite in settings {bad} of the sweep of {', '.join(sweep)}; the results of "
+                "the others are not affected.",
+                stacklevel=3,
+            )
+        return
     for name, returns in (("collected", collected), ("evaluation", epoch.true_return)):
         if not np.isfinite(returns).all():
             raise RuntimeError(

@@ -26,6 +26,7 @@ from ._collect import empty_episodes
 from ._model_checks import check_model
 from ._model_updates import ModelUpdates
 from ._optimise import check_trains
+from ._optimiser import holds
 from ._seeds import check_keys, check_seeds
 from ._sharding import check_mesh
 from ._warmup import Warmup
@@ -76,7 +77,7 @@ def check_values(
     check_seeds(key, {name: x for name, x in learned.items() if isinstance(x, AbstractTrainable)} | {"policy": policy})
     check_counts("train", least=1 if episodes is None else 0, steps=steps)
     check_counts("train", environments=environments, evaluate_every=evaluate_every, evaluations=evaluations)
-    if not (isinstance(noise, int | float) and 0 <= noise < math.inf):
+    if not holds(noise, lambda x: (0 <= x) & (x < math.inf)):
         raise ValueError(f"The noise must be a standard deviation of at least 0, got {describe(noise)}; try 0.1.")
     check_policy(ascent, policy)
     if hasattr(policy, "entropy"):

@@ -19,6 +19,7 @@ from .._norms import norm, std
 from .._reward import Reward
 from .._termination import rule_of
 from .._trajectory import Trajectory
+from .._types import Number
 from ..models._ensemble import members_of
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
@@ -30,6 +31,7 @@ from ._model_checks import normalise_by
 from ._model_updates import init_optimiser, ModelUpdates, update_models
 from ._replay import Replay
 from ._sharding import gather, split
+from ._sweep import number, over_settings
 from ._warmup import Warmup, warmup_episodes
 from ._windows import cut_windows
 from .ascents import AbstractAscent, UpdateInfo
@@ -57,9 +59,9 @@ class TrainState(eqx.Module):
     optimiser_state: PyTree
     ascent_state: PyTree
     replay: Replay
-    warmup_steps: Int[Array, "*seeds"]
-    steps: Int[Array, "*seeds"]
-    iterations: Int[Array, "*seeds"]
+    warmup_steps: Int[Array, "*runs"]
+    steps: Int[Array, "*runs"]
+    iterations: Int[Array, "*runs"]
 
 
 class RunConfig(eqx.Module):
@@ -78,7 +80,7 @@ class RunConfig(eqx.Module):
     episodes: Trajectory | None
     environments: int = eqx.field(static=True)
     evaluations: int = eqx.field(static=True)
-    noise: float = eqx.field(static=True)
+    noise: Number = eqx.field(metadata=number())
     capacity: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
@@ -161,27 +163,31 @@ def _split(key: Key[Array, "*seeds"]) -> tuple[Key[Array, "*seeds"], ...]:
 def _warmup(config: RunConfig, key: Key[Array, "*seeds"]) -> Trajectory:
     """Collect episodes of random actions until every seed has `config.warmup.steps` steps."""
 
-    def collect_warmup(config, key):
-        one = lambda key: warmup_episodes(config.task, config.warmup.actions, config.warmup_episodes, key)
-        return jax.vmap(one)(key) if key.ndim else one(key)
-
-    episodes = call_compiled(config.task, collect_warmup, config, key)
+    collect_warmup = lambda key: call_compiled(
+        config.task, _warmup_episodes, config.task, config.warmup.actions, config.warmup_episodes, key
+    )
+    episodes = collect_warmup(key)
     if episodes.length is None:
         return episodes
     steps_of = lambda episodes: np.sum(np.asarray(episodes.mask), axis=(-2, -1))
     parts, taken = [episodes], steps_of(episodes)
     while np.min(taken) < config.warmup.steps:
         again = lambda key: jax.random.fold_in(key, len(parts))
-        parts.append(call_compiled(config.task, collect_warmup, config, jax.vmap(again)(key) if key.ndim else again(key)))
+        parts.append(collect_warmup(jax.vmap(again)(key) if key.ndim else again(key)))
         taken = taken + steps_of(parts[-1])
     join = jax.vmap(lambda *x: Trajectory.concatenate(x)) if key.ndim else lambda *x: Trajectory.concatenate(x)
     return join(*parts)
 
 
-def _first_state(config: RunConfig, learned, policy, episodes: Trajectory, key) -> TrainState:
-    """Set the normalisers that are not set by the episodes, and store these. One seed, or several by `vmap`."""
+def _warmup_episodes(task: AbstractTask, actions, count: int, key: Key[Array, "*seeds"]) -> Trajectory:
+    one = lambda key: warmup_episodes(task, actions, count, key)
+    return jax.vmap(one)(key) if key.ndim else one(key)
 
-    def start(learned, policy, episodes, key):
+
+def _first_state(config: RunConfig, learned, policy, episodes: Trajectory, key) -> TrainState:
+    """Set the normalisers that are not set by the episodes, and store these, for each seed and setting by `vmap`."""
+
+    def start(config, learned, policy, episodes, key):
         learned = {name: normalise_by(model, episodes) for name, model in learned.items()}
         policy = normalise_inputs(policy, episodes)
         warmup_steps = jnp.zeros((), int) if config.episodes is not None else number_of_steps(episodes)
@@ -207,8 +213,8 @@ def _first_state(config: RunConfig, learned, policy, episodes: Trajectory, key) 
         seeds = eqx.if_array(0)
         # All seeds share a simulator and the data.
         axes = {name: seeds if isinstance(model, AbstractTrainable) else None for name, model in learned.items()}
-        start = eqx.filter_vmap(start, in_axes=(axes, seeds, seeds if config.episodes is None else None, 0))
-    return start(learned, policy, episodes, ascent_key)
+        start = eqx.filter_vmap(start, in_axes=(None, axes, seeds, seeds if config.episodes is None else None, 0))
+    return over_settings(start, config, None, None, None, None)(learned, policy, episodes, ascent_key)
 
 
 def number_of_steps(episodes: Trajectory) -> Int[Array, ""]:
@@ -222,20 +228,21 @@ def number_of_steps(episodes: Trajectory) -> Int[Array, ""]:
 def initial_updates(config: RunConfig, state: TrainState, start, stop, key: Key[Array, "*seeds"], *, of_policy: bool):
     """Make the initial updates `start` to `stop` of the models, or of the policy. Returns the state and a number to wait for."""
 
-    def update(state, fit_key, policy_key):
+    def update(config, state, fit_key, policy_key):
         if of_policy:
             state, info = _improve_policy(config, state, start, stop, state.steps, policy_key)
             return state, info.gradient_norm
         return _fit_models(config, state, start, stop, fit_key)
 
-    update = eqx.filter_vmap(update, in_axes=(eqx.if_array(0), 0, 0)) if key.ndim else update
+    update = eqx.filter_vmap(update, in_axes=(None, eqx.if_array(0), 0, 0)) if key.ndim else update
     _, fit_key, _, policy_key = _split(key)
+    update = over_settings(update, config, eqx.if_array(0), None, None)
     return gather(update(state, fit_key, policy_key), config.mesh)
 
 
 def run_epoch(
     config: RunConfig, state: TrainState, start, stop, steps, key: Key[Array, "*seeds"], *, show: Callable[[int, str], None]
-) -> tuple[TrainState, Metrics, Int[Array, "*seeds"]]:
+) -> tuple[TrainState, Metrics, Int[Array, "*runs"]]:
     """Run iterations `start` to `stop`, or where lengths differ as many as it takes to reach `steps`; then evaluate the policy.
 
     On the host, `show(steps, phase)` is called as each phase begins; a compiled program has no phases to show.
@@ -246,9 +253,9 @@ def run_epoch(
 
 
 def _epoch(config: RunConfig, state: TrainState, start, stop, steps, key, *, show=lambda i, phase: None):
-    """`run_epoch` of one seed, or of several by `vmap`."""
+    """`run_epoch` of one seed, or of several seeds and settings by `vmap`."""
 
-    def epoch(state, key):
+    def epoch(config, state, key):
         def iteration(carry, before=None):
             """Collect and learn. `before`: number of steps after the warm-up, where it is the same for all seeds."""
             state, sums = carry
@@ -271,7 +278,8 @@ def _epoch(config: RunConfig, state: TrainState, start, stop, steps, key, *, sho
         evaluated = collect(config.task, ModePolicy(state.policy), config.evaluations, jax.random.fold_in(key, 0))
         return state, _metrics(config, state, sums, jnp.mean(evaluated.returns())), sums.policy_updates
 
-    epoch = eqx.filter_vmap(epoch) if key.ndim else epoch
+    epoch = eqx.filter_vmap(epoch, in_axes=(None, eqx.if_array(0), 0)) if key.ndim else epoch
+    epoch = over_settings(epoch, config, eqx.if_array(0), None)
     return gather(epoch(state, key), collecting_mesh(config.task, config.mesh))
 
 

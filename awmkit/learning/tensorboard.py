@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ._metrics import Metrics
 
 try:
@@ -23,7 +25,8 @@ class TensorBoard:
     train(task, model, policy, key=key, callbacks=[TensorBoard("runs/cancer")])  # then: tensorboard --logdir runs
     ```
 
-    Each seed has its own curve: `true_return/0`, `true_return/1`. A run that resumes from a checkpoint continues its curves:
+    Each seed has its own curve: `true_return/0`, `true_return/1`. In a sweep each setting has: `true_return/0`, or with several
+    seeds `true_return/0/0`. A run that resumes from a checkpoint continues its curves:
     points of epochs that run again are hidden. A new run in the same folder hides the points of earlier ones.
 
     **Arguments:** `folder`: the folder of the event files; it is created if it does not exist.
@@ -50,11 +53,9 @@ class TensorBoard:
             suffix = f".{time.time_ns()}"
             self._writer = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=1, filename_suffix=suffix)
         for name, value in row.items():
-            curves = {f"{name}/{seed}": x for seed, x in enumerate(value)} if isinstance(value, list) else {name: value}
-            for curve, x in curves.items():
-                self._writer.add_scalar(curve, x, step)
+            for run, x in np.ndenumerate(value):
+                self._writer.add_scalar("/".join([name, *map(str, run)]), float(x), step)
 
 
 def _step(row) -> int:
-    steps = row["steps"]
-    return steps[0] if isinstance(steps, list) else steps
+    return int(np.ravel(row["steps"])[0])

@@ -297,7 +297,7 @@ MISUSES = {
     ),
     "an unknown edge": (lambda: Paths(state_to_reward=0.0), "no edge 'state_to_reward'; use state_to_policy"),
     "an infinite gain": (lambda: Paths(float("inf")), "gain of state_to_policy must be one finite real number, got inf"),
-    "an array as a gain": (lambda: Paths(action_to_model=jnp.ones(2)), "one finite real number"),
+    "a table as a gain": (lambda: Paths(action_to_model=jnp.ones((2, 2))), "one finite real number"),
     "an unknown checkpoint": (lambda: Sequential("all"), "'none', 'step' or 'nested'"),
     "a negative tolerance": (lambda: Picard(tolerance=-1.0), "tolerance=-1.0"),
     "Picard with max_sweeps=0": (lambda: Picard(max_sweeps=0), "at least 1"),

@@ -1,5 +1,6 @@
 """Ascents: ways to improve a policy by the gradient of an imagined return."""
 
+from .._sweep import number
 from ._ascent import AbstractAscent, UpdateInfo
 from ._critic import Critic
 from ._full_horizon import FullHorizon
@@ -13,6 +14,7 @@ __all__ = [
     "Critic",
     "FullHorizon",
     "init_ascent_state",
+    "number",
     "policy_step",
     "ShortHorizon",
     "TargetEntropy",

@@ -5,19 +5,23 @@ import math
 from collections.abc import Callable
 
 import equinox as eqx
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..._checks import check_call, check_counts, check_optimiser, describe
+from ..._checks import check_call, check_counts, describe
 from ..._dynamics import AbstractDynamics
 from ..._paths import BPO, Paths
 from ..._policies import memory_of
 from ..._reward import Reward
 from ..._trajectory import Trajectory
+from ..._types import Number
 from ...methods import AbstractMethod
+from .._optimiser import AnyOptimiser, check_optimiser, holds
 from .._replay import Replay
+from .._sweep import check_steps_per_update, number
 from ._imagined import unknown_memory
-from ._target_entropy import Entropy
+from ._target_entropy import Entropy, is_zero, TargetEntropy
 
 
 class UpdateInfo(eqx.Module):
@@ -93,17 +97,22 @@ class AbstractAscent(eqx.Module):
     - `initial_updates`: number of policy updates of `train` before it collects the first episode of the policy, after the
       model's initial updates, 0 by default. All updates of offline learning are initial ones.
 
+    `optimiser` may be an `awmkit.Optimiser`. Its numbers, `clip`, `entropy`, `return_scale`, `discount` and the gains of `paths` may
+    be arrays of shape (N,), a sweep; see `awmkit.train`. In `update` numbers are traced scalars, so use `jnp.where` instead of
+    `if`. A discount of 1 and gains that are Python numbers stay as they are. A field of your own varies too if it is declared as
+    `bonus: ScalarLike = eqx.field(kw_only=True, default=0.1, metadata=number())`, with `awmkit.learning.ascents.number`.
+
     **Raises:** `ValueError` if `batch_size` is not a whole number above 0, `steps_per_update`, `clip` or `return_scale` is not
     positive, `discount` is negative, `optimiser` is not from optax, or `entropy` is a string.
     """
 
     steps_per_update: int | float = eqx.field(static=True, kw_only=True, default=16.0)
     batch_size: int = eqx.field(static=True, kw_only=True, default=16)
-    optimiser: optax.GradientTransformation = eqx.field(static=True, kw_only=True, default=optax.adam(1e-4))
-    clip: int | float = eqx.field(static=True, kw_only=True, default=100.0)
-    entropy: Entropy = eqx.field(static=True, kw_only=True, default=0.1)
-    return_scale: int | float | None = eqx.field(static=True, kw_only=True, default=None)
-    discount: float = eqx.field(static=True, kw_only=True, default=1.0)
+    optimiser: AnyOptimiser = eqx.field(kw_only=True, default=optax.adam(1e-4))
+    clip: Number = eqx.field(kw_only=True, default=100.0, metadata=number())
+    entropy: Entropy = eqx.field(kw_only=True, default=0.1, metadata=number())
+    return_scale: Number | None = eqx.field(kw_only=True, default=None, metadata=number())
+    discount: Number = eqx.field(kw_only=True, default=1.0, metadata=number(1.0))
     paths: Paths = eqx.field(kw_only=True, default=BPO)
     method: AbstractMethod | None = eqx.field(kw_only=True, default=None)
     initial_updates: int = eqx.field(static=True, kw_only=True, default=0)
@@ -113,13 +122,15 @@ class AbstractAscent(eqx.Module):
         check_counts(name, batch_size=self.batch_size)
         check_counts(name, least=0, initial_updates=self.initial_updates)
         check_optimiser(self.optimiser)
-        if not self.steps_per_update > 0 or not self.clip > 0:
-            given = f"steps_per_update={self.steps_per_update} and clip={self.clip}"
+        check_steps_per_update(name, self.steps_per_update)
+        if not self.steps_per_update > 0 or not holds(self.clip, lambda x: x > 0):
+            given = f"steps_per_update={self.steps_per_update} and clip={describe(self.clip)}"
             raise ValueError(f"{name} needs positive numbers for steps_per_update and clip, got {given}.")
-        if self.return_scale is not None and not 0 < self.return_scale < math.inf or not 0 <= self.discount < math.inf:
-            given = f"return_scale={self.return_scale} and discount={self.discount}"
+        scale_holds = self.return_scale is None or holds(self.return_scale, lambda x: (0 < x) & (x < math.inf))
+        if not scale_holds or not holds(self.discount, lambda x: (0 <= x) & (x < math.inf)):
+            given = f"return_scale={describe(self.return_scale)} and discount={describe(self.discount)}"
             raise ValueError(f"{name} needs a positive return_scale, or None, and a discount of at least 0, got {given}.")
-        if isinstance(self.entropy, str):
+        if not callable(self.entropy) and not isinstance(self.entropy, TargetEntropy) and not holds(self.entropy, np.isfinite):
             raise ValueError(
                 f"{name} got entropy={describe(self.entropy)}; pass a number, a schedule, or TargetEntropy(-4.0) to adapt the weight."
             )
@@ -175,7 +186,7 @@ class AbstractAscent(eqx.Module):
 def check_policy(ascent: AbstractAscent, policy) -> None:
     """Raise if `policy` cannot be called, or if `ascent` cannot improve it."""
     check_call("policy", "policy(state, t, *, key)", "write it so, or pass a GaussianPolicy", policy, None, 0, key=None)
-    if ascent.entropy != 0 and not hasattr(policy, "entropy"):
+    if not is_zero(ascent.entropy) and not hasattr(policy, "entropy"):
         raise ValueError(
             f"The entropy bonus needs a policy with a method entropy, which {type(policy).__name__} lacks; pass a GaussianPolicy, "
             f"or {type(ascent).__name__}(entropy=0)."

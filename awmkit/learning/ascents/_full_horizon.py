@@ -4,11 +4,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import ScalarLike
 
 from ..._checks import check_counts
 from ..._few_at_a_time import few_at_a_time
+from ..._types import Number
 from ...methods import default_method
+from .._sweep import number
 from ._ascent import AbstractAscent
 from ._imagined import check_pessimism, imagine, over_members
 from ._policy_step import init_ascent_state, policy_step, trainable_gradient
@@ -53,7 +54,7 @@ class FullHorizon(AbstractAscent):
     """
 
     length: int | None = eqx.field(static=True, kw_only=True, default=None)
-    pessimism: ScalarLike = eqx.field(kw_only=True, default=0.0)
+    pessimism: Number = eqx.field(kw_only=True, default=0.0, metadata=number(0.0))
 
     def __check_init__(self):
         check_counts("FullHorizon", length=self.length)

@@ -6,16 +6,18 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
-from ..._checks import check_shapes, kind
+from ..._checks import check_shapes, describe, kind
 from ..._dynamics import AbstractDynamics
 from ..._paths import Paths
 from ..._policies import act, memory_of
 from ..._reward import Reward, with_next_state
 from ..._termination import evaluate, rule_of
 from ..._trajectory import discounts
+from ..._types import Number
 from ..._unroll import unroll
 from ...methods import AbstractMethod
 from ...methods._method import split_key
@@ -51,17 +53,17 @@ def over_members(
     return jnp.mean(returns) - pessimism * spread(returns), *map(jnp.mean, others)
 
 
-def check_pessimism(who: str, pessimism: ScalarLike, dynamics: AbstractDynamics) -> None:
+def check_pessimism(who: str, pessimism: Number, dynamics: AbstractDynamics) -> None:
     """Raise if the weight is not a number, or there are no members whose returns could differ."""
-    check_shapes(who, "pass one number", pessimism=(pessimism, ()))
+    check_shapes(who, "pass one number", pessimism=(pessimism, ("N",) if np.ndim(pessimism) else ()))
     if _is_pessimistic(pessimism) and not isinstance(dynamics, Ensemble):
         raise ValueError(
-            f"{who} got pessimism={pessimism}, and {kind(dynamics)}, which has no members whose returns could differ; pass an "
+            f"{who} got pessimism={describe(pessimism)}, and {kind(dynamics)}, which has no members whose returns could differ; pass an "
             "awmkit.Ensemble as the model, or pessimism=0."
         )
 
 
-def _is_pessimistic(pessimism: ScalarLike) -> bool:
+def _is_pessimistic(pessimism: Number) -> bool:
     """Return whether the weight is anything but a 0 that is known before the program runs."""
     return not (isinstance(pessimism, int | float) and pessimism == 0)
 

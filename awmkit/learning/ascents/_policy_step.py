@@ -1,19 +1,18 @@
 """One optimiser step of a policy: clip the gradient, skip the step if it is not finite, adapt the entropy bonus."""
 
-import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import optax
 from jaxtyping import Array, Bool, PyTree, Scalar, ScalarLike
 
 from ..._normaliser import Normaliser, trainable
 from ..._norms import all_finite, clip_tree
 from ..._trajectory import check_episodes, Trajectory
 from .._optimise import descend
+from .._optimiser import AnyOptimiser
 from ._ascent import AbstractAscent, UpdateInfo
 from ._target_entropy import Entropy, schedule_value, TargetEntropy
 
@@ -45,7 +44,7 @@ def init_ascent_state(ascent: AbstractAscent, policy: PyTree, episodes: Trajecto
     """
     check_episodes("init_ascent_state", episodes)
     initial_weight = ascent.entropy.initial_weight if isinstance(ascent.entropy, TargetEntropy) else 1.0
-    log_weight = jnp.asarray(math.log(initial_weight), jnp.result_type(float))
+    log_weight = jnp.log(jnp.asarray(initial_weight, jnp.result_type(float)))
     if ascent.return_scale is None:
         return_scale = Normaliser(1).fitted(episodes.returns(ascent.discount)[:, None]).scale[0]
     else:
@@ -63,7 +62,7 @@ def trainable_gradient(objective: Callable[[PyTree], tuple[Scalar, PyTree]], mod
 
 
 def optimiser_step(
-    optimiser: optax.GradientTransformation,
+    optimiser: AnyOptimiser,
     state: PyTree,
     module: PyTree,
     gradient: PyTree,

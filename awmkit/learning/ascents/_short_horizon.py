@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jax import lax
-from jaxtyping import PyTree, ScalarLike
+from jaxtyping import PyTree
 
-from ..._checks import check_call, check_counts, check_optimiser, describe
+from ..._checks import check_call, check_counts, describe
 from ..._normaliser import is_stacked, normalise_inputs, trainable
 from ..._paths import Paths
+from ..._types import Number
 from ...models import AWM, HWM
 from ...models._ensemble import members_of
 from .._optimise import check_trains
+from .._optimiser import AnyOptimiser, check_optimiser, holds
+from .._sweep import number
 from ._ascent import AbstractAscent
 from ._imagined import check_pessimism, imagine, over_members
 from ._policy_step import AscentState, init_ascent_state, optimiser_step, policy_step, trainable_gradient, unless_broken
@@ -79,17 +82,17 @@ class ShortHorizon(AbstractAscent):
 
     critic: Callable
     length: int = eqx.field(static=True, default=2)
-    critic_optimiser: optax.GradientTransformation = eqx.field(static=True, default=optax.adam(1e-3))
-    polyak: float = eqx.field(static=True, default=0.99)
+    critic_optimiser: AnyOptimiser = eqx.field(default=optax.adam(1e-3))
+    polyak: Number = eqx.field(default=0.99, metadata=number())
     steps_per_update: int | float = eqx.field(static=True, kw_only=True, default=2.0)
     batch_size: int = eqx.field(static=True, kw_only=True, default=256)
     paths: Paths = eqx.field(kw_only=True, default=Paths())
-    pessimism: ScalarLike = eqx.field(kw_only=True, default=0.0)
+    pessimism: Number = eqx.field(kw_only=True, default=0.0, metadata=number(0.0))
 
     def __check_init__(self):
         check_counts("ShortHorizon", length=self.length)
-        if not 0 <= self.polyak < 1:
-            raise ValueError(f"ShortHorizon needs a polyak in [0, 1), got {self.polyak}.")
+        if not holds(self.polyak, lambda x: (0 <= x) & (x < 1)):
+            raise ValueError(f"ShortHorizon needs a polyak in [0, 1), got {describe(self.polyak)}.")
         check_call("critic", "critic(state, t)", "write it so, or pass a Critic", self.critic, None, 0)
         if is_stacked(self.critic):
             raise ValueError(

@@ -4,9 +4,15 @@ import math
 from collections.abc import Callable
 
 import equinox as eqx
+import numpy as np
 from jaxtyping import ScalarLike
 
-Schedule = int | float | Callable[[ScalarLike], ScalarLike]
+from ..._checks import describe
+from ..._types import Number
+from .._optimiser import holds
+from .._sweep import number
+
+Schedule = Number | Callable[[ScalarLike], ScalarLike]
 
 
 class TargetEntropy(eqx.Module):
@@ -32,17 +38,24 @@ class TargetEntropy(eqx.Module):
     **Raises:** `ValueError` if `rate` or `initial_weight` is not positive.
     """
 
-    target: Schedule = eqx.field(static=True)
-    rate: float = eqx.field(static=True, default=0.1)
-    initial_weight: float = eqx.field(static=True, default=1e-3)
+    target: Schedule = eqx.field(metadata=number())
+    rate: Number = eqx.field(default=0.1, metadata=number())
+    initial_weight: Number = eqx.field(default=1e-3, metadata=number())
 
     def __check_init__(self):
-        if not (0 < self.rate < math.inf and 0 < self.initial_weight < math.inf):
-            given = f"rate={self.rate} and initial_weight={self.initial_weight}"
+        if not callable(self.target) and not holds(self.target, np.isfinite):
+            raise ValueError(f"TargetEntropy got target={describe(self.target)}; pass a number of nats, or a schedule.")
+        if not all(holds(x, lambda x: (0 < x) & (x < math.inf)) for x in (self.rate, self.initial_weight)):
+            given = f"rate={describe(self.rate)} and initial_weight={describe(self.initial_weight)}"
             raise ValueError(f"TargetEntropy needs a positive rate and initial_weight, got {given}.")
 
 
 Entropy = Schedule | TargetEntropy
+
+
+def is_zero(entropy: Entropy) -> bool:
+    """Return whether there is no entropy bonus."""
+    return eqx.is_array_like(entropy) and not np.any(np.asarray(entropy))
 
 
 def schedule_value(schedule: Schedule, steps: ScalarLike) -> ScalarLike:
