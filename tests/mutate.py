@@ -51,6 +51,27 @@ DENSITY = "core/test_policies.py::test_the_gaussian_density_integrates_to_one_an
 
 MUTANTS = (
     Mutant(
+        "an ensemble draws another member at each step of an episode",
+        "models/_ensemble.py",
+        "jnp.where(drawn < 0, new, drawn) if",
+        "new if",
+        "models/test_ensemble.py::test_an_episode_is_that_of_one_member_and_every_member_is_drawn",
+    ),
+    Mutant(
+        "pessimism reads the same member's return several times",
+        "learning/ascents/_imagined.py",
+        "eqx.filter_vmap(imagined)(members_of(dynamics))",
+        "eqx.filter_vmap(lambda _: imagined(dynamics))(members_of(dynamics))",
+        "models/test_ensemble.py::test_pessimism_weights_the_gradients_of_the_members",
+    ),
+    Mutant(
+        "windows are drawn from episodes that are held out",
+        "learning/_windows.py",
+        "_windows_at(episodes, among[index],",
+        "_windows_at(episodes, index,",
+        "learning/test_windows.py::test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of_episodes",
+    ),
+    Mutant(
         "a simulator runs on after the end of an episode",
         "learning/_open_loop.py",
         "jnp.where(happens, new, old)",
