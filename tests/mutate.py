@@ -548,6 +548,20 @@ MUTANTS = (
         "axes=(tuple(in_axes), *axes)",
         "mjx/test_forward_mode.py::test_the_gradient_of_a_batch_has_no_columns_across_the_batch",
     ),
+    Mutant(
+        "the reward of a window sees the window's steps",
+        "learning/ascents/_imagined.py",
+        "self.rule(state, action, t + self.first, next_state)",
+        "self.rule(state, action, t, next_state)",
+        "learning/test_planner.py::test_a_window_of_an_awm_that_begins_at_any_step_gives_the_plan_of_the_simulator",
+    ),
+    Mutant(
+        "a planner has a derivative of zero",
+        "learning/_planner.py",
+        "_raises_if_differentiated(leaves)), rest)",
+        "jax.lax.stop_gradient(leaves)), rest)",
+        "learning/test_planner.py::test_a_planner_has_no_derivative_and_says_so",
+    ),
 )
 
 

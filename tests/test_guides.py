@@ -33,7 +33,8 @@ def run(name: str) -> tuple[dict, str, str]:
 
 @pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
 @pytest.mark.parametrize(
-    "name", ["own_simulator", "own_world_model", "identify", "terminating", "gymnasium", "your_data", "gpu", "uncertainty"]
+    "name",
+    ["own_simulator", "own_world_model", "identify", "terminating", "gymnasium", "your_data", "gpu", "uncertainty", "planning"],
 )
 def test_a_guide_prints_the_output_that_it_shows(name):
     _, printed, shown = run(name)
@@ -65,6 +66,7 @@ def test_every_guide_is_run_by_a_test():
         "gpu",
         "exploding_gradients",
         "uncertainty",
+        "planning",
     }
     assert {path.stem for path in GUIDES.glob("*.md")} == tested
 

@@ -119,8 +119,8 @@ class Planner(eqx.Module):
         sizes = {"memory": (memory, (self.horizon, self.model.action_size)), "state": (state, (self.model.state_size,))}
         check_shapes("Planner.step", "begin with memory = planner.init(), and use jax.vmap for a batch", **sizes, t=(t, ()))
         options = {"key": key, "paths": self.paths, "method": self.method}
-        state, memory = check_arguments(self.model, memory, jnp.asarray(state), self.horizon, **options)
-        plan = _plan(self, memory, state, jnp.asarray(t), key)
+        state, last = check_arguments(self.model, memory, jnp.asarray(state), self.horizon, **options)
+        plan = _plan(self, jnp.asarray(last), state, jnp.asarray(t), key)
         return plan.astype(memory.dtype), plan[0]
 
     def __call__(self, state: Float[Array, " S"], t: ScalarLike, *, key: PRNGKeyArray | None = None) -> Float[Array, " A"]:

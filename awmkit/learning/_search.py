@@ -74,7 +74,8 @@ class GradientSearch(AbstractSearch):
         check_counts("GradientSearch", iterations=self.iterations, starts=self.starts)
 
     def optimise(self, value, plan, *, key):
-        drawn = [held_actions(k, plan.shape).astype(plan.dtype) for k in jax.random.split(key, self.starts - 1)]
+        shape = plan.shape[0], plan.shape[1]
+        drawn = [held_actions(k, shape).astype(plan.dtype) for k in jax.random.split(key, self.starts - 1)]
         loss = lambda plan: -value(jnp.clip(plan, -1, 1))  # For an optimiser that searches along a line.
 
         def ascend(plan):
@@ -123,9 +124,11 @@ class CEM(AbstractSearch):
             raise ValueError(f"CEM needs at most as many elites as samples and a positive std, got {given}.")
 
     def optimise(self, value, plan, *, key):
+        shape = plan.shape[0], plan.shape[1]
+
         def iterate(loop, key):
             mean, std, best = loop
-            noise = jax.vmap(lambda k: pink_noise(k, plan.shape))(jax.random.split(key, self.samples))
+            noise = jax.vmap(lambda k: pink_noise(k, shape))(jax.random.split(key, self.samples))
             drawn = jnp.clip(mean + std * noise.astype(plan.dtype), -1, 1)
             plans = jnp.concatenate([best[None], mean[None], drawn])
             gains = jax.vmap(value)(plans)

@@ -15,6 +15,7 @@ from awmkit import (
     AWM,
     BPO,
     CEM,
+    evaluate,
     GradientSearch,
     Newton,
     Paths,
@@ -23,6 +24,7 @@ from awmkit import (
     unroll,
     unroll_grad,
 )
+from awmkit.gym import collect, TaskEnv
 from awmkit.tasks import LinearQuadratic
 
 KEY = jax.random.key(0)
@@ -106,6 +108,17 @@ def test_a_decision_is_compiled_once_and_many_at_once_are_those_one_by_one():
     np.testing.assert_allclose(at_once, jnp.stack(one_by_one), atol=1e-9)
 
 
+class Keep(AbstractSearch):
+    def optimise(self, value, plan, *, key):
+        return plan
+
+
+def test_a_search_starts_from_the_last_plan_shifted_by_one_step():
+    plan, action = Planner(TASK, reward, 3, search=Keep()).step(jnp.array([[0.1], [0.2], [0.3]]), START, 0)
+    np.testing.assert_array_equal(plan, [[0.2], [0.3], [0.3]])
+    assert action == 0.2
+
+
 @pytest.mark.parametrize("search", [GradientSearch(iterations=40), CEM(iterations=10)])
 def test_a_search_leaves_a_bound_and_never_returns_a_plan_that_is_not_finite(search):
     bound, key = jnp.ones((3, 2)), jax.random.key(1)
@@ -142,6 +155,17 @@ def test_a_planner_ends_no_episode_that_it_can_keep_going():
     episode = unroll(TASK, planner, jnp.zeros(2), HORIZON, reward=alive, termination=ends)
     assert episode.length == HORIZON
     assert (unroll(TASK, planner, jnp.array([0.0, 0.3]), HORIZON, termination=ends).actions[0] < 0).all()
+
+
+def test_a_planner_acts_in_evaluations_and_environments_as_it_does_in_an_unroll():
+    task = LinearQuadratic(TASK.A, TASK.B, horizon=3)
+    planner = Planner(task, task.reward, 2, search=GradientSearch(iterations=2, starts=2))
+    start = lambda key: jax.vmap(task.reset)(jax.random.split(jax.random.split(key)[0], 2))
+    returns = [unroll(task, planner, s, 3, reward=task.reward).returns() for s in start(KEY)]
+    np.testing.assert_allclose(evaluate(task, planner, episodes=2, key=KEY).returns, returns, rtol=1e-9)
+    episode = collect(TaskEnv(task, time_aware=False), planner, 1)
+    again = unroll(task, planner, episode.states[0, 0], 3)
+    np.testing.assert_allclose(episode.actions[0], again.actions, atol=1e-5)  # Observations are float32.
 
 
 def test_a_reward_that_gives_a_gradient_search_no_direction_is_warned_of():

@@ -90,7 +90,7 @@ class _LaterRule(eqx.Module):
 
 def imagine(
     dynamics: AbstractDynamics,
-    policy,
+    policy: Any,
     state: Float[Array, " S"],
     horizon: int,
     *,
@@ -111,7 +111,8 @@ def imagine(
 
     **Raises:** `ValueError` for a policy with a memory, unless `t` is 0.
     """
-    first, acting, options = t, policy, {"reward": reward, "termination": termination}
+    first, acting = t, policy
+    options: dict[str, Any] = {"reward": reward, "termination": termination}
     memory = memory_of(policy)
     if memory is not None and not (isinstance(t, int) and t == 0):
         raise ValueError(unknown_memory(policy))
