@@ -356,8 +356,9 @@ class GRUPolicy(AbstractPolicy):
 
     def _gaussian(self, memory, state, t) -> tuple[Float[Array, " W"], Float[Array, " A"], Float[Array, " A"]]:
         """Return the GRU's memory after the step, and mean and log standard deviation of the action before tanh."""
-        check_shapes("GRUPolicy", state=(state, self.input_norm.shift.shape), t=(t, ()))
         hidden, last_action = memory
+        remembered = {"hidden": (hidden, self.cell.bias_n.shape), "last_action": (last_action, self.log_std.shape)}
+        check_shapes("GRUPolicy", state=(state, self.input_norm.shift.shape), t=(t, ()), **remembered)
         inputs = features(self.input_norm(state), t, self.horizon)
         hidden = self.cell(jnp.concatenate([inputs, last_action.astype(inputs.dtype)]), hidden).astype(hidden.dtype)
         mean, log_std = jnp.split(self.network(hidden), 2)

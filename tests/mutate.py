@@ -122,6 +122,20 @@ MUTANTS = (
         "core/test_unroll.py::test_the_bpo_gradient_equals_the_formula_of_the_paper",
     ),
     Mutant(
+        "the memory's edge is not scaled",
+        "_paths.py",
+        "scale_gradient(x, self.memory_to_policy) if eqx.is_inexact_array(x) else x",
+        "x",
+        "core/test_gradients.py::test_the_gradient_equals_finite_differences_for_any_gains[AWM GRU-GRU]",
+    ),
+    Mutant(
+        "each block of sweeps begins without a memory",
+        "methods/_parallel.py",
+        "act_on(policy, memory, state, states, t, policy_keys)",
+        "act_on(policy, memory_of(policy), state, states, t, policy_keys)",
+        "core/test_memory.py::test_every_method_passes_a_memory_on_as_a_plain_loop_does[Picard in blocks-any gains]",
+    ),
+    Mutant(
         "a gain changes values",
         "_paths.py",
         "still + jnp.asarray(gain, x.dtype) * (x - still)",

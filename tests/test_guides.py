@@ -34,7 +34,18 @@ def run(name: str) -> tuple[dict, str, str]:
 @pytest.mark.skipif(not GUIDES.exists(), reason="the wheel contains no examples")
 @pytest.mark.parametrize(
     "name",
-    ["own_simulator", "own_world_model", "identify", "terminating", "gymnasium", "your_data", "gpu", "uncertainty", "planning"],
+    [
+        "own_simulator",
+        "own_world_model",
+        "identify",
+        "terminating",
+        "gymnasium",
+        "your_data",
+        "gpu",
+        "uncertainty",
+        "planning",
+        "memory",
+    ],
 )
 def test_a_guide_prints_the_output_that_it_shows(name):
     _, printed, shown = run(name)
@@ -67,6 +78,7 @@ def test_every_guide_is_run_by_a_test():
         "exploding_gradients",
         "uncertainty",
         "planning",
+        "memory",
     }
     assert {path.stem for path in GUIDES.glob("*.md")} == tested
 

@@ -147,6 +147,7 @@ SYSTEM = tasks.LinearQuadratic(jnp.eye(3), jnp.ones((3, 2)), horizon=5)
 STATE, PLAN = jnp.zeros(3), jnp.zeros((5, 2))
 MLP = awmkit.MLPPolicy(3, 2, width=4, horizon=5, key=KEY)
 GAUSSIAN = awmkit.GaussianPolicy(3, 2, width=4, key=KEY)
+RECURRENT = awmkit.GRUPolicy(3, 2, width=12, key=KEY)
 BACKBONES = {
     "Transformer": awmkit.Transformer(12, 1, 3, key=KEY),
     "LinearStateSpace": awmkit.LinearStateSpace(12, 1, 12, key=KEY),
@@ -168,6 +169,7 @@ TASKS = (
     tasks.Henon(),
     tasks.Lorenz(),
     tasks.OneBounce(5),
+    tasks.PartlyObserved(tasks.Discretised(tasks.BearPopulations(), 5, distractors=1), (0, 1, 2)),
     tasks.PassiveDoublePendulum(5),
     awmkit.mjx.pendulum(5),
 )
@@ -280,6 +282,8 @@ def task_rows():
             yield f"{name}.reward", Row(task.reward, {"state": S, "action": A, "t": ""}, "")
     hidden = tasks.CreditAssignment(5, hidden=True)
     yield "CreditAssignment.init", Row(lambda state: hidden.init(state, 5), {"state": "2"}, "")
+    in_part = tasks.PartlyObserved(tasks.Discretised(tasks.BearPopulations(), 5, distractors=1), (0, 1, 2))
+    yield "PartlyObserved.init", Row(lambda state: in_part.init(state, 5)[0], {"state": "3"}, "1")
     discretised, pendulum = tasks.Discretised(tasks.BearPopulations(), 5), tasks.DoublePendulum(tasks.Circles())
     yield "Discretised.control", Row(discretised.control, {"action": "2"}, "2")
     yield "MJXTask.complete", Row(awmkit.mjx.pendulum(5).complete, {"state": "2"}, "2")
@@ -433,6 +437,11 @@ def policy_rows():
     yield "GaussianPolicy.mode", Row(GAUSSIAN.mode, seen, "A")
     yield "GaussianPolicy.gaussian", Row(lambda state, t: GAUSSIAN.gaussian(state, t)[1], seen, "A")
     yield "GaussianPolicy.log_prob", Row(GAUSSIAN.log_prob, {**seen, "action": "A"}, "")
+    remembered = {"hidden": "W", "last_action": "A", **seen}
+    step = lambda hidden, last_action, state, t: RECURRENT.step((hidden, last_action), state, t, key=KEY)[1]
+    yield "GRUPolicy.step", Row(step, remembered, "A")
+    entropy = lambda hidden, last_action, state, t: RECURRENT.entropy((hidden, last_action), state, t, key=KEY)
+    yield "GRUPolicy.entropy", Row(entropy, remembered, "")
     yield "GaussianPolicy.entropy", Row(lambda state, t: GAUSSIAN.entropy(state, t, key=KEY), seen, "")
 
 
@@ -599,6 +608,7 @@ NO_ARRAYS = {
     # A key, settings, files, or arrays of any shape.
     *(
         "AWM.from_dynamics",
+        "Paths.recall",
         "AbstractAttention.check",
         "Gaussian.sample",
         "CuDNNAttention.check",
@@ -663,6 +673,7 @@ NO_ARRAYS = {
     # Only look at whether t is 0, or raise for every argument.
     *("methods.default_method", "GymnasiumTask.init", "GymnasiumTask.step", "GymnasiumTask.reward"),
     # Ignore their arguments.
+    *("AbstractPolicy.init", "AbstractPolicy.__call__", "GRUPolicy.init"),
     *("AbstractDynamics.init", "AbstractDynamics.resize_carry", "AbstractBackbone.resize", "MJXTask.init"),
     *("AbstractBackbone.sequences_at_a_time", "Transformer.sequences_at_a_time", "AbstractTrainable.normalised"),
     *(
@@ -675,6 +686,7 @@ NO_ARRAYS = {
     *("AbstractMethod.episodes_at_a_time", "Parallel.episodes_at_a_time"),
     # Called with arguments that a public function has checked.
     *(
+        "AbstractPolicy.step",
         "AbstractBackbone.append",
         "GRU.update",
         "LSTM.update",

@@ -11,6 +11,7 @@ from systems import reward
 
 from awmkit import (
     AbstractDynamics,
+    AbstractPolicy,
     AbstractTask,
     AbstractTrainable,
     AWM,
@@ -22,7 +23,9 @@ from awmkit import (
     GaussianHead,
     GaussianPolicy,
     GRU,
+    GRUPolicy,
     HWM,
+    improve,
     JSONLines,
     LinearStateSpace,
     LSTM,
@@ -59,6 +62,7 @@ from awmkit.tasks import (
     Henon,
     LinearQuadratic,
     OneBounce,
+    PartlyObserved,
     PassiveDoublePendulum,
     spiral,
 )
@@ -67,6 +71,7 @@ KEY = jax.random.key(0)
 SYSTEM = spiral(1.0, 0.3)
 AWM_20 = AWM(2, 1, Transformer(12, 1, 3, horizon=20, key=KEY), key=KEY)
 POLICY = MLPPolicy(2, 1, width=4, key=KEY)
+RECURRENT = GRUPolicy(2, 1, width=4, key=KEY)
 STATE = jnp.ones(2)
 STATES, ACTIONS = jnp.ones((4, 6, 2)), jnp.ones((4, 5, 1))
 PLAN = ACTIONS[0]
@@ -97,6 +102,28 @@ class Careless(AbstractDynamics):
         if self.wrong == "dtype":
             return carry, state.astype(jnp.float32)
         return carry[:2], state
+
+
+class Forgetful(AbstractPolicy):
+    """A policy whose step returns a wrong memory, or one thing only, as chosen by `wrong`."""
+
+    wrong: str = "memory"
+    input_norm: Normaliser = Normaliser(2)
+
+    def init(self):
+        return jnp.zeros(3)
+
+    def step(self, memory, state, t, *, key=None):
+        return (memory[:2], state[:1]) if self.wrong == "memory" else state[:1]
+
+
+class OnlyInit(AbstractPolicy):
+    """A policy that defines no step."""
+
+    input_norm: Normaliser = Normaliser(2)
+
+    def init(self):
+        return jnp.zeros(3)
 
 
 class Numbers(AbstractDynamics):
@@ -718,6 +745,22 @@ MISUSES = {
         ),
         "same fields and dtypes",
     ),
+    "a memory of another shape": (
+        lambda: unroll(SYSTEM, Forgetful(), STATE, 3),
+        r"Forgetful.step returned the memory as float64\[2\] for a memory given as float64\[3\]",
+    ),
+    "a step of a policy without a memory to return": (
+        lambda: unroll(SYSTEM, Forgetful("action"), STATE, 3),
+        "it must return two things, the new memory and the action",
+    ),
+    "a policy with init and no step": (OnlyInit, r"OnlyInit must define __call__.*both init\(\) and step"),
+    "a memory that is not passed": (lambda: RECURRENT(STATE, 0), "start with memory = policy.init"),
+    "a memory from the middle of an episode": (
+        lambda: improve(SYSTEM, RECURRENT, STATES[0], reward=SYSTEM.reward, key=KEY, horizon=4, ascent=FullHorizon(length=2)),
+        "GRUPolicy has a memory, which is unknown where",
+    ),
+    "a reward that reads hidden entries": (lambda: PartlyObserved(SYSTEM, (0,)), "reads entries of the state that are hidden"),
+    "entries out of order": (lambda: PartlyObserved(SYSTEM, (1, 0)), "from 0 to 1 in ascending order"),
     "an empty replay buffer": (lambda: _replay().sample(KEY, 1), "empty replay buffer; add episodes first"),
     "recency=0": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; pass a number in \(0, 1\]"),
 }
