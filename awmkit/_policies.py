@@ -341,7 +341,7 @@ class GRUPolicy(AbstractPolicy):
         self.horizon = horizon
 
     def init(self):
-        return jnp.zeros_like(self.cell.bias_n), jnp.zeros_like(self.log_std)
+        return jnp.zeros(self.cell.hidden_size, self.cell.weight_hh.dtype), jnp.zeros_like(self.log_std)
 
     def step(self, memory, state, t, *, key=None):
         hidden, mean, log_std = self._gaussian(memory, state, t)
@@ -357,7 +357,7 @@ class GRUPolicy(AbstractPolicy):
     def _gaussian(self, memory, state, t) -> tuple[Float[Array, " W"], Float[Array, " A"], Float[Array, " A"]]:
         """Return the GRU's memory after the step, and mean and log standard deviation of the action before tanh."""
         hidden, last_action = memory
-        remembered = {"hidden": (hidden, self.cell.bias_n.shape), "last_action": (last_action, self.log_std.shape)}
+        remembered = {"hidden": (hidden, (self.cell.hidden_size,)), "last_action": (last_action, self.log_std.shape)}
         check_shapes("GRUPolicy", state=(state, self.input_norm.shift.shape), t=(t, ()), **remembered)
         inputs = features(self.input_norm(state), t, self.horizon)
         hidden = self.cell(jnp.concatenate([inputs, last_action.astype(inputs.dtype)]), hidden).astype(hidden.dtype)

@@ -143,6 +143,7 @@ def imagine(
         survived = episode.survival[-1] * (1 - last)
     if not hasattr(policy, "entropy"):
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
+    assert entropy_key is not None and not isinstance(policy, Array)
     inputs = paths.to_policy(episode.states[:-1]), steps, jax.random.split(entropy_key, horizon)
     if memory is None:
         entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(*inputs)
