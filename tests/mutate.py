@@ -79,6 +79,20 @@ MUTANTS = (
         "learning/test_identify.py::test_a_simulator_that_overflows_after_the_end_of_an_episode_is_fitted_to_what_happened",
     ),
     Mutant(
+        "the likelihood of a Gaussian model is in units of the data",
+        "models/_world_model.py",
+        "jnp.log(predicted.deviation / unit)",
+        "jnp.log(predicted.deviation)",
+        "models/test_gaussian.py::test_the_loss_is_the_negative_log_likelihood_of_the_steps_that_happened_and_its_gradient_is_right",
+    ),
+    Mutant(
+        "the interval of n samples is that of n ranks",
+        "learning/_prediction_error.py",
+        "low, high = below / (samples + 1), (below + equal + 1) / (samples + 1)",
+        "low, high = below / samples, (below + equal + 1) / samples",
+        "learning/test_calibration.py::test_a_uniform_rank_is_covered_with_the_level_for_any_number_of_samples[0.9]",
+    ),
+    Mutant(
         "short episodes count as much as long ones",
         "learning/_minibatch.py",
         "if batch.length is not None:",
