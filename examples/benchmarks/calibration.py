@@ -1,6 +1,6 @@
 """Are the deviations that a world model learns those of the data?
 
-    python examples/benchmarks/calibration.py               25 minutes on two cores; each row is printed when it is measured
+    python examples/benchmarks/calibration.py               15 minutes on two cores; each row is printed when it is measured
     python examples/benchmarks/calibration.py --quick       one seed, few updates: 1 minute, learns little
     python examples/benchmarks/calibration.py --from-raw    the published table
 
@@ -14,8 +14,8 @@ deviation of s_t given s_0 and the actions is known: its variance is the diagona
 Both have a `GaussianHead`. The table has, at steps 1, 10 and 50 of held-out episodes: the learned deviation, its root mean square
 over states and entries, divided by the truth; the share of entries within central 90 % intervals of 100 samples of the
 model, with the smallest lower and largest upper end of the 95 % intervals of the entries; and the root mean square error of the
-mean, open loop, divided by the deviation of s_t given s_0 and the actions, which no prediction can go below. The last rows are
-AWMs without a head, trained by the mean square error: the likelihood does not fit the mean less well.
+mean, open loop, divided by the deviation of s_t given s_0 and the actions, which no prediction can go below: near 1, so the
+likelihood does not under-fit the mean. AWMs without a head, trained by the mean square error, are measured last.
 
 Expected: deviations within 5 % of the truth, and shares between 0.85 and 0.95.
 """
