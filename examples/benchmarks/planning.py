@@ -23,7 +23,8 @@ the host: 10 episodes of random actions, an AWM, and its known reward.
 Milliseconds per decision are medians over all decisions of `planner.step`, which are made one by one, and, after the slash, of the
 time that processors worked on one, which other programs on the machine change less.
 
-Expected: planning in the simulator or in a model ends upright, where the trained policy often does not.
+Expected: planning in the simulator by its gradient ends upright, with a return of about 0.28 for the double pendulum and 0.31 for
+the cart-pole. `--only` measures some rows, `--updates` and `--starts` make them shorter.
 """
 
 import functools
@@ -203,7 +204,7 @@ def measures(name: str, options, sizes: dict[str, Any]) -> dict[str, Callable[[]
 def measure_pendulum(search, sizes: dict[str, Any]) -> dict[str, Any]:
     """Plan in an AWM of Pendulum-v1, on the host."""
     env, keys = gymnasium.make(PENDULUM), jax.random.split(jax.random.key(0), 4)
-    quiet = {"progress": NoProgress()}
+    quiet: dict[str, Any] = {"progress": NoProgress()}
     random = [collect(env, held_actions(k, (200, 1)), 1, key=k, **quiet) for k in jax.random.split(keys[0], 10)]
     model = fitted("AWM", Trajectory.concatenate(random), 0, sizes)
 
@@ -245,8 +246,11 @@ def main() -> None:
     parser = arguments(__doc__, "planning")
     parser.add_argument("--tasks", nargs="+", default=[*TASKS, PENDULUM], choices=[*TASKS, PENDULUM], help="all by default")
     parser.add_argument("--only", default="", help="measure only the rows whose names contain this text")
+    for name in ("updates", "starts"):
+        parser.add_argument(f"--{name}", type=int, help=f"{SIZES[name]} by default")
     options = parser.parse_args()
-    raw, sizes = Raw(options, "planning"), SMALL if options.quick else SIZES
+    raw, sizes = Raw(options, "planning"), dict(SMALL if options.quick else SIZES)
+    sizes |= {name: getattr(options, name) for name in ("updates", "starts") if getattr(options, name)}
     lines: dict[str, list[dict[str, Any]]] = {}
     with until_stopped(options):
         for task in options.tasks:
@@ -259,7 +263,7 @@ def main() -> None:
                 name = f"{task}, {name}"
                 if name not in raw.rows and (options.from_raw or options.only not in name):
                     continue
-                row = raw.run(name, sizes, measure)
+                row = raw.rows[name] if options.from_raw else raw.run(name, sizes, measure)
                 lines.setdefault(name.split(", seed")[0], []).append(row)
                 print("  ".join(line(name, [row])), flush=True)
     head = ["task and planner", "episodes", "return [95 % interval]", "end", "ms per decision"]

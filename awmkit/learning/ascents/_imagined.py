@@ -118,7 +118,7 @@ def imagine(
         raise ValueError(unknown_memory(policy))
     if (isinstance(members_of(dynamics), HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
         # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
-        first, acting = 0, policy if isinstance(policy, Array) else _Later(policy, t)
+        first, acting = 0, _Later(policy, t) if callable(policy) else policy
         later = lambda rule: None if rule is None else _LaterRule(with_next_state(rule), t)
         options = {"reward": later(reward), "termination": later(termination)}
     options |= {"key": key, "paths": paths, "method": method, "t": first}
