@@ -26,15 +26,17 @@ from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by
 from ._open_loop import as_trainable, check_can_be_fitted, OpenLoop
 from ._optimise import check_trains
 from ._optimiser import AnyOptimiser, check_optimiser
-from ._seeds import check_keys, check_seeds, one_of
+from ._seeds import check_keys, check_seeds, of_runs, one_of
 from ._sharding import check_mesh, gather, place, split
+from ._sweep import over_settings, settings_of, some_finite, sweep_of
 from ._windows import cut_windows, draw_windows
 
 M = TypeVar("M", bound=AbstractTrainable | AbstractDynamics)
 
 
 class FitResult(eqx.Module, Generic[M]):
-    """The result of `fit`. With several keys, everything but `seconds` has a leading axis of members.
+    """The result of `fit`. With several keys, everything but `seconds` has a leading axis of members, and a sweep has an axis of
+    settings before it.
 
     - `model`: the fitted model, or models: `awmkit.Ensemble(result.model)` is a dynamics made of them.
     - `losses`: training loss at each update, computed before the optimiser step, shape (updates,).
@@ -44,21 +46,23 @@ class FitResult(eqx.Module, Generic[M]):
       `window=n`, shape (n,): the held-out episodes are cut into windows of n steps. `None` if nothing was held out. Of several
       members, NaN at steps that only held-out episodes of others reach.
     - `seconds`: wall time in seconds, compilation included.
+    - `sweep`: the hyper-parameters that vary, such as "optimiser.learning_rate"; empty if none does.
 
     With several keys, `result[i]` is the result of member i, and `result.best()` that of the member with the smallest mean of
-    `held_out`.
+    `held_out`. In a sweep they are the result of setting i, and that of the setting with the smallest mean over its members.
     """
 
     model: M
     losses: Float[Array, "*members updates"]
     held_out: Float[Array, "*members H"] | None
     seconds: float
+    sweep: dict[str, np.ndarray] = eqx.field(default_factory=dict)
 
-    def __getitem__(self, member: int) -> "FitResult[M]":
-        """Return the result of one of several members."""
-        parts = self.model, self.losses, self.held_out
-        model, losses, held_out = one_of(parts, member, self.losses.shape[:-1])
-        if held_out is not None:
+    def __getitem__(self, index: int) -> "FitResult[M]":
+        """Return the result of one of several members, or of one setting of a sweep."""
+        parts, of = (self.model, self.losses, self.held_out), "setting" if self.sweep else "seed"
+        model, losses, held_out = one_of(parts, index, self.losses.shape[:-1], of=of)
+        if held_out is not None and held_out.ndim == 1:
             held_out = held_out[: 1 + np.flatnonzero(~np.isnan(held_out)).max(initial=-1)]
         return FitResult(model, losses, held_out, self.seconds)
 
@@ -68,13 +72,19 @@ class FitResult(eqx.Module, Generic[M]):
         if self.losses.ndim == 1:
             return self
         results = [self[i] for i in range(self.losses.shape[0])]
-        error = [float(jnp.mean(x.losses[-1:] if x.held_out is None else x.held_out)) for x in results]
-        return results[int(np.nanargmin(error))]
+        return results[int(np.nanargmin([result._error() for result in results]))]
+
+    def _error(self) -> float:
+        """The mean of `held_out`, or the last loss; of several members their mean."""
+        if self.losses.ndim > 1:
+            return float(np.mean([self[i]._error() for i in range(self.losses.shape[0])]))
+        return float(jnp.mean(self.losses[-1:] if self.held_out is None else self.held_out))
 
     def __repr__(self) -> str:
         median = lambda x: float(np.median(x))
         error = "None" if self.held_out is None else f"{median(jnp.nanmean(self.held_out, axis=-1)):.3g} (mean over steps)"
-        members = "" if self.losses.ndim == 1 else f"medians of {self.losses.shape[0]} members, "
+        runs = of_runs(self.losses.shape[:-1], self.sweep, "members")
+        members = f"medians of {runs}, " if runs else ""
         return (
             f"FitResult(model={type(self.model).__name__}, {members}losses: first {median(self.losses[..., 0]):.3g}, last "
             f"{median(self.losses[..., -1]):.3g} of {self.losses.shape[-1]}, held_out={error}, seconds={self.seconds:.1f})"
@@ -135,6 +145,9 @@ def fit(
     ensemble = Ensemble(fit(models, episodes, key=keys).model)
     ```
 
+    **A sweep in one program**: the numbers of an `awmkit.Optimiser` may be arrays of shape (N,), as in `awmkit.train`. All settings
+    begin with the same models and have the same keys.
+
     **Arguments**
 
     - `model`: one AWM, HWM, Markov, reward model or termination model, your own `awmkit.AbstractTrainable`, or a
@@ -177,6 +190,8 @@ def fit(
         check_can_be_fitted(first.dynamics)
     episodes, loss_dtype = _check(first, episodes, updates, batch_size, microbatch_size, window, holdout, optimiser, key, mesh)
     window = window if window is None else min(window, episodes.horizon)
+    sweep = sweep_of(optimiser, "optimiser.")
+    runs = *settings_of(sweep), *key.shape
     began = time.monotonic()
     count, pick = len(episodes), lambda numbers: jtu.tree_map(lambda x: x[numbers], episodes)
     held = min(max(1, round(holdout * count)), count - 1) if holdout > 0 else 0
@@ -196,8 +211,9 @@ def fit(
     trained, training, held_out, batch_key = jtu.tree_map(stack, *prepared) if key.ndim else prepared[0]
 
     weights, rest = eqx.partition(trained, trainable(trained))
-    begin = eqx.filter_vmap(optimiser.init) if key.ndim else optimiser.init
-    carry = (weights, begin(weights), jnp.zeros((*key.shape, updates), loss_dtype))
+    begin = lambda optimiser, weights: (weights, optimiser.init(weights))
+    begin = eqx.filter_vmap(begin, in_axes=(None, 0)) if key.ndim else begin
+    carry = (*over_settings(begin, optimiser, None)(weights), jnp.zeros((*runs, updates), loss_dtype))
     carry, rest, episodes, training, batch_key = place((carry, rest, episodes, training, batch_key), mesh)
     parts = [type(part).__name__ for part in (model, getattr(model, "backbone", None)) if part is not None]
     with progress.start(" ".join(["fit", *map(str, key.shape), *parts]), updates) as meter:
@@ -207,18 +223,22 @@ def fit(
             settings = batch_size, microbatch_size, window, mesh
             carry = _update(carry, rest, optimiser, episodes, training, batch_key, *settings, *bounds)
             loss = np.asarray(carry[2][..., stop - 1])
-            _require_finite(loss, stop)
+            _require_finite(loss, stop, sweep)
             meter.update(stop, f"loss {np.median(loss):.3g}", phase="fitting")
-    trained = eqx.combine(carry[0], rest)
-    error = None
+    trained, error = eqx.combine(carry[0], rest), None
+    each = [trained]
+    if sweep:
+        each = [eqx.combine(jtu.tree_map(lambda x, i=i: x[i], carry[0]), rest) for i in range(runs[0])]
+        trained = jtu.tree_map(stack, *each)
     if held:
         # In a compiled program no window is left out, so that one program serves all members.
         cut = eqx.filter_jit(cut_windows) if key.ndim else cut_windows
         in_windows = lambda episodes, cut: episodes if window is None else cut(episodes, window)
         held_out = [in_windows(pick(numbers), cut) for numbers in (held_out if key.ndim else held_out[None])]
-        error = _held_out_errors(trained, held_out, in_windows(episodes, cut_windows), mesh, key.shape)
+        of_setting = lambda trained: _held_out_errors(trained, held_out, in_windows(episodes, cut_windows), mesh, key.shape)
+        error = jnp.stack(list(map(of_setting, each))) if sweep else of_setting(trained)
     fitted: Any = trained.dynamics if isinstance(trained, OpenLoop) else trained
-    return FitResult(fitted, carry[2], error, time.monotonic() - began)
+    return FitResult(fitted, carry[2], error, time.monotonic() - began, sweep)
 
 
 def _members(model, key) -> list:
@@ -231,7 +251,7 @@ def _members(model, key) -> list:
 def _update(carry, rest, optimiser, episodes, training, key, batch_size, microbatch_size, window, mesh, start, stop):
     """Make updates `start` to `stop`, of one model or several. Both are traced, so that chunks of any length share one program."""
 
-    def run(carry, rest, training, key):
+    def run(optimiser, carry, rest, training, key):
         def update(i, carry):
             weights, optimiser_state, losses = carry
             draw_key = jax.random.fold_in(key, i)
@@ -250,7 +270,9 @@ def _update(carry, rest, optimiser, episodes, training, key, batch_size, microba
 
         return lax.fori_loop(start, stop, update, carry)
 
-    run = eqx.filter_vmap(run) if key.ndim else run
+    members = eqx.if_array(0)
+    run = eqx.filter_vmap(run, in_axes=(None, members, members, members, 0)) if key.ndim else run
+    run = over_settings(run, optimiser, eqx.if_array(0), None, None, None)
     return gather(run(carry, rest, training, key), mesh)
 
 
@@ -307,7 +329,9 @@ def _check(
     return episodes, loss_dtype
 
 
-def _require_finite(loss: np.ndarray, update: int) -> None:
+def _require_finite(loss: np.ndarray, update: int, sweep: dict[str, np.ndarray]) -> None:
+    if some_finite(np.isfinite(loss), sweep):
+        return
     wrong = np.flatnonzero(~np.isfinite(loss))
     if wrong.size:
         of_member = f" of member {wrong[0]}" if loss.ndim else ""

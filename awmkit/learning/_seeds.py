@@ -72,7 +72,7 @@ def best_of(returns: Float[Array, "*runs updates"]) -> int:
     return int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
 
 
-def of_runs(shape: tuple[int, ...], sweep: dict) -> str:
+def of_runs(shape: tuple[int, ...], sweep: dict, seeds: str = "seeds") -> str:
     """Return "8 settings and 5 seeds" for the leading axes of a result, or an empty string for one run."""
-    names = ["settings"] * bool(sweep) + ["seeds"]
+    names = ["settings"] * bool(sweep) + [seeds]
     return " and ".join(f"{count} {name}" for count, name in zip(shape, names, strict=False))

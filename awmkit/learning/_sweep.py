@@ -1,6 +1,7 @@
 """Numbers among settings: compiled programs take them as data, and they may have an axis of settings, a sweep."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -37,12 +38,12 @@ def check_steps_per_update(who: str, steps_per_update: Any) -> None:
         )
 
 
-def _numbers(settings: eqx.Module, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
+def _numbers(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
     """Yield the path of each number, the number, and whether it is a constant of the program."""
     if isinstance(settings, Optimiser):
         yield from ((f"{prefix}{name}", x, False) for name, x in settings.numbers.items())
         return
-    for field in dataclasses.fields(settings):
+    for field in dataclasses.fields(settings) if isinstance(settings, eqx.Module) else ():  # An optax optimiser has none.
         x = getattr(settings, field.name, None)
         constants = field.metadata.get("constants")
         if eqx.is_array_like(x) and (isinstance(settings, Paths) or constants is not None):
@@ -67,7 +68,7 @@ def as_data(settings: T) -> T:
     return _with(settings, {path: weak(x) for path, x, constant in _numbers(settings) if not constant})
 
 
-def sweep_of(settings: eqx.Module, prefix: str = "") -> dict[str, np.ndarray]:
+def sweep_of(settings: Any, prefix: str = "") -> dict[str, np.ndarray]:
     """Return the numbers that have an axis of settings, by their paths, such as "ascent.optimiser.learning_rate".
 
     **Raises:** `ValueError` if they have other shapes than (N,), with one N.
@@ -87,7 +88,7 @@ def settings_of(sweep: dict[str, np.ndarray]) -> tuple[int, ...]:
     return next((x.shape for x in sweep.values()), ())
 
 
-def over_settings(fn: Callable[..., Any], settings: eqx.Module, *in_axes: Any) -> Callable[..., Any]:
+def over_settings(fn: Callable[..., Any], settings: Any, *in_axes: Any) -> Callable[..., Any]:
     """Return `lambda *args: fn(settings, *args)`; in a sweep it calls `fn` with each setting, in one program.
 
     Results have a leading axis of settings then. `in_axes` are those of `args`, as for `eqx.filter_vmap`.
@@ -97,3 +98,16 @@ def over_settings(fn: Callable[..., Any], settings: eqx.Module, *in_axes: Any) -
         return lambda *args: fn(settings, *args)
     of_one = lambda numbers, *args: fn(_with(settings, numbers), *args)
     return lambda *args: eqx.filter_vmap(of_one, in_axes=(0, *in_axes))(swept, *args)
+
+
+def some_finite(finite: Any, sweep: dict[str, np.ndarray]) -> bool:
+    """Return whether a sweep may go on: whether all runs of a setting are finite. Warn of the settings that are not."""
+    if not sweep or not (good := np.reshape(finite, (len(finite), -1)).all(axis=1)).any():
+        return False
+    if not good.all():
+        bad = ", ".join(map(str, np.flatnonzero(~good)))
+        warnings.warn(
+            f"Returns or losses are not finite in settings {bad} of the sweep of {', '.join(sweep)}; the others are not affected.",
+            stacklevel=4,
+        )
+    return True

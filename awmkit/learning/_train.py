@@ -28,7 +28,7 @@ from ._model_updates import ModelUpdates
 from ._resume import explain_interrupt, identity, load_run, save_run, stack
 from ._seeds import best_of, of_runs, one_of
 from ._sharding import place
-from ._sweep import as_data, sweep_of
+from ._sweep import as_data, some_finite, sweep_of
 from ._train_checks import check_types, check_values
 from ._train_state import first_state, initial_updates, number_of_steps, run_epoch, RunConfig, TrainState
 from ._warmup import Warmup
@@ -340,14 +340,7 @@ def _require_finite(epoch: Metrics, sweep: dict[str, np.ndarray]) -> None:
     collected = np.where(epoch.episodes > 0, epoch.collected_return, 0)
     loss = np.zeros(()) if epoch.model_loss is None else epoch.model_loss
     finite = np.isfinite(collected) & np.isfinite(epoch.true_return) & np.isfinite(loss)
-    if sweep and (good := finite.reshape(len(finite), -1).all(axis=1)).any():
-        if not good.all():
-            bad = ", ".join(map(str, np.flatnonzero(~good)))
-            warnings.warn(
-                f"The returns or the model's loss are not finite in settings {bad} of the sweep of {', '.join(sweep)}; the results of "
-                "the others are not affected.",
-                stacklevel=3,
-            )
+    if some_finite(finite, sweep):
         return
     for name, returns in (("collected", collected), ("evaluation", epoch.true_return)):
         if not np.isfinite(returns).all():

@@ -14,9 +14,11 @@ from misuse import says
 from reach import ASCENT, host_task, MODEL_UPDATES, Reach, run
 
 from awmkit import (
+    fit,
     FullHorizon,
     improve,
     JSONLines,
+    Markov,
     MLPPolicy,
     ModelUpdates,
     NoProgress,
@@ -24,6 +26,7 @@ from awmkit import (
     Paths,
     ShortHorizon,
     TargetEntropy,
+    Trajectory,
     unroll_grad,
 )
 from awmkit.learning.tensorboard import TensorBoard
@@ -95,6 +98,23 @@ def test_each_setting_of_train_equals_a_run_of_its_own_and_a_sweep_is_logged_and
     points = b"".join(path.read_bytes() for path in (tmp_path / "board").iterdir())
     assert b"true_return/1/0" in points and b"skipped/0/1" in points
     says(lambda: _train(KEYS, *(settings.T + 0.01), **files), "another run: its ascent.clip is")
+
+
+def test_each_setting_of_fit_equals_a_call_of_its_own_and_one_that_diverges_is_a_warning():
+    models = eqx.filter_vmap(lambda key: Markov(2, 2, width=8, depth=1, key=key))(KEYS)
+    noise = jax.random.normal(KEYS[0], (6, 5, 2))
+    episodes, rates = Trajectory(noise, jnp.tanh(noise[:, :4])), [1e-3, 0.05, 1e300]
+    fitted = lambda rate: fit(
+        models, episodes, key=KEYS, updates=4, optimiser=Optimiser(optax.sgd, learning_rate=rate), progress=NoProgress()
+    )
+    with pytest.warns(UserWarning, match="not finite in settings 2 of the sweep of optimiser.learning_rate"):
+        sweep = fitted(jnp.array(rates))
+    assert sweep.losses.shape == (3, 2, 4) and sweep.held_out.shape == (3, 2, 4)
+    for i in range(2):
+        one = fitted(rates[i])
+        for x, y in zip(*(jax.tree.leaves((r.model, r.losses, r.held_out)) for r in (sweep[i], one)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+    assert sweep.best().losses.shape == (2, 4) and "3 settings and 2 members" in repr(sweep)
 
 
 MISUSES = {
