@@ -45,6 +45,7 @@ def run(name: str) -> tuple[dict, str, str]:
         "uncertainty",
         "planning",
         "memory",
+        "sweeps",
     ],
 )
 def test_a_guide_prints_the_output_that_it_shows(name):
@@ -79,6 +80,7 @@ def test_every_guide_is_run_by_a_test():
         "uncertainty",
         "planning",
         "memory",
+        "sweeps",
     }
     assert {path.stem for path in GUIDES.glob("*.md")} == tested
 

@@ -272,8 +272,8 @@ def _update(carry, rest, optimiser, episodes, training, key, batch_size, microba
 
     members = eqx.if_array(0)
     run = eqx.filter_vmap(run, in_axes=(None, members, members, members, 0)) if key.ndim else run
-    run = over_settings(run, optimiser, eqx.if_array(0), None, None, None)
-    return gather(run(carry, rest, training, key), mesh)
+    run_all = over_settings(run, optimiser, eqx.if_array(0), None, None, None)
+    return gather(run_all(carry, rest, training, key), mesh)
 
 
 def _held_out_errors(model, held_out: list[Trajectory], episodes: Trajectory, mesh, shape) -> Float[Array, "*members H"]:

@@ -275,7 +275,7 @@ def draw_ages(uniform: Float[Array, " count"], size: Int[Array, ""], recency: Sc
     if not traced and recency == 1.0:
         return jnp.floor(uniform * size)
     # Of a number in float64, where no recency below 1 has the logarithm 0.
-    rate = jnp.log(jnp.asarray(recency, uniform.dtype)) if traced else math.log(float(recency))
+    rate = jnp.log(jnp.asarray(recency, uniform.dtype)) if traced else math.log(np.asarray(recency).item())
     rate = jnp.where(rate == 0, -1, rate) if traced else rate
     ages = jnp.floor(jnp.log1p(uniform * jnp.expm1(size * rate)) / rate)
     return jnp.where(recency == 1, jnp.floor(uniform * size), ages) if traced else ages

@@ -236,8 +236,8 @@ def initial_updates(config: RunConfig, state: TrainState, start, stop, key: Key[
 
     update = eqx.filter_vmap(update, in_axes=(None, eqx.if_array(0), 0, 0)) if key.ndim else update
     _, fit_key, _, policy_key = _split(key)
-    update = over_settings(update, config, eqx.if_array(0), None, None)
-    return gather(update(state, fit_key, policy_key), config.mesh)
+    update_all = over_settings(update, config, eqx.if_array(0), None, None)
+    return gather(update_all(state, fit_key, policy_key), config.mesh)
 
 
 def run_epoch(
@@ -279,8 +279,8 @@ def _epoch(config: RunConfig, state: TrainState, start, stop, steps, key, *, sho
         return state, _metrics(config, state, sums, jnp.mean(evaluated.returns())), sums.policy_updates
 
     epoch = eqx.filter_vmap(epoch, in_axes=(None, eqx.if_array(0), 0)) if key.ndim else epoch
-    epoch = over_settings(epoch, config, eqx.if_array(0), None)
-    return gather(epoch(state, key), collecting_mesh(config.task, config.mesh))
+    of_all = over_settings(epoch, config, eqx.if_array(0), None)
+    return gather(of_all(state, key), collecting_mesh(config.task, config.mesh))
 
 
 def explore(config: RunConfig, policy, key: PRNGKeyArray) -> Trajectory:
@@ -291,7 +291,7 @@ def explore(config: RunConfig, policy, key: PRNGKeyArray) -> Trajectory:
     mesh = collecting_mesh(config.task, config.mesh)
     if mesh is not None and config.environments % mesh.size == 0:
         noise = split(noise, mesh, "environments")
-    return collect_each(config.task, lambda row: ExploringPolicy(policy, row), config.noise * noise, collect_key)
+    return collect_each(config.task, lambda row: ExploringPolicy(policy, row), noise * config.noise, collect_key)
 
 
 @eqx.filter_jit  # A task on the host would otherwise run each operation by itself.

@@ -107,7 +107,8 @@ def planned(task: AbstractTask, planner: Planner, starts, noise: float = 0.0) ->
             cpu.append(1e3 * (time.process_time() - before[1]))
             action = jnp.clip(action + noise * draw.normal(size=action.shape).astype(action.dtype), -1, 1)
             carry, state, reward = move(task, carry, state, action, jnp.asarray(t))
-            states.append(state), actions.append(action), rewards.append(reward)
+            for rows, x in ((states, state), (actions, action), (rewards, reward)):
+                rows.append(x)
         episodes.append(tuple(map(np.stack, (states, actions, rewards))))
     return Trajectory.from_episodes(episodes), {"ms": wall, "processor_ms": cpu}
 

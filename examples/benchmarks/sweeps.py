@@ -35,7 +35,7 @@ from awmkit.tasks import CancerTreatment, Discretised
 TASK = Discretised(CancerTreatment(), 100)
 WAYS = "sweep", "Optimiser", "optax"
 COMPILED: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: COMPILED.append(event))
+jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: COMPILED.append(event))
 
 
 def run(optimiser, seeds: int, updates: int) -> ImproveResult:
