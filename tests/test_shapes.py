@@ -192,10 +192,6 @@ def core_rows():
     newton = lambda start: awmkit.unroll(SYSTEM, MLP, STATE, 5, method=awmkit.Newton(start=start)).states
     yield "Newton", Row(newton, {"start": "6 S"}, "6 S")
     yield "Picard.solve", Row(lambda x, unit: awmkit.Picard().solve(jnp.cos, x, unit=unit)[0], {"x": "H D", "unit": ""}, "H D")
-    yield (
-        "Paths",
-        Row(lambda **x: awmkit.Paths(**x), dict.fromkeys(("state_to_policy", "state_to_model", "action_to_model"), "")),
-    )
     paths = awmkit.Paths(0.5, 0.5, 0.5)
     for method in (paths.to_policy, paths.feed_back, paths.to_model):
         yield f"Paths.{method.__name__}", Row(lambda x, method=method: method(x), {"x": "*"}, "*")
@@ -672,6 +668,8 @@ NO_ARRAYS = {
     *("LSTM.initial", *(f"{type(task).__name__}.reset" for task in TASKS if hasattr(task, "reset")), "GymnasiumTask.reset"),
     # Only look at whether t is 0, or raise for every argument.
     *("methods.default_method", "GymnasiumTask.init", "GymnasiumTask.step", "GymnasiumTask.reward"),
+    # Takes numbers, or arrays of them in a sweep.
+    "Paths",
     # Ignore their arguments.
     *("AbstractPolicy.init", "AbstractPolicy.__call__", "GRUPolicy.init"),
     *("AbstractDynamics.init", "AbstractDynamics.resize_carry", "AbstractBackbone.resize", "MJXTask.init"),

@@ -47,7 +47,7 @@ class Picard(eqx.Module):
         self, sweep: Callable[[Array], Array], x: Float[Array, "H D"], *, unit: ScalarLike
     ) -> tuple[Float[Array, "H D"], Sweeps]:
         """Return the fixed point of `sweep`, and the sweeps. Start from `x`; values are of size `unit` or more."""
-        x, _, sweeps, _ = self._solve(lambda x: (sweep(x), None), x, unit=unit, exact=len(x))
+        x, _, sweeps, _ = self._solve(lambda x: (sweep(x), None), x, unit=unit)
         return x, sweeps
 
     def _solve(
@@ -56,13 +56,14 @@ class Picard(eqx.Module):
         x: Float[Array, "H D"],
         *,
         unit: ScalarLike,
-        exact: int,
+        exact: int | None = None,
         patience: int | None = None,
     ) -> tuple[Float[Array, "H D"], PyTree, Sweeps, Bool[Array, ""]]:
         """Do what `solve` does for a sweep that also returns other arrays. Return those of the last sweep beside the result, and
         whether the values settled within `patience` sweeps. After `exact` sweeps all of this is exact."""
         check_shapes("Picard.solve", "give one row per step and one unit", x=(x, ("H", "D")), unit=(unit, ()))
         check_floats("Picard.solve", x=x)
+        exact = x.shape[0] if exact is None else exact
         limit = min(exact, self.max_sweeps or exact)
         most = min(limit, patience or limit)
         x, beside, sweeps, settled = fixed_point(sweep, x, unit=unit, limit=most, tolerance=self.tolerance)

@@ -67,8 +67,13 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
     `Gaussian`, a mean and a deviation, whose likelihood is the loss, and `step` returns a sample of it:
 
     ```python
-    class Noisy(Linear):
+    class Noisy(AbstractWorldModel):
         head: GaussianHead
+        input_norm: Normaliser
+        output_norm: Normaliser
+        predict_changes: bool = eqx.field(static=True)
+        state_size: int = eqx.field(static=True)
+        action_size: int = eqx.field(static=True)
 
         def predict(self, state, action, t):
             return self.decode(self.head(jnp.concatenate([self.input_norm(state), action])), state, t)
@@ -78,6 +83,9 @@ class AbstractWorldModel(AbstractDynamics, AbstractTrainable):
 
         def teacher_forced(self, states, actions):
             return jax.vmap(lambda s, a: self.predict(s, a, 0))(states[:-1], actions)
+
+        def residual_base(self, states):
+            return states[:-1]
     ```
     """
 

@@ -59,7 +59,7 @@ def test_every_task_with_defaults_and_every_myriad_problem_is_registered_under_i
     tasks = [cls for family in families for cls in family.__subclasses__() if cls.__module__.startswith("awmkit.tasks")]
     tasks = [cls for cls in tasks if not cls.__name__.startswith("Abstract")]
     needs = lambda cls: [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-    assert {cls.__name__ for cls in tasks if needs(cls)} == {"Discretised"}
+    assert {cls.__name__ for cls in tasks if needs(cls)} == {"Discretised", "PartlyObserved"}
     names = {cls.__name__ for cls in [*tasks, *MYRIAD] if not needs(cls)} | {"MJXPendulum", "MJXCartPole", "MJXDoublePendulum"}
     assert {f"awmkit/{name}-v0" for name in names} == set(IDS)
 

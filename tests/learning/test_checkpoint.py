@@ -225,7 +225,7 @@ CHANGES = {
             {"entropy": TargetEntropy(-2.0)},
             {"return_scale": 2.0},
             {"initial_updates": 1},
-            {"pessimism": 0.5},
+            {"pessimism": 0},
             {"discount": 0.9},
             {"paths": Paths(state_to_policy=0.0)},
             {"method": Parallel()},

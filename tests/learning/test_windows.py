@@ -41,7 +41,10 @@ def test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of
     assert (filled.states[..., 0] == expected).all()
     assert jnp.allclose(filled.actions[..., 0], jnp.where(windows.mask, jnp.cos(expected[:, :3]), 0))
     of_some = draw_windows(KEY, episodes(), 500, 3, among=jnp.array([1, 4, 4]))
-    assert set(np.asarray(of_some.states[:, 0, 0] // 10)) == {1, 4} and (of_some.states[:, 0, 0] % 10 == of_some.t).all()
+    assert (
+        set(np.asarray(of_some.states[:, 0, 0] // 10)) == {1, 4}
+        and (of_some.states[:, 0, 0] % 10 == of_some.t.astype(float)).all()
+    )
     whole = eqx.tree_at(lambda e: (e.length, e.terminated), episodes(0.0), (None, None), is_leaf=lambda x: x is None)
     drawn = draw_windows(KEY, whole, 50, 7)
     assert (drawn.length == 7 - drawn.t).all() and drawn.terminated is None

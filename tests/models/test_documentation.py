@@ -49,7 +49,7 @@ def test_the_world_model_in_the_documentation_can_be_fitted_and_unrolled():
 def test_the_probabilistic_world_model_in_the_documentation_can_be_fitted_and_sampled():
     cls = _run_example(awmkit.AbstractWorldModel, episodes=EPISODES, fit=_fit_briefly)["Noisy"]
     head = awmkit.GaussianHead(eqx.nn.Linear(5, 6, key=KEY))
-    model = cls(None, awmkit.Normaliser(3), awmkit.Normaliser(3), True, 3, 2, head)
+    model = cls(head, awmkit.Normaliser(3), awmkit.Normaliser(3), True, 3, 2)
     result = _fit_briefly(model, EPISODES, key=KEY)
     assert (result.model.head.network.weight != head.network.weight).all()
     samples = [result.model.open_loop(jnp.ones(3), EPISODES.actions[0], key=key) for key in (None, KEY)]
