@@ -38,9 +38,9 @@ class AbstractPolicy(eqx.Module):
     ```
 
     **A policy with a memory** defines `init` and `step` instead of `__call__`. `GRUPolicy` is one. The memory is any tree of
-    arrays, whose structure, shapes and dtypes do not change. Where the state does not show all that matters, as the speed of a
-    pendulum of which only the angle is measured, a memory can hold the rest. Every unroll begins with `init()`, and passes
-    the memory on from step to step. The edge `memory_to_policy` of `awmkit.Paths` scales its gradient. If it has an
+    arrays, whose structure, shapes and dtypes do not change. A memory helps where the state leaves something out, for example the
+    speed of a pendulum whose angle alone is measured. Every unroll begins with `init()`, and passes the memory on from step to
+    step. The edge `memory_to_policy` of `awmkit.Paths` scales its gradient. If it has an
     `entropy`, that is called as `entropy(memory, state, t, *, key)`, with the memory before the step.
 
     ```python
@@ -283,9 +283,8 @@ class GRUPolicy(AbstractPolicy):
         h_{t+1} = GRU(h_t, (s_t, a_{t-1}))
         a_t     = tanh(mu(h_{t+1}) + sigma(h_{t+1}) * noise)
 
-    Use it where the state does not show all that matters: some entries are not measured, or the task differs from episode to
-    episode. Its last action is an input of the GRU, because what a sampled action did may be hidden too, and its noise cannot
-    be computed from states. Zeros stand for h_0 and a_{-1}. Without a key it takes its mode, as `GaussianPolicy` does. Sources:
+    Use it where the state leaves something out: some entries are not measured, or the task differs from episode to episode. The
+    GRU also reads the last action, because the noise of a sampled action cannot be computed from the states. Zeros stand for h_0 and a_{-1}. Without a key it takes its mode, as `GaussianPolicy` does. Sources:
     Cho et al. (2014), *Learning Phrase Representations using RNN Encoder-Decoder*; Heess et al. (2015), *Memory-based Control
     with Recurrent Neural Networks*.
 

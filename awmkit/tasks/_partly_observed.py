@@ -1,4 +1,4 @@
-"""A task of which only some entries of the state are observed."""
+"""A task whose state is only partly observed."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from .._termination import evaluate, rule_of
 
 
 class PartlyObserved(AbstractTask):
-    """Another task, of which policies and world models see only some entries of the state. The carry holds the others.
+    """A task that shows policies and world models some entries of another task's state. The other entries are in the carry.
 
     Use it to measure what a policy with a memory gains, such as `awmkit.GRUPolicy`, and what world models learn from part of a
     state.
@@ -26,7 +26,8 @@ class PartlyObserved(AbstractTask):
     - State: the observed entries.
     - Action, reward and termination: those of the task.
     - Start: that of the task. Hidden entries are drawn in the first step, by the task's `reset` under the step's key, or under
-      `jax.random.key(0)` without one.
+      `jax.random.key(0)` without one. An unroll that begins later, with `t` above 0, therefore needs the `carry` of the steps
+      before it. Without one it begins with the hidden entries of an initial state, as ascents from the middle of episodes do.
 
     **What must hold**
 
