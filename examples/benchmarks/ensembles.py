@@ -62,7 +62,7 @@ SETTINGS = {
     "two devices, one thread each": f"{ONE_THREAD} --xla_force_host_platform_device_count=2",
 }
 MODELS = {"Markov": Markov, "AWM": AWM}
-UPDATES = {"Markov": 30, "AWM": 8}
+UPDATES = {"Markov": 100, "AWM": 30}
 DATA = {"every tenth episode": 10, "all episodes": 1}
 ARMS = {"one model": 0.0, "ensemble": 0.0, "ensemble, pessimism 1": 1.0}
 

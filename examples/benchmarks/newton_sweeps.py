@@ -16,6 +16,7 @@ steps, and the cart-pole that leaves 234 of 1,000. A gradient of cancer treatmen
 `Sequential` and 248 for 6 sweeps by `Newton`; that of a fitted Markov model 85,015 and 415.
 """
 
+import time
 from functools import cache, partial
 from typing import Any
 
@@ -77,7 +78,7 @@ SYSTEMS = {
 QUICK = ["linear-quadratic", "cancer", "Henon", "Lorenz"]
 SLOW = "MuJoCo cart-pole", "MuJoCo cart-pole, held", "MuJoCo Hopper"
 LAUNCHED = "Markov, fitted", "cancer", "MuJoCo cart-pole, held", "MuJoCo Hopper"
-BATCH, SOLVER_TURNS = 256, 5
+BATCH, SOLVER_TURNS, TURNS = 256, 5, 7
 METHODS = {"Sequential": Sequential(), "Newton": Newton()}
 
 
@@ -119,16 +120,25 @@ def measure(system: str, horizon: int, starts: int) -> dict[str, Any]:
 
 
 def kernels(system: str, horizon: int, method: str) -> dict[str, Any]:
-    """Return the number of kernels that a GPU launches for a gradient from 256 starts, without sweeps and per sweep."""
+    """Return the number of kernels that a GPU launches for a gradient from 256 starts, without sweeps and per sweep; on a machine
+    with a GPU also the milliseconds of several."""
     dynamics = SYSTEMS[system](horizon)
 
     def gradient(policy, states):
         one = lambda policy, s: unroll(dynamics, policy, s, horizon, reward=reward, paths=BPO, method=METHODS[method]).returns()
         return eqx.filter_grad(lambda policy: jnp.mean(jax.vmap(partial(one, policy))(states)))(policy)
 
-    program, seconds = compile_for_gpu(gradient, policy_of(system, dynamics), jnp.zeros((BATCH, dynamics.state_size)))
+    inputs = policy_of(system, dynamics), starts_of(dynamics, BATCH)
+    program, seconds = compile_for_gpu(gradient, *inputs)
     count = lambda sweeps: launches(program.as_text(), SOLVER_TURNS, None if method == "Sequential" else sweeps)[0]
-    return {"launches": count(0), "launches per sweep": count(1) - count(0), "compile_s": seconds}
+    row: dict[str, Any] = {"launches": count(0), "launches per sweep": count(1) - count(0), "compile_s": seconds}
+    if jax.default_backend() == "gpu":
+        row["ms"] = []
+        for _ in range(1 + TURNS):
+            start = time.perf_counter()
+            jax.block_until_ready(program(eqx.filter(inputs, eqx.is_array)))
+            row["ms"].append(1e3 * (time.perf_counter() - start))
+    return row
 
 
 def table(rows: dict[tuple[str, int], dict[str, Any]], launched: dict[tuple[str, str], dict[str, Any]], longest: int) -> str:
@@ -140,7 +150,7 @@ def table(rows: dict[tuple[str, int], dict[str, Any]], launched: dict[tuple[str,
         sweeps.append([system, f"{horizon}", *median, settled])
     head = ["system", "H", "exponent per step", "sweeps, median", "most", "starts that settle"]
     found = [markdown(head, sweeps)]
-    counts = []
+    counts, times = [], []
     for system in (s for s in LAUNCHED if (s, "Sequential") in launched and (s, "Newton") in launched):
         sequential, newton = (launched[system, method] for method in METHODS)
         sweeps = max(rows[system, longest]["sweeps"])
@@ -154,9 +164,17 @@ def table(rows: dict[tuple[str, int], dict[str, Any]], launched: dict[tuple[str,
             sequential["launches"] / whole,
         )
         counts.append([system, *(f"{number:,.0f}" for number in numbers)])
+        if "ms" in sequential and "ms" in newton:  # The first run is not counted.
+            slow, fast = (float(np.median(row["ms"][1:])) for row in (sequential, newton))
+            compiled = [f"{row['compile_s']:.1f}" for row in (sequential, newton)]
+            times.append([system, f"{slow:.1f}", f"{fast:.1f}", f"{slow / fast:.1f}", *compiled, sequential["host"]["device"]])
+    first = f"gradient of {BATCH} starts, H = {longest}"
     if counts:
-        first = f"kernel launches, gradient of {BATCH} starts, H = {longest}"
-        found.append(markdown([first, "Sequential", "Newton, around sweeps", "per sweep", "sweeps", "Newton", "ratio"], counts))
+        head = [f"kernel launches, {first}", "Sequential", "Newton, around sweeps", "per sweep", "sweeps", "Newton", "ratio"]
+        found.append(markdown(head, counts))
+    if times:
+        compiled = ["s to compile: Sequential", "Newton"]
+        found.append(markdown([f"milliseconds, {first}", "Sequential", "Newton", "ratio", *compiled, "device"], times))
     return "\n\n".join(found)
 
 
