@@ -19,11 +19,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray
 from matplotlib.figure import Figure
 from study import arguments, markdown, Row, Study
 
