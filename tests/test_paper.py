@@ -17,6 +17,9 @@ import jax
 import numpy as np
 import pytest
 
+from awmkit.scores import reference
+from awmkit.tasks import CancerTreatment, Discretised, TimberHarvest
+
 PAPER = Path(__file__).parents[1] / "examples" / "paper"
 pytestmark = pytest.mark.skipif(not PAPER.exists(), reason="the wheel contains no examples")
 
@@ -136,6 +139,18 @@ def test_an_interrupted_write_loses_at_most_one_cell(study, tmp_path, monkeypatc
     assert study.read(path) == {"first": {"name": "first", "value": 1}}
     study.add(path, {"name": "second"})
     assert list(study.read(path)) == ["first", "second"]
+
+
+@pytest.mark.parametrize("problem", [CancerTreatment, TimberHarvest])
+def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(problem, monkeypatch):
+    monkeypatch.syspath_prepend(PAPER)
+    from optimal import solve
+
+    task = Discretised(problem(), 20)
+    found, known = solve(task, starts=2), reference(task)
+    assert found["optimal"] == pytest.approx(known.optimal, rel=1e-6)
+    assert known.best_constant <= found["best_constant"] <= known.best_constant + 1e-3 * (known.optimal - known.best_constant)
+    assert found["random"] == pytest.approx(known.random, rel=0.02)
 
 
 @pytest.mark.slow

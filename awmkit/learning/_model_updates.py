@@ -1,5 +1,7 @@
 """Settings of the model's updates during `train`, and the updates themselves."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,10 @@ class ModelUpdates(eqx.Module):
       `length` of the ascent for an AWM.
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
+    - `tolerance`: held-out error at which the model is good enough. An iteration makes no model updates if a world model predicts
+      its new episodes, before it is fitted to them, with an error (`Metrics.model_error`) of at most this. `steps_per_update` is
+      then an upper limit, and may be small for all tasks: the easy ones need fewer updates. 0 by default: all updates are made.
+      Seeds that run in one program take the time of the slowest.
 
     `optimiser` may be an `awmkit.Optimiser`. Its numbers and `recency` may be arrays of shape (N,), a sweep; see `awmkit.train`.
 
@@ -48,6 +54,7 @@ class ModelUpdates(eqx.Module):
     initial_updates: int = eqx.field(static=True, default=0)
     window: int | None = eqx.field(static=True, default=None)
     recency: Number = eqx.field(default=1.0, metadata=number(1.0))
+    tolerance: float = eqx.field(static=True, default=0.0)
 
     def __check_init__(self):
         check_counts("ModelUpdates", batch_size=self.batch_size, window=self.window)
@@ -58,6 +65,10 @@ class ModelUpdates(eqx.Module):
         if not self.steps_per_update > 0 or not holds(self.recency, lambda x: (0 < x) & (x <= 1)):
             given = f"steps_per_update={self.steps_per_update} and recency={describe(self.recency)}"
             raise ValueError(f"ModelUpdates needs a positive steps_per_update and a recency in (0, 1], got {given}.")
+        if not (isinstance(self.tolerance, int | float) and 0 <= self.tolerance < math.inf):
+            raise ValueError(
+                f"tolerance must be one finite number of at least 0, got {describe(self.tolerance)}; 0 makes all updates."
+            )
 
 
 def init_optimiser(settings: ModelUpdates, models: dict[str, AbstractTrainable]) -> PyTree:

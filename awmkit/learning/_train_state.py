@@ -312,6 +312,8 @@ def _learn(config: RunConfig, state: TrainState, episodes: Trajectory, before, k
     state = dataclasses.replace(state, replay=state.replay.add(episodes))
     due = lambda steps_per_update: updates_between(before, before + collected, steps_per_update)
     fits, updates = due(config.model_updates.steps_per_update), due(config.ascent.steps_per_update)
+    if (tolerance := config.model_updates.tolerance) and isinstance(members_of(state.model), AbstractWorldModel):
+        fits = jnp.where(error <= tolerance, 0, fits)
     state, loss = _fit_models(config, state, 0, fits, fit_key)
     state, info = _improve_policy(config, state, 0, updates, state.warmup_steps + before, policy_key)
     steps, iterations = state.steps + collected, state.iterations + 1

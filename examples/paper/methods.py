@@ -1,5 +1,6 @@
 """The models that the learning experiments compare, and the one set of hyper-parameters that each uses for all tasks."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,26 @@ MODELS: dict[str, Build] = {
     "Markov, critic": lambda task, k1, k2: MODELS["Markov"](task, k1, k2),
     "simulator": lambda task, k1, k2: task,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What differs between the settings of the published tables, which are the defaults, and those that carry over to variants.
+
+    - `batch_size`: number of episodes per model update.
+    - `fits`: factor of the number of model updates.
+    - `recency`: see `awmkit.ModelUpdates`.
+    - `in_steps`: whether the warm-up and the number of updates depend on the number of steps, as if episodes had 100 steps, and not
+      on the number of episodes. Few long episodes then leave as much for the policy as many short ones.
+    """
+
+    batch_size: int = 12
+    fits: float = 1.0
+    recency: float = 1.0
+    in_steps: bool = False
+
+
+CARRIED = Settings(batch_size=3, fits=4.0, in_steps=True)
 WARMUP = 15  # episodes of random actions; with 100 steps each they are the paper's 1,500 steps
 
 
@@ -60,6 +81,7 @@ def learn(
     evaluations: int = 1,
     actions: Callable[..., Array] = held_actions,
     paths: Paths = BPO,
+    settings: Settings = Settings(),
 ) -> TrainResult:
     """Train a policy with one method, all seeds in one program.
 
@@ -75,12 +97,17 @@ def learn(
     - `evaluations`: episodes per evaluation.
     - `actions`: the random actions of the warm-up.
     - `paths`: the paths of the policy gradient.
+    - `settings`: by default those of the published tables.
     """
-    environments = max(1, min(4, episodes // 50))
-    iterations = -(-(episodes - WARMUP) // environments)
-    policy_updates = 16 if environments == 1 else 32
-    model_updates = 30 if environments == 1 and "transformer" not in method else 60
-    per_iteration, steps_before = task.horizon * environments, WARMUP * task.horizon
+    unit = 100 if settings.in_steps else task.horizon
+    usual = -(-episodes * task.horizon // unit)
+    several = usual >= 100
+    warmup, environments = -(-WARMUP * unit // task.horizon), max(1, min(4, episodes // 50))
+    iterations, usual_iterations = -(-(episodes - warmup) // environments), -(-(usual - WARMUP) // max(1, min(4, usual // 50)))
+    policy_updates = (32 if several else 16) * usual_iterations
+    model_updates = round(settings.fits * (60 if several or "transformer" in method else 30)) * usual_iterations
+    per_iteration, steps_before = task.horizon * environments, warmup * task.horizon
+    steps_after = iterations * per_iteration
 
     def make(key):
         model_key, more_key, policy_key = jax.random.split(key, 3)
@@ -89,27 +116,28 @@ def learn(
 
     model, policy = eqx.filter_vmap(make)(keys)
     fitting = ModelUpdates(
-        steps_per_update=per_iteration / model_updates,
-        batch_size=12,
+        steps_per_update=steps_after / model_updates,
+        batch_size=settings.batch_size,
         microbatch_size=3,  # fits in a CPU's cache; the result is the same up to rounding
         initial_updates=500,
-        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates * iterations, 0.03)),
+        optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates, 0.03)),
+        recency=settings.recency,
     )
-    entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, iterations * per_iteration, steps_before))
+    entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, steps_after, steps_before))
     if method == "Markov, critic":  # the SVG baseline
         ascent = ShortHorizon(
             critic=Critic(task.state_size, task.horizon, key=keys[0]),
-            steps_per_update=per_iteration / (8 * policy_updates),
-            optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, 8 * policy_updates * iterations, 0.03)),
+            steps_per_update=steps_after / (8 * policy_updates),
+            optimiser=optax.adam(optax.cosine_decay_schedule(1e-3, 8 * policy_updates, 0.03)),
             polyak=0.9,
             clip=1.0,
             entropy=entropy,
         )
     else:
         ascent = FullHorizon(
-            steps_per_update=per_iteration / policy_updates,
+            steps_per_update=steps_after / policy_updates,
             batch_size=starts,
-            optimiser=optax.adam(optax.cosine_decay_schedule(6e-3, policy_updates * iterations, 0.03)),
+            optimiser=optax.adam(optax.cosine_decay_schedule(6e-3, policy_updates, 0.03)),
             clip=1.0,
             entropy=entropy,
             paths=paths,

@@ -121,6 +121,15 @@ def test_the_number_of_updates_depends_on_environment_steps_only(steps_per_updat
     assert np.cumsum(updates).tolist() == due
 
 
+def test_an_iteration_makes_no_model_updates_if_its_new_episodes_are_predicted_to_within_the_tolerance():
+    errors = run(KEY).metrics.model_error
+    tolerance = float(np.sqrt(errors[0] * errors[1:].min()))
+    good = int(np.argmax(errors <= tolerance))
+    result = run(KEY, model_updates=dataclasses.replace(MODEL_UPDATES, tolerance=tolerance))
+    np.testing.assert_allclose(result.metrics.model_error[: good + 1], errors[: good + 1], rtol=1e-9)
+    assert good > 0 and (result.metrics.model_loss[:good] > 0).all() and result.metrics.model_loss[good] == 0
+
+
 def test_two_seeds_in_one_program_equal_two_runs_and_each_learns_with_a_learned_reward():
     keys = jax.random.split(KEY)
     together, *apart = (run(key, steps=396) for key in (keys, *keys))
@@ -288,6 +297,10 @@ MISUSES = {
     "a negative number of initial updates": (lambda: ModelUpdates(initial_updates=-1), "initial_updates=-1"),
     "a recency of 0": (lambda: ModelUpdates(recency=0.0), r"a recency in \(0, 1\], got .*recency=0.0"),
     "a recency above 1": (lambda: ModelUpdates(recency=1.5), "recency=1.5"),
+    "a negative tolerance": (
+        lambda: ModelUpdates(tolerance=-0.1),
+        "tolerance must be one finite number of at least 0, got -0.1",
+    ),
     "no steps per policy update": (lambda: FullHorizon(steps_per_update=0.0), "steps_per_update=0.0"),
     "policy updates from no starts": (lambda: FullHorizon(batch_size=0), "batch_size=0"),
     "a negative clip": (lambda: ShortHorizon(ASCENT.critic, clip=-1.0), "clip=-1.0"),
