@@ -584,6 +584,13 @@ MUTANTS = (
         "learning/test_planner.py::test_a_window_of_an_awm_that_begins_at_any_step_gives_the_plan_of_the_simulator",
     ),
     Mutant(
+        "a window's steps count from the beginning of the episode",
+        "learning/ascents/_imagined.py",
+        "first, acting = 0, _Later(policy, t)",
+        "first, acting = t, _Later(policy, 0)",
+        "learning/test_ascents.py::test_a_model_that_begins_anywhere_has_the_return_of_an_unroll_from_there_and_its_gradient",
+    ),
+    Mutant(
         "a planner has a derivative of zero",
         "learning/_planner.py",
         "_raises_if_differentiated(leaves)), rest)",

@@ -33,8 +33,8 @@ class ModelUpdates(eqx.Module):
     - `initial_updates`: number of updates right after the warm-up, or to the episodes that `train` was given, 0 by default.
       Some hundreds let the first policy updates use a fitted model.
     - `window`: number of steps of the windows that the models are fitted to, drawn from anywhere in the episodes; by default
-      whole episodes. Use it where episodes are long, and fit no more steps than are imagined: 1 for a Markov model, and the
-      `length` of the ascent for an AWM.
+      whole episodes. Use it where episodes are long, or imagined episodes begin at any step (`ShortHorizon`, or `FullHorizon` with
+      a length). Fit no more steps than are imagined: 1 for a Markov model, and the `length` of the ascent for an AWM.
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
     - `tolerance`: held-out error at which the model is good enough. An iteration makes no model updates if a world model predicts

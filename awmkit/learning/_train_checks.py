@@ -14,13 +14,14 @@ from jaxtyping import PyTree
 from .._checks import check_counts, describe, kind
 from .._dynamics import AbstractDynamics, AbstractTask
 from .._files import check_folder
-from .._normaliser import trainable
+from .._normaliser import normalisers, trainable
 from .._policies import memory_of
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
 from .._termination import check_termination, rule_of
 from .._trajectory import check_episodes, Trajectory
 from .._unroll_checks import warn_of_constant_reward
+from ..models._ensemble import members_of
 from ..models._trainable import AbstractTrainable
 from ._collect import empty_episodes
 from ._model_checks import check_model
@@ -30,8 +31,10 @@ from ._optimiser import holds
 from ._seeds import check_keys, check_seeds
 from ._sharding import check_mesh
 from ._warmup import Warmup
+from ._windows import draw_windows
 from .ascents import AbstractAscent
 from .ascents._ascent import check_policy
+from .ascents._imagined import begins_anywhere
 
 
 def check_types(task, model, key, warmup, model_updates, ascent, callbacks, checkpoint, mesh, progress) -> None:
@@ -91,13 +94,15 @@ def check_values(
         if getattr(bonus, "shape", None) != ():
             raise ValueError(f"policy.entropy returned {describe(bonus)}; it must return one number, so sum over the action.")
     ascent.check(model, task.horizon)
+    _check_windows(model, model_updates, ascent)
     one = {name: _of_one_seed(tree, key) for name, tree in learned.items() if isinstance(tree, AbstractTrainable)}
     collected = jax.eval_shape(lambda: empty_episodes(task, 2))
     if episodes is not None:
         _check_data(task, episodes, collected)
     for name, tree in one.items():
         _check_dtypes(name, tree, collected.states.dtype)
-        check_model("train", tree, collected)
+        window = model_updates.window if name == "model" and begins_anywhere(tree) else None
+        check_model("train", tree, collected if window is None else _windows_of(collected, window))
     if one:
         check_trains(model_updates.optimiser, one)
     check_trains(ascent.optimiser, _of_one_seed(policy, key))
@@ -105,6 +110,24 @@ def check_values(
         _check_reward(task, task.reward if reward is None else reward, termination)
     if termination is not None and not isinstance(termination, AbstractTrainable):
         check_termination(termination)
+
+
+def _check_windows(model, model_updates, ascent) -> None:
+    """Raise if imagined episodes begin anywhere, but the model has statistics of the steps of whole episodes or of shorter windows."""
+    window, steps = model_updates.window, getattr(ascent, "length", 1)
+    per_step = any(normaliser.per_step for normaliser in normalisers(model))
+    if ascent.from_any_step and per_step and begins_anywhere(model) and (window is None or window < steps):
+        raise ValueError(
+            f"{type(ascent).__name__} begins imagined episodes at any step and an {type(members_of(model)).__name__} counts its steps "
+            f"from there, but with per_step=True its statistics would be those of {'whole episodes' if window is None else f'{window} steps'}; "
+            f"pass ModelUpdates(window={steps}), or build the model without per_step."
+        )
+
+
+def _windows_of(episodes, window: int):
+    """Return the shapes of two windows of the episodes."""
+    draw = lambda key, episodes: draw_windows(key, episodes, 2, min(window, episodes.horizon))
+    return jax.eval_shape(draw, jax.random.key(0), episodes)
 
 
 def _check_data(task: AbstractTask, episodes: Trajectory, collected: Trajectory) -> None:

@@ -185,10 +185,11 @@ def _warmup_episodes(task: AbstractTask, actions, count: int, key: Key[Array, "*
 
 
 def _first_state(config: RunConfig, learned, policy, episodes: Trajectory, key) -> TrainState:
-    """Set the normalisers that are not set by the episodes, and store these, for each seed and setting by `vmap`."""
+    """Set the normalisers that are not set by the episodes, or by windows of them, and store these, for each seed and setting by `vmap`."""
 
     def start(config, learned, policy, episodes, key):
-        learned = {name: normalise_by(model, episodes) for name, model in learned.items()}
+        window = config.model_updates.window
+        learned = {name: normalise_by(model, episodes, window) for name, model in learned.items()}
         policy = normalise_inputs(policy, episodes)
         warmup_steps = jnp.zeros((), int) if config.episodes is not None else number_of_steps(episodes)
         store = jtu.tree_map(lambda x: x[0], episodes)

@@ -15,7 +15,6 @@ from awmkit import (
     AbstractTask,
     AbstractTrainable,
     AWM,
-    Critic,
     CuDNNAttention,
     Ensemble,
     fit,
@@ -38,13 +37,13 @@ from awmkit import (
     Paths,
     PessimisticReward,
     Picard,
+    Planner,
     prediction_error,
     Replay,
     RewardModel,
     save,
     scale_actions,
     Sequential,
-    ShortHorizon,
     TqdmProgress,
     Trajectory,
     Transformer,
@@ -210,6 +209,10 @@ def _fit(**options):
 def _fit_standard(**options):
     with jax.numpy_dtype_promotion("standard"):  # optax needs implicit promotion.
         return _fit(**options)
+
+
+def _plan(model, steps):
+    return Planner(model, SYSTEM.reward, steps).step(jnp.zeros((steps, 1)), STATE, 0)
 
 
 def _fit_reward(rewards):
@@ -449,9 +452,13 @@ MISUSES = {
         lambda: FullHorizon(pessimism=1.0).check(_MARKOVS, 5),
         "pessimism=1.0, and a Markov, which has no members.*pass an awmkit.Ensemble",
     ),
-    "a starting state for an ensemble of AWMs": (
-        lambda: ShortHorizon(Critic(2, key=KEY), critic_optimiser=optax.sgd(1.0)).check(Ensemble([AWM_20, AWM_20]), 5),
-        "middle of an episode, where AWM cannot start",
+    "more steps at a time than an AWM has statistics of": (
+        lambda: _plan(AWM(2, 1, GRU(4, key=KEY), per_step=True, key=KEY).normalised(EPISODES), 6),
+        "6 steps are imagined at a time, but the AWM has per_step=True and statistics of each of 5 steps",
+    ),
+    "more steps at a time than an ensemble of AWMs has embeddings of": (
+        lambda: _plan(Ensemble([AWM_20, AWM_20]), 21),
+        "horizon must be at most 20, for which this Transformer",
     ),
     "several keys for one model": (lambda: _fit(key=jax.random.split(KEY)), "2 keys but one model; build one for each key"),
     "episodes in 8 bits": (

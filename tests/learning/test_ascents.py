@@ -20,12 +20,14 @@ from awmkit import (
     AbstractAscent,
     AWM,
     Critic,
+    Ensemble,
     FullHorizon,
     GaussianPolicy,
     HWM,
     Markov,
     MLPPolicy,
     Normaliser,
+    Paths,
     Replay,
     RewardModel,
     RNN,
@@ -36,6 +38,7 @@ from awmkit import (
 )
 from awmkit._reward import with_next_state
 from awmkit.learning.ascents import AscentState, init_ascent_state, policy_step
+from awmkit.learning.ascents._imagined import imagine
 from awmkit.tasks import LinearQuadratic
 
 KEY = jax.random.key(0)
@@ -147,7 +150,8 @@ def test_the_full_horizon_gradient_is_the_papers_formula(name):
     check()
 
 
-def test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_critics_value_at_the_end():
+@pytest.mark.parametrize("kind", ["Markov", pytest.param("AWM", marks=pytest.mark.slow)])
+def test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_critics_value_at_the_end(kind):
     horizon, length = 4, 3  # So an unroll from step 0 ends before the horizon, and one from a later step at it.
     critic = Critic(3, horizon, width=4, depth=1, key=jax.random.key(8))
     # Statistics that are set, so that the one episode below does not replace them.
@@ -157,10 +161,11 @@ def test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_cri
     def naive(dynamics, policy, states, first):
         def value(policy):
             state, total = states[first], 0.0
+            carry, begin = dynamics.init(state, length), 0 if kind == "Markov" else first
             for t in range(first, min(first + length, horizon)):
                 action = policy(state, t)
                 total += DISCOUNT ** (t - first) * reward(state, action, t)
-                state = dynamics.step(None, state, action, t)[1]
+                carry, state = dynamics.step(carry, state, action, t - begin)
             return total + (DISCOUNT**length * critic(state, t + 1) if first + length < horizon else 0.0)
 
         descend = jax.grad(lambda w: (weights_of(critic)[1](w)(states[first], first) - value(policy)) ** 2)
@@ -170,7 +175,10 @@ def test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_cri
     @jax.jit
     def both(seed):
         model_key, policy_key, state_key, key = jax.random.split(jax.random.key(seed), 4)
-        dynamics = Markov(3, 2, width=8, depth=1, horizon=horizon, key=model_key)
+        dynamics = {
+            "Markov": lambda key: Markov(3, 2, width=8, depth=1, horizon=horizon, key=key),
+            "AWM": lambda key: AWM(3, 2, RNN(4, key=key), key=key),
+        }[kind](model_key)
         policy = MLPPolicy(3, 2, width=4, depth=1, horizon=horizon, key=policy_key)
         states = jax.random.normal(state_key, (horizon + 1, 3))
         episode = Trajectory(states, jnp.zeros((horizon, 2)), jnp.zeros(horizon))
@@ -185,6 +193,42 @@ def test_the_short_horizon_gradient_is_that_of_its_rewards_and_of_the_target_cri
         np.testing.assert_allclose(moved, candidates[first], rtol=1e-8, atol=1e-10)
         starts.add(first)
     assert starts == set(range(horizon))
+
+
+@given(seed=st.integers(0, 2**31 - 1), t=st.integers(1, 9))
+def test_a_model_that_begins_anywhere_has_the_return_of_an_unroll_from_there_and_its_gradient(seed, t):
+    imagined, by_hand, slopes, differences = _from_there(seed, t)
+    np.testing.assert_allclose(imagined, by_hand, rtol=1e-12)
+    np.testing.assert_allclose(slopes, differences, rtol=1e-6, atol=1e-8)
+    assert abs(slopes).min() > 1e-6
+
+
+@jax.jit
+def _from_there(seed, t):
+    """For an AWM, an HWM and an ensemble of AWMs: the return from step t, one made by hand, its slope and a difference."""
+    model_key, weight_key, state_key, direction_key = jax.random.split(jax.random.key(seed), 4)
+    states = jax.random.normal(state_key, (6, HORIZON + 1, 3))
+    awm = AWM(3, 2, RNN(4, key=model_key), per_step=True, key=model_key)
+    awm = awm.normalised(Trajectory(states, jnp.zeros((6, HORIZON, 2))))
+    hwm = HWM(3, 2, RNN(4, key=model_key), key=model_key)
+    weight, direction = (jax.random.normal(key, (2, 3)) for key in (weight_key, direction_key))
+    make_policy = lambda weight: lambda s, t, *, key=None: jnp.tanh(weight @ s + 0.1 * jnp.asarray(t, s.dtype))
+    options = {"reward": reward, "termination": None, "paths": Paths(), "method": None, "discount": DISCOUNT, "key": None}
+    found = []
+    for dynamics in (awm, hwm, Ensemble([awm, awm])):
+
+        def value(weight, dynamics=dynamics):
+            return imagine(dynamics, make_policy(weight), states[0, 0], HORIZON, t=t, **options).discounted_return
+
+        carry, state, total = dynamics.init(states[0, 0], HORIZON), states[0, 0], 0.0
+        for i in range(HORIZON):
+            action = make_policy(weight)(state, t + i)
+            total += DISCOUNT**i * reward(state, action, t + i)
+            carry, state = dynamics.step(carry, state, action, i)
+        before, after = (value(weight + step * direction) for step in (-1e-5, 1e-5))
+        slope = jnp.sum(jax.grad(value)(weight) * direction)
+        found.append(jnp.stack([value(weight), total, slope, (after - before) / 2e-5]))
+    return jnp.stack(found, axis=1)
 
 
 STILL = Trajectory(jnp.zeros((7, 2)), jnp.zeros((6, 2)), jnp.zeros(6))  # An episode of Reach; only its start matters.

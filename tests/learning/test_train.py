@@ -31,6 +31,7 @@ from awmkit import (
     TargetEntropy,
     train,
     Trajectory,
+    Transformer,
     Warmup,
 )
 from awmkit._progress import AbstractMeter, AbstractProgress
@@ -81,6 +82,16 @@ def test_statistics_are_those_of_the_warm_up():
     np.testing.assert_allclose(result.model.input_norm.scale, warmup.states.std((0, 1)), rtol=1e-9)
     np.testing.assert_allclose(result.reward.output_norm.shift, warmup.rewards.mean(keepdims=True)[0], rtol=1e-9)
     np.testing.assert_allclose(result.state.ascent_state.policy.return_scale, warmup.rewards.sum(1).std(), rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_an_awm_learns_with_a_critic_from_windows_and_its_statistics_of_each_step_are_those_of_windows():
+    model = AWM(2, 2, LSTM(4, key=KEY), per_step=True, key=KEY)
+    result = run(KEY, steps=24, model=model, model_updates=dataclasses.replace(MODEL_UPDATES, window=3))
+    states = np.asarray(result.state.replay.episodes.states)[:2]
+    changes = np.concatenate([states[:, i + 1 : i + 4] - states[:, i : i + 1] for i in (0, 3)])
+    np.testing.assert_allclose(result.model.output_norm.shift, changes.mean(0), rtol=1e-9)
+    assert result.metrics.policy_update.gradient_norm[-1] > 0 and result.metrics.model_error[-1] < 10
 
 
 def test_a_fitted_model_policy_reward_and_critic_keep_their_statistics_and_the_rest_is_set():
@@ -216,6 +227,10 @@ def _shapes(make):
     return eqx.filter_eval_shape(make)
 
 
+def _per_step_awm():
+    return _shapes(lambda: AWM(2, 2, LSTM(8, key=KEY), per_step=True, key=KEY))
+
+
 def _stack(count):
     """`make` of several keys, by copies."""
     return jtu.tree_map(lambda x: jnp.stack([x] * count) if eqx.is_array(x) else x, MADE)
@@ -274,9 +289,21 @@ MISUSES = {
         lambda: _train(policy=_shapes(lambda: MLPPolicy(2, 2, key=KEY))),
         r"method entropy, which MLPPolicy lacks.*FullHorizon\(entropy=0\)",
     ),
-    "a short horizon in an AWM": (
-        lambda: _train(model=_shapes(lambda: AWM(2, 2, LSTM(8, key=KEY), key=KEY)), ascent=ASCENT),
-        "ShortHorizon starts in the middle.*AWM",
+    "a short horizon in an AWM with statistics of each step": (
+        lambda: _train(model=_per_step_awm(), ascent=ASCENT),
+        r"ShortHorizon begins imagined episodes at any step.*those of whole episodes; pass ModelUpdates\(window=3\)",
+    ),
+    "windows shorter than the imagined episodes": (
+        lambda: _train(model=_per_step_awm(), ascent=FullHorizon(length=3), model_updates=ModelUpdates(window=2)),
+        "FullHorizon begins.*those of 2 steps",
+    ),
+    "a time embedding shorter than the windows": (
+        lambda: _train(
+            model=_shapes(lambda: AWM(2, 2, Transformer(12, 1, 3, horizon=2, key=KEY), key=KEY)),
+            model_updates=ModelUpdates(window=3),
+            ascent=ASCENT,
+        ),
+        "horizon must be at most 2, for which this Transformer.*got 3",
     ),
     "a replay buffer of no episodes": (lambda: _train(capacity=0), "capacity=0; give a whole number of at least 6"),
     "a replay buffer smaller than the warm-up": (

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._checks import check_shapes, describe, kind
 from ..._dynamics import AbstractDynamics
+from ..._normaliser import normalisers
 from ..._paths import Paths
 from ..._policies import act, memory_of
 from ..._reward import Reward, with_next_state
@@ -21,8 +22,9 @@ from ..._types import Number
 from ..._unroll import unroll
 from ...methods import AbstractMethod
 from ...methods._method import split_key
-from ...models import Ensemble, HWM
+from ...models import Ensemble
 from ...models._ensemble import members_of, spread
+from ...models._world_model import AbstractWorldModel, reads_time
 
 
 class Imagined(eqx.Module):
@@ -109,15 +111,18 @@ def imagine(
 
     Steps from `until` on do not count. A policy with an entropy needs an `entropy_key`.
 
-    **Raises:** `ValueError` for a policy with a memory, unless `t` is 0.
+    A world model whose steps count from the first state it was given, such as an AWM, starts with the carry of its `init` and
+    counts from 0; the policy, the reward and the termination see the step of the episode.
+
+    **Raises:** `ValueError` for a policy with a memory, unless `t` is 0; or if such a model has statistics of fewer steps.
     """
     first, acting = t, policy
     options: dict[str, Any] = {"reward": reward, "termination": termination}
     memory = memory_of(policy)
     if memory is not None and not (isinstance(t, int) and t == 0):
         raise ValueError(unknown_memory(policy))
-    if (isinstance(members_of(dynamics), HWM) or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
-        # These predict from the beginning of a window, and count its steps from 0. The policy and the reward see the episode's.
+    if begins_anywhere(dynamics) and not (isinstance(t, int) and t == 0):
+        _check_statistics(dynamics, horizon)
         first, acting = 0, _Later(policy, t) if callable(policy) else policy
         later = lambda rule: None if rule is None else _LaterRule(with_next_state(rule), t)
         options = {"reward": later(reward), "termination": later(termination)}
@@ -153,6 +158,22 @@ def imagine(
     if counts is not None:
         weights, mean = weights * counts, jnp.sum(counts * entropies) / jnp.sum(counts)  # The first step always counts.
     return Imagined(value, jnp.sum(weights * entropies), mean, episode.states[-1], survived)
+
+
+def begins_anywhere(dynamics: AbstractDynamics) -> bool:
+    """Return whether the steps of `dynamics` count from the first state it was given, which may be any state of an episode."""
+    model = members_of(dynamics)
+    return not dynamics.reads_state or isinstance(model, AbstractWorldModel) and not reads_time(model)
+
+
+def _check_statistics(dynamics: AbstractDynamics, steps: int) -> None:
+    """Raise if a normaliser has statistics of each step of shorter windows."""
+    for normaliser in normalisers(dynamics):
+        if normaliser.per_step and normaliser.shift.ndim > 1 and normaliser.shift.shape[0] < steps:
+            raise ValueError(
+                f"{steps} steps are imagined at a time, but the {type(members_of(dynamics)).__name__} has per_step=True and statistics of "
+                f"each of {normaliser.shift.shape[0]} steps; fit it to windows of at least {steps} steps, or build it without per_step."
+            )
 
 
 def unknown_memory(policy) -> str:

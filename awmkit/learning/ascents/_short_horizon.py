@@ -14,8 +14,6 @@ from ..._checks import check_call, check_counts, describe
 from ..._normaliser import is_stacked, normalise_inputs, trainable
 from ..._paths import Paths
 from ..._types import Number
-from ...models import AWM, HWM
-from ...models._ensemble import members_of
 from .._optimise import check_trains
 from .._optimiser import AnyOptimiser, check_optimiser, holds
 from .._sweep import number
@@ -49,11 +47,16 @@ class ShortHorizon(AbstractAscent):
     after it do not count, and its value there is 0. A critic without a horizon, `Critic(state_size)`, takes it for a time
     limit, which cuts an episode but not its future: use that for Gymnasium's environments, with a discount below 1.
 
-    Use it where the gradient over the whole horizon explodes: with Markov models and simulators of chaotic dynamics. An AWM or
-    HWM cannot start in the middle of an episode; use `awmkit.FullHorizon` with those.
+    Use it where the gradient over the whole horizon explodes, with Markov models and simulators of chaotic dynamics; or where
+    predictions of whole episodes are not accurate enough, as those of an AWM of a system that needs feedback.
+
+    An `AWM` or `HWM` starts in s_t without a memory of the steps before, and counts its steps from there. The policy, the reward
+    and the critic see the step t of the episode. Fit such a model to windows of at least `length` steps from anywhere in the
+    episodes, because whole episodes show it initial states only:
 
     ```python
-    ShortHorizon(Critic(task.state_size, task.horizon, key=key), length=5)
+    critic = Critic(task.state_size, task.horizon, key=key)
+    train(task, model, policy, key=key, model_updates=ModelUpdates(window=20), ascent=ShortHorizon(critic, length=20))
     ```
 
     **Arguments**
@@ -77,7 +80,8 @@ class ShortHorizon(AbstractAscent):
       edge: the gradient is that of the members' returns J_m, weighted by 1 - pessimism (J_m - mean) / std. Less than 0 is
       optimistic. The critic is fitted to the pessimistic return.
 
-    **Raises:** `ValueError` if a setting is out of range, or if `critic` has a leading axis of several critics.
+    **Raises:** `ValueError` if a setting is out of range, or if `critic` has a leading axis of several critics; in its first
+    update, if a model with `per_step=True` has statistics of fewer than `length` steps.
     """
 
     critic: Callable
@@ -118,11 +122,6 @@ class ShortHorizon(AbstractAscent):
                 'eqx.nn.MLP(..., out_size="scalar") does.'
             )
         check_trains(self.critic_optimiser, self.critic)
-        if isinstance(members := members_of(dynamics), AWM | HWM):
-            raise ValueError(
-                f"ShortHorizon starts in the middle of an episode, where {type(members).__name__} cannot start; use a Markov "
-                "model or a simulator, or FullHorizon."
-            )
 
     def init(self, policy, episodes, *, key):
         ascent_state = init_ascent_state(self, policy, episodes)
