@@ -33,6 +33,9 @@ from ._windows import cut_windows, draw_windows
 
 M = TypeVar("M", bound=AbstractTrainable | AbstractDynamics)
 
+# One object, so that a second fit finds the program of the first: an optax optimiser is compared by identity.
+ADAM = optax.adam(1e-3)
+
 
 class FitResult(eqx.Module, Generic[M]):
     """The result of `fit`. With several keys, everything but `seconds` has a leading axis of members, and a sweep has an axis of
@@ -181,7 +184,7 @@ def fit(
     episodes do not fit the model or are not finite. `RuntimeError` if the loss is not finite. A warning says so if actions are
     outside of [-1, 1].
     """
-    optimiser = optax.adam(1e-3) if optimiser is None else optimiser
+    optimiser = ADAM if optimiser is None else optimiser
     check_progress(progress)
     check_keys(key)
     members = [as_trainable("fit", member) for member in _members(model, key)]

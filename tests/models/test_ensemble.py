@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import reach
+from compilations import compilations
 from misuse import says
 from padding import episodes
 
@@ -80,6 +81,9 @@ def test_models_fitted_as_one_program_equal_separate_fits(models, options):
     assert together.losses.shape == (3, 3) and type(together.model) is type(models)
     for i, one in enumerate(apart):
         assert close(eqx.tree_at(lambda r: r.seconds, together[i], 0), eqx.tree_at(lambda r: r.seconds, one, 0))
+    with compilations() as compiled:
+        fit(member(models, 0), episodes(), key=KEYS[0], **options)
+    assert not compiled
     assert float(together.best().held_out.mean()) == min(float(together[i].held_out.mean()) for i in range(3))
     assert not np.allclose(together.losses[0], together.losses[1]) and "medians of 3 members" in str(together)
     with pytest.raises(IndexError, match="3 seeds, which has no seed 3"):
