@@ -171,3 +171,22 @@ def test_sweeps_that_approach_the_solution_slowly_do_not_settle_early():
     actions = jnp.ones((300, 1))
     scan, sweeps = (unroll(Cut(), actions, jnp.zeros(1), 300, method=m) for m in (Sequential(), Newton()))
     assert sweeps.sweeps > 200 and jnp.allclose(scan.states, sweeps.states, rtol=1e-12)
+
+
+class Rounded(AbstractDynamics):
+    """A contraction whose matrix product rounds its factors to bfloat16."""
+
+    state_size: int = 3
+    action_size: int = 1
+
+    def step(self, carry, state, action, t, *, key=None):
+        weights = jax.random.normal(jax.random.key(0), (3, 3), jnp.bfloat16)
+        product = jnp.matmul(weights, state.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+        return carry, 0.3 * jnp.tanh(product) + jnp.sin(jnp.asarray(t, jnp.float32) + state) / 2 + action
+
+
+def test_sweeps_stop_where_rounded_products_hide_what_more_would_change():
+    starts, actions = jax.random.normal(jax.random.key(1), (32, 3), jnp.float32), jnp.zeros((300, 1), jnp.float32)
+    runs = jax.jit(jax.vmap(lambda s: [unroll(Rounded(), actions, s, 300, method=m) for m in (Sequential(), Newton())]))
+    scan, sweeps = runs(starts)
+    assert jnp.max(sweeps.sweeps) <= 6 and jnp.max(jnp.abs(scan.states - sweeps.states)) < 2.0**-7
