@@ -23,8 +23,9 @@ the host: 10 episodes of random actions, an AWM, and its known reward.
 Milliseconds per decision are medians over all decisions of `planner.step`, which are made one by one, and, after the slash, of the
 time that processors worked on one, which other programs on the machine change less.
 
-Expected: planning in the simulator by its gradient ends upright, with a return of about 0.28 for the double pendulum and 0.31 for
-the cart-pole. `--only` measures some rows, `--updates` and `--starts` make them shorter.
+Expected: planning in the simulator ends upright, with a return of 0.28 for the double pendulum and 0.31 for the cart-pole by its
+gradient, and 0.37 and 0.32 by `CEM`. The models, which saw few episodes near the top, do not get there, except Markov in some
+episodes of the cart-pole. Of Pendulum-v1, ten random episodes suffice for an AWM: -155. `--only` measures some rows, `--updates` and `--starts` make them shorter.
 """
 
 import functools
