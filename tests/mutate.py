@@ -65,6 +65,13 @@ MUTANTS = (
         "models/test_ensemble.py::test_pessimism_weights_the_gradients_of_the_members",
     ),
     Mutant(
+        "each fit compiles a program of its own",
+        "learning/_fit.py",
+        "optimiser = ADAM if",
+        "optimiser = optax.adam(1e-3) if",
+        "models/test_ensemble.py::test_models_fitted_as_one_program_equal_separate_fits[simulators]",
+    ),
+    Mutant(
         "windows are drawn from episodes that are held out",
         "learning/_windows.py",
         "_windows_at(episodes, among[index],",

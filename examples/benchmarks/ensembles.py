@@ -17,6 +17,7 @@ Expected: five models take about twice as long as one in a fit of 30 updates, wh
 rounding.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -71,6 +72,19 @@ def member(models, i: int):
     return jtu.tree_map(lambda x: x[i] if eqx.is_array(x) else x, models)
 
 
+def on_one_core(run):
+    """Call `run` with all threads of this process on one core. `multi_thread_eigen=false` leaves most operations on all of them."""
+    cores, threads = os.sched_getaffinity(0), [int(name) for name in os.listdir("/proc/self/task")]
+    try:
+        for thread in threads:
+            os.sched_setaffinity(thread, {min(cores)})
+        return run()
+    finally:
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+
+
 def measure_time(kind: str, updates: int, turns: int) -> dict[str, Any]:
     """Time fits in this process, whose flags are those of a setting."""
     keys = jax.random.split(jax.random.key(0), MEMBERS)
@@ -81,6 +95,7 @@ def measure_time(kind: str, updates: int, turns: int) -> dict[str, Any]:
     options = {"updates": updates, "mesh": mesh, "holdout": 0.0, "progress": NoProgress()}
     runs = {
         "one": lambda: [fit(member(models, 0), episodes, key=keys[0], **options)],
+        "one core": lambda: on_one_core(runs["one"]),
         "together": lambda: [fit(models, episodes, key=keys, **options)],
         "apart": lambda: [fit(member(models, i), episodes, key=keys[i], **options) for i in range(MEMBERS)],
     }
@@ -88,7 +103,7 @@ def measure_time(kind: str, updates: int, turns: int) -> dict[str, Any]:
     seconds, processor = ({name: [] for name in runs} for _ in range(2))
     for turn in range(turns + 1):  # The first one compiles.
         for name, run in runs.items():
-            if turn == 0 and name == "apart":
+            if turn == 0 and name in ("apart", "one core"):
                 continue
             began, used = time.perf_counter(), time.process_time()
             results[name] = run()
@@ -164,9 +179,20 @@ def table_of_times(rows: dict[str, dict[str, Any]]) -> str:
         for kind in ("seconds", "processor"):
             pairs = zip(row[kind]["one"], row[kind]["together"], strict=True)
             cells.append(f"{statistics.median(together / one for one, together in pairs):.2f}")
+        alone = row["seconds"].get("one core")
+        pairs = zip(alone or [], row["seconds"]["together"], strict=False)
+        cells.append(f"{statistics.median(together / one for one, together in pairs):.2f}" if alone else "-")
         first = f"{row['first']['one']:.0f}, {row['first']['together']:.0f}"
         lines.append([name, *cells, f"{row['difference']:.0e}", first])
-    head = ["seconds of a fit", "one", "five as one program", "five apart", "five / one", "five / one, processor seconds"]
+    head = [
+        "seconds of a fit",
+        "one",
+        "five as one program",
+        "five apart",
+        "five / one",
+        "five / one, processor seconds",
+        "five / one on one core",
+    ]
     return markdown([*head, "largest relative difference of losses", "first calls of one and five, with compilation"], lines)
 
 
@@ -190,6 +216,10 @@ def main() -> None:
         return
     parser = arguments(__doc__, "ensembles")
     parser.add_argument("--parts", nargs="+", default=["time", "offline"], choices=["time", "offline"], help="what to measure")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="models of the time part")
+    parser.add_argument(
+        "--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="settings of the time part"
+    )
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="arms of the offline part")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds of the offline part")
     parser.add_argument("--updates", type=int, default=1000, help="updates of the models and policies of the offline part")
@@ -198,8 +228,8 @@ def main() -> None:
     times: dict[str, dict[str, Any]] = {}
     returns: dict[str, dict[str, Any]] = {}
     with until_stopped(options):
-        for setting in SETTINGS if "time" in options.parts else ():
-            for kind in MODELS:
+        for setting in options.settings if "time" in options.parts else ():
+            for kind in options.models:
                 name, config = f"{kind}, {setting}", {"updates": 5 if few else UPDATES[kind], "turns": 1 if few else 3}
                 measure = lambda kind=kind, setting=setting, config=config: in_a_process(kind, setting, **config)
                 if not options.from_raw or name in raw.rows:
