@@ -157,6 +157,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
 @pytest.mark.parametrize(
     "driver",
     [
+        "closed_loop",
         "credit_assignment",
         "double_pendulum",
         "gradient_growth",
