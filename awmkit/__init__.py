@@ -14,7 +14,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
 | measure a model, a policy | `prediction_error`, `PredictionError`, `evaluate`, `Evaluation` |
-| train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `ModelUpdates` |
+| train a policy | `train`, `TrainResult`, `Metrics`, `Warmup`, `uniform_actions`, `held_actions`, `pink_actions`, `ModelUpdates` |
 | plan in a model | `Planner`, `GradientSearch`, `CEM` |
 | improve a policy in a model | `improve`, `ImproveResult`, `FullHorizon`, `ShortHorizon`, `Critic`, `TargetEntropy`, `UpdateInfo` |
 | optimisers whose numbers are arrays, and sweeps | `Optimiser` |
@@ -62,6 +62,7 @@ from .learning import (
     Metrics,
     ModelUpdates,
     Optimiser,
+    pink_actions,
     Planner,
     prediction_error,
     PredictionError,
@@ -151,6 +152,7 @@ __all__ = [
     "Paths",
     "PessimisticReward",
     "Picard",
+    "pink_actions",
     "Planner",
     "prediction_error",
     "PredictionError",

@@ -639,6 +639,7 @@ NO_ARRAYS = {
     ),
     *(
         "learning.held_actions",
+        "learning.pink_actions",
         "learning.uniform_actions",
         "learning.train",
         "mjx.cartpole",

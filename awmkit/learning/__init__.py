@@ -16,7 +16,7 @@ from ._replay import Replay
 from ._search import AbstractSearch, CEM, GradientSearch
 from ._train import train, TrainResult
 from ._train_state import TrainState
-from ._warmup import held_actions, uniform_actions, Warmup
+from ._warmup import held_actions, pink_actions, uniform_actions, Warmup
 from .ascents import AbstractAscent, Critic, FullHorizon, ShortHorizon, TargetEntropy, UpdateInfo
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Metrics",
     "ModelUpdates",
     "Optimiser",
+    "pink_actions",
     "Planner",
     "prediction_error",
     "PredictionError",

@@ -44,7 +44,7 @@ def pink_noise(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]
     frequencies = jnp.arange(steps + 1)  # Those of a series twice as long, or the last step would correlate with the first.
     amplitudes = 1 / jnp.sqrt(jnp.maximum(frequencies, 1))
     unpaired = (frequencies == 0) | (frequencies == steps)  # All others stand for a pair of complex conjugates.
-    variance = jnp.sum(jnp.where(unpaired, 1, 4) * amplitudes**2) / (2 * steps) ** 2
+    variance = jnp.sum(jnp.where(unpaired, 1.0, 4.0) * amplitudes**2) / (2 * steps) ** 2
     real, imaginary = jax.random.normal(key, (2, steps + 1, size))
-    series = jnp.fft.irfft(amplitudes[:, None] * lax.complex(real, imaginary), 2 * steps, axis=0)
+    series = jnp.fft.irfft(lax.complex(amplitudes[:, None] * real, amplitudes[:, None] * imaginary), 2 * steps, axis=0)
     return series[:steps] / jnp.sqrt(variance)

@@ -11,6 +11,7 @@ from .._checks import check_call, check_counts
 from .._dynamics import AbstractTask
 from .._trajectory import Trajectory
 from ._collect import collect_each
+from ._exploration import pink_noise
 
 
 def uniform_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
@@ -38,6 +39,22 @@ def held_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A
     return jnp.clip(level + 0.3 * jax.random.normal(noise_key, shape), -1.0, 1.0)
 
 
+def pink_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A"]:
+    """A constant action, uniform in [-1, 1], plus pink noise of standard deviation 0.5, clipped to [-1, 1].
+
+    Pass it to `awmkit.Warmup` for an AWM, which predicts states from sequences of actions: these sequences vary slowly and
+    quickly, as those of a policy do. With held actions an AWM learns how states respond to a level and to fast noise, and may
+    predict a wrong response to all between.
+
+    **Arguments:** `key`: for the draw. `shape`: (H, A).
+
+    **Returns:** the actions of one episode, shape (H, A).
+    """
+    level_key, noise_key = jax.random.split(key)
+    level = jax.random.uniform(level_key, shape[1:], minval=-1.0, maxval=1.0)
+    return jnp.clip(level + 0.5 * pink_noise(noise_key, shape), -1.0, 1.0)
+
+
 class Warmup(eqx.Module):
     """Settings of the warm-up of `awmkit.train`: episodes of random actions before the first update.
 
@@ -47,7 +64,8 @@ class Warmup(eqx.Module):
 
     - `steps`: number of environment steps, 1,500 by default, rounded up to whole episodes.
     - `actions`: draws the actions of one episode: `actions(key, (H, A))` returns an array (H, A) in [-1, 1]. Use
-      `awmkit.uniform_actions` (the default), `awmkit.held_actions`, or your own function.
+      `awmkit.uniform_actions` (the default), `awmkit.held_actions`, `awmkit.pink_actions`, or your own
+      function.
 
     **Raises:** `ValueError` if `steps` is not a whole number above 0, or `actions` cannot be called as `actions(key, shape)`.
     """

@@ -67,7 +67,7 @@ class Settings:
     in_steps: bool = False
 
 
-CARRIED = Settings(batch_size=3, fits=4.0, in_steps=True)
+CARRIED = Settings(in_steps=True)
 WARMUP = 15  # episodes of random actions; with 100 steps each they are the paper's 1,500 steps
 
 

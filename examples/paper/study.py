@@ -208,7 +208,7 @@ def _check_fingerprint(path: Path, row: Row, run: Callable[[], dict[str, Any]]) 
         raise ValueError(
             f"cell {row['name']!r} of {path} has no fingerprint; read it with --from-raw, or choose another folder with --out."
         )
-    given = identity(run)
+    given, kept = identity(run), {name: str(line) for name, line in kept.items()}  # A bound of "-inf" is read as a number.
     for name in (name for name in {**kept, **given} if kept.get(name) != given.get(name)):
         raise ValueError(
             f"cell {row['name']!r} of {path} was run by Python {row['host']['python']} with other hyper-parameters or other code: its "

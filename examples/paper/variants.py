@@ -24,6 +24,7 @@ from myriad import exact_returns, NINE, TASKS
 from optimal import random_returns, solve
 from study import arguments, markdown, read, RESULTS, Row, Study
 
+from awmkit import pink_actions
 from awmkit.plot import COLOURS
 from awmkit.scores import iqm, reference
 from awmkit.tasks import Discretised
@@ -61,7 +62,7 @@ def parameters(task: Discretised) -> dict[str, Any]:
 def cell(task: Discretised, method: str, steps: int, seeds: int) -> dict[str, Any]:
     """Train all seeds of a method on a variant."""
     keys = jax.random.split(jax.random.key(2024), seeds)
-    result = learn(task, method, -(-steps // task.horizon), keys, settings=CARRIED)
+    result = learn(task, method, -(-steps // task.horizon), keys, actions=pink_actions, settings=CARRIED)
     return {**record(result), "returns": exact_returns(task, result.policy)}
 
 

@@ -10,7 +10,7 @@ import pytest
 from systems import DYNAMICS
 
 import awmkit.tasks
-from awmkit import AbstractTask, held_actions, MLPPolicy, uniform_actions, unroll
+from awmkit import AbstractTask, held_actions, MLPPolicy, pink_actions, uniform_actions, unroll
 from awmkit.tasks import (
     AbstractControlProblem,
     Circles,
@@ -64,7 +64,9 @@ def test_every_public_task_and_problem_can_be_made_without_arguments():
             assert Discretised(cls()).horizon == 100
 
 
-@pytest.mark.parametrize("draw, level, noise", [(uniform_actions, 0.0, 1 / 3**0.5), (held_actions, 1 / 3**0.5, 0.3)])
+@pytest.mark.parametrize(
+    "draw, level, noise", [(uniform_actions, 0.0, 1 / 3**0.5), (held_actions, 1 / 3**0.5, 0.3), (pink_actions, 0.52, 0.39)]
+)
 def test_warm_up_actions_vary_between_episodes_and_steps_as_documented(draw, level, noise):
     plans = jax.jit(jax.vmap(lambda key: draw(key, (100, 2))))(jax.random.split(KEY, 500))
     assert plans.shape == (500, 100, 2) and (jnp.abs(plans) <= 1).all()
