@@ -591,10 +591,10 @@ MUTANTS = (
         "learning/test_planner.py::test_a_window_of_an_awm_that_begins_at_any_step_gives_the_plan_of_the_simulator",
     ),
     Mutant(
-        "a window's steps count from the beginning of the episode",
+        "the policy of a window sees the window's steps",
         "learning/ascents/_imagined.py",
-        "first, acting = 0, _Later(policy, t)",
-        "first, acting = t, _Later(policy, 0)",
+        "self.policy(state, t + self.first, key=key)",
+        "self.policy(state, t, key=key)",
         "learning/test_ascents.py::test_a_model_that_begins_anywhere_has_the_return_of_an_unroll_from_there_and_its_gradient",
     ),
     Mutant(
