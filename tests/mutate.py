@@ -72,6 +72,13 @@ MUTANTS = (
         "models/test_ensemble.py::test_models_fitted_as_one_program_equal_separate_fits[simulators]",
     ),
     Mutant(
+        "a model within the tolerance is the only one that is fitted",
+        "learning/_train_state.py",
+        "jnp.where(error <= tolerance, 0, fits)",
+        "jnp.where(error > tolerance, 0, fits)",
+        "learning/test_train.py::test_an_iteration_makes_no_model_updates_if_its_new_episodes_are_predicted_to_within_the_tolerance",
+    ),
+    Mutant(
         "windows are drawn from episodes that are held out",
         "learning/_windows.py",
         "_windows_at(episodes, among[index],",

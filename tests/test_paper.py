@@ -165,6 +165,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
         "mjx_cartpole",
         "myriad",
         "one_bounce",
+        "variants",
         "when",
     ],
 )

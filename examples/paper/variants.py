@@ -1,14 +1,21 @@
 """Do settings that were chosen on some tasks carry over to others?
 
-    python examples/paper/variants.py --seeds 3                        all cells at 5,000 steps: 5 hours on one core
+    python examples/paper/variants.py                                  18 variants, 4 methods, 5,000 steps: some 3 hours on one core
+    python examples/paper/variants.py --seeds 5 --steps 5000 20000     the same, two numbers of steps: some 10 hours
     python examples/paper/variants.py --methods Markov --tasks Bacteria Harvest          some cells
     python examples/paper/variants.py --check                          the solver against known optimal returns: 2 minutes
-    python examples/paper/variants.py --quick                          one variant, two methods, 1,500 steps: 2 minutes
+    python examples/paper/variants.py --quick                          one variant, two methods, 2,500 steps: 2 minutes
     python examples/paper/variants.py --from-raw                       the table and the figure again, from the published values
 
-A variant of a Myriad task has other parameters and another start, each multiplied by its own factor between 0.6 and 1.4, and
-between 50 and 200 steps per episode. `draw` draws them from a seed; a variant is rejected only if the return of its optimal, of its
-best constant or of random actions is not finite.
+A variant of a Myriad task has other parameters and another start, each multiplied by its own factor between 0.6 and 1.4 (the start
+stays within the bounds of the state, and the duration T is kept), and between 50 and 200 steps per episode. `draw` draws variants
+from a seed and rejects one only if a return of random actions is not finite. Settings are chosen with `--draw 1`, never on the
+variants of draw 0 or on the nine reported tasks. Their optimal returns come from the exact gradient through the simulator
+(optimal.py). `--check` compares them with the known ones of the nine tasks; the largest relative difference is 5e-15.
+
+Processor seconds per cell of 5,000 steps and two seeds, compilation included: AWM transformer 190, Markov 80, simulator 35; the optimal
+returns of a variant take 2 to 15. The published values are a part of the grid: the optimal returns of all 18 variants, and the cells
+in the table.
 """
 
 import dataclasses
@@ -87,8 +94,6 @@ def table(solved: dict[str, Row], rows: dict[Any, Row], steps: int, methods: lis
     lines = []
     for label, known in solved.items():
         cells = [rows.get((label, method, steps)) for method in methods]
-        if not any(cells):
-            continue
         closed = [spread(gap_closed(known, row["returns"]), ".3f") if row else "" for row in cells]
         told = closed if gap_of(known) >= CONDITIONED else ["-"] * len(methods)
         missed = [f"{100 * np.median(regret(known, row['returns'])):.2f} %" if row else "" for row in cells]
@@ -122,10 +127,12 @@ def figure(solved: dict[str, Row], steps: list[int], rows: dict[Any, Row]) -> Fi
                 if row := rows.get((label, method, n)):
                     missed = np.maximum(regret(known, row["returns"]), 1e-6)
                     x = np.full(missed.size, i + 0.7 * ((j + 0.5) / len(methods) - 0.5))
-                    axes.plot(x, missed, ".", color=COLOURS[method], alpha=0.7, label=None if i else method)
+                    axes.plot(x, missed, ".", color=COLOURS[method], alpha=0.7, label=method)
         axes.set(yscale="log", ylabel="regret (share of the range)", title=f"{n:,} steps")
         axes.set_xticks(range(len(solved)), solved, rotation=60, ha="right", fontsize=7)
-    fig.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(methods) + 1)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    entries = dict(zip(labels, handles, strict=True))
+    fig.legend(entries.values(), entries, loc="outside lower center", ncols=len(methods) + 1)
     return fig
 
 
@@ -182,9 +189,10 @@ def main() -> None:
                 run = functools.partial(cell, tasks[label], method, steps, options.seeds)
                 cells[label, method, steps] = f"{name(label)}, {method}, {steps} steps", config, run
     if options.from_raw:  # The published values may be part of the grid.
-        cells = {key: c for key, c in cells.items() if c[0] in published}
+        cells = {key: (c[0], published[c[0]]["config"], c[2]) for key, c in cells.items() if c[0] in published}
     rows = study.collect(cells, functools.partial(figure, solved, options.steps))
-    study.write("\n".join(table(solved, rows, steps, options.methods) for steps in options.steps))
+    methods = [method for method in options.methods if any(method == ran for _, ran, _ in rows)]
+    study.write("\n".join(table(solved, rows, steps, methods) for steps in options.steps))
 
 
 if __name__ == "__main__":
