@@ -166,6 +166,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
         "myriad",
         "one_bounce",
         "variants",
+        "warmup",
         "when",
     ],
 )

@@ -43,8 +43,7 @@ def pink_actions(key: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "H A
     """A constant action, uniform in [-1, 1], plus pink noise of standard deviation 0.5, clipped to [-1, 1].
 
     Pass it to `awmkit.Warmup` for an AWM, which predicts states from sequences of actions: these sequences vary slowly and
-    quickly, as those of a policy do. With held actions an AWM learns how states respond to a level and to fast noise, and may
-    predict a wrong response to all between.
+    quickly, as those of a policy do. Held actions only have a level and fast noise.
 
     **Arguments:** `key`: for the draw. `shape`: (H, A).
 
