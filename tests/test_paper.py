@@ -157,6 +157,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
 @pytest.mark.parametrize(
     "driver",
     [
+        "amount_of_data",
         "closed_loop",
         "credit_assignment",
         "double_pendulum",
@@ -165,6 +166,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
         "mjx_cartpole",
         "myriad",
         "one_bounce",
+        "sac_from_outside",
         "variants",
         "warmup",
         "when",

@@ -1,14 +1,15 @@
 """Is the SAC that the paper's experiments compare with a strong one? Stable-Baselines3's SAC at the same tasks and steps.
 
     pip install stable-baselines3                     it brings PyTorch
-    python examples/paper/sac_from_outside.py         two tasks, two seeds, 5,000 steps: 5 minutes on one core
+    python examples/paper/sac_from_outside.py         two tasks, two seeds, 5,000 steps: 8 minutes on one core
     python examples/paper/sac_from_outside.py --quick       one seed, 300 steps
     python examples/paper/sac_from_outside.py --from-raw    the table again, from the published values
 
 Stable-Baselines3's SAC has its defaults, and normalises observations and rewards (`VecNormalize`). Its policy's mode is evaluated
 in the task at the end. awmkit's SAC is that of myriad.py, whose rows are read. Returns are those of episodes of 100 steps.
 
-Expected: awmkit's SAC is the stronger one: medians of -20.70 and -85.28, where Stable-Baselines3's ends near -31 and -96.
+Expected: awmkit's SAC is the stronger one: medians of -20.70 and -85.28, where Stable-Baselines3's ends near -24.8 and -87.2. The
+optima are -20.52 and -85.19.
 """
 
 from functools import partial
