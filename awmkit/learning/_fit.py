@@ -148,9 +148,8 @@ def fit(
     ensemble = Ensemble(fit(models, episodes, key=keys).model)
     ```
 
-    On a CPU, several Markov, reward or termination models differentiate a batch in groups of episodes whose activations fit in the
-    cache; results differ from separate fits by rounding only. One fit already runs on all cores, so that five on two cores
-    take more than 5 / 2 times as long as one (examples/benchmarks/ensembles.py).
+    On a CPU one fit already runs on all cores, so five on two cores take more than 5 / 2 times as long as one
+    (examples/benchmarks/ensembles.py).
 
     **A sweep in one program**: the numbers of an `awmkit.Optimiser` may be arrays of shape (N,), as in `awmkit.train`. All settings
     begin with the same models and have the same keys.
@@ -255,9 +254,8 @@ def _members(model, key) -> list:
 
 
 @eqx.filter_jit
-def _update(carry, rest, optimiser, episodes, training, keys, batch_size, microbatch_size, window, mesh, start, stop):
+def _update(carry, rest, optimiser, episodes, training, key, batch_size, microbatch_size, window, mesh, start, stop):
     """Make updates `start` to `stop`, of one model or several. Both are traced, so that chunks of any length share one program."""
-    members = keys.size if mesh is None else 1  # Devices would add up their gradients after each group.
 
     def run(optimiser, carry, rest, training, key):
         def update(i, carry):
@@ -270,7 +268,7 @@ def _update(carry, rest, optimiser, episodes, training, keys, batch_size, microb
                 batch = draw_windows(draw_key, episodes, batch_size, window, among=training)
             batch = split(batch, mesh, "batch_size")
             loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
-            few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1], members)
+            few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1])
             weights, optimiser_state, value = minibatch_step(
                 loss, weights, batch, optimiser, optimiser_state, microbatch_size, few
             )
@@ -278,10 +276,10 @@ def _update(carry, rest, optimiser, episodes, training, keys, batch_size, microb
 
         return lax.fori_loop(start, stop, update, carry)
 
-    of_each = eqx.if_array(0)
-    run = eqx.filter_vmap(run, in_axes=(None, of_each, of_each, of_each, 0)) if keys.ndim else run
+    members = eqx.if_array(0)
+    run = eqx.filter_vmap(run, in_axes=(None, members, members, members, 0)) if key.ndim else run
     run_all = over_settings(run, optimiser, eqx.if_array(0), None, None, None)
-    return gather(run_all(carry, rest, training, keys), mesh)
+    return gather(run_all(carry, rest, training, key), mesh)
 
 
 def _held_out_errors(model, held_out: list[Trajectory], episodes: Trajectory, mesh, shape) -> Float[Array, "*members H"]:

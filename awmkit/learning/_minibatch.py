@@ -12,7 +12,7 @@ from jaxtyping import PyTree, Scalar
 from .._checks import check_counts
 from .._dynamics import AbstractDynamics
 from .._trajectory import Trajectory
-from ..models import AbstractTrainable, Markov, RewardModel, TerminationModel
+from ..models._trainable import AbstractTrainable
 from ._optimise import descend
 from ._optimiser import AnyOptimiser
 
@@ -28,21 +28,10 @@ def check_microbatch_size(name: str, microbatch_size: int | None, batch_size: in
         )
 
 
-# Rows at a time of several residual MLPs, each a step of an episode for a member: 0.1 MB for each array of width 64.
-ROWS = 512
-
-
-def episodes_at_a_time(models: Iterable[AbstractTrainable], horizon: int, members: int = 1) -> int | None:
-    """How many episodes are differentiated at a time on a CPU: the fewest that a model asks for, or `None` for all.
-
-    Several members that are fitted side by side share the cache.
-    """
-    models = list(models)
+def episodes_at_a_time(models: Iterable[AbstractTrainable], horizon: int) -> int | None:
+    """How many episodes are differentiated at a time on a CPU: the fewest that a model asks for, or `None` for all."""
     sizes = (model.episodes_at_a_time(horizon) for model in models if isinstance(model, AbstractDynamics))
-    few = min((size for size in sizes if size is not None), default=None)
-    if members > 1 and all(isinstance(model, Markov | RewardModel | TerminationModel) for model in models):
-        return max(1, ROWS // (members * horizon))
-    return few
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def loss_and_gradient(

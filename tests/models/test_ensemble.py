@@ -32,7 +32,6 @@ from awmkit import (
     Trajectory,
     unroll,
 )
-from awmkit.learning import _minibatch
 from awmkit.learning.ascents._imagined import over_members
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -75,8 +74,7 @@ def close(tree, other):
     [(MODELS, {"window": 3, "bootstrap": True}), (Spring(jnp.array([1.0, 2.0, 3.0])), {"holdout": 0.3})],
     ids=["models on bootstrapped windows", "simulators"],
 )
-def test_models_fitted_as_one_program_equal_separate_fits(models, options, monkeypatch):
-    monkeypatch.setattr(_minibatch, "ROWS", 20)  # Groups of 2 episodes.
+def test_models_fitted_as_one_program_equal_separate_fits(models, options):
     options |= {"updates": 3, "batch_size": 4, "progress": NoProgress()}
     together = fit(models, episodes(), key=KEYS, **options)
     apart = [fit(member(models, i), episodes(), key=KEYS[i], **options) for i in range(3)]
