@@ -28,6 +28,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from study import arguments, markdown, read, RESULTS, Row, Study
 
@@ -195,7 +196,7 @@ def figure(setting: Setting, rows: dict[Any, Row]) -> Figure:
     for name, colour in colours.items():
         cells = sorted((episodes, row) for (named, episodes), row in rows.items() if named == name)
         amounts = [episodes for episodes, _ in cells]
-        draw = functools.partial(plt.Axes.plot, marker="o", ms=4, color=colour, label=name)
+        draw = functools.partial(Axes.plot, marker="o", ms=4, color=colour, label=name)
         for i, axes in enumerate(panels[:-1]):
             seeds = [cosines(row)[:, i] for _, row in cells]
             draw(axes, amounts, list(map(np.median, seeds)))

@@ -193,10 +193,10 @@ def rules(points: dict[str, dict[str, Any]], method: str) -> tuple[str, float]:
     right = {name: np.zeros(len(ahead), bool) for name in [*values, "the best of these"]}
     for task in dict.fromkeys(tasks):
         own, others = tasks == task, tasks != task
-        least = {name: threshold(x[others], ahead[others]) for name, x in values.items()}
+        chosen = {name: threshold(x[others], ahead[others]) for name, x in values.items()}
         for name, x in values.items():
-            right[name][own] = (x[own] > least[name]) == ahead[own]
-        best = max(values, key=lambda name: np.mean((values[name][others] > least[name]) == ahead[others]))
+            right[name][own] = (x[own] > chosen[name]) == ahead[own]
+        best = max(values, key=lambda name: np.mean((values[name][others] > chosen[name]) == ahead[others]))
         right["the best of these"][own] = right[best][own]
     count = lambda hits: f"{np.sum(hits)} of {len(ahead)}"
     rows = [["always no", "", count(~ahead), count(~ahead)]]
