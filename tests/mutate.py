@@ -65,6 +65,13 @@ MUTANTS = (
         "models/test_ensemble.py::test_pessimism_weights_the_gradients_of_the_members",
     ),
     Mutant(
+        "Newton sweeps on after rounded products hide the changes",
+        "methods/_newton.py",
+        "falls = (change <= cut(now.change) / 2) & (change > enough)",
+        "falls = change <= cut(now.change) / 2",
+        "methods/test_newton.py::test_sweeps_stop_where_rounded_products_hide_what_more_would_change",
+    ),
+    Mutant(
         "each fit compiles a program of its own",
         "learning/_fit.py",
         "optimiser = ADAM if",

@@ -46,7 +46,7 @@ from awmkit import (
 )
 from awmkit.gym import GymnasiumTask
 
-STEPS = {"InvertedPendulum-v5": 10_000, "Hopper-v5": 50_000}
+STEPS = {"InvertedPendulum-v5": 10_000, "InvertedDoublePendulum-v5": 20_000, "Hopper-v5": 50_000}
 OFFLINE = "InvertedPendulum-v5"
 
 
