@@ -238,7 +238,7 @@ def cell(name: str, task: AbstractTask, episodes: int, seeds: int) -> dict[str, 
 def figure(cells: dict[Any, Row]) -> Figure:
     """Draw the true return during training, medians over seeds, and the planners' returns at the end."""
     panels = list(dict.fromkeys((task, episodes) for task, episodes, _ in cells))
-    fig, axes = plt.subplots(1, len(panels), figsize=(2 + 4 * len(panels), 4), squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(2 + 4 * len(panels), 4.5), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):
         for name in (name for name in NAMES if (*panel, name) in cells):
             row = cells[(*panel, name)]
@@ -247,10 +247,10 @@ def figure(cells: dict[Any, Row]) -> Figure:
         horizon = next(row for key, row in cells.items() if key[:2] == panel)["config"]["horizon"]
         for (name, row), style in zip(published(*panel, horizon).items(), ("--", ":", "-."), strict=False):
             axis.plot(row["steps"], np.median(row["curve"], axis=0), color="grey", ls=style, label=name)
-        axis.set(xlabel="environment steps", title=f"{panel[0]} (stars: planner in the last model)")
+        axis.set(xlabel="environment steps", title=f"{panel[0]}, {panel[1]} episodes (stars: planner)")
         axis.set_ylim(bottom=-1.5)
     axes[0, 0].set_ylabel("true return, median of seeds")
-    axes[0, 0].legend(fontsize=7, loc="lower right")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2 * len(panels))
     return fig
 
 
