@@ -14,7 +14,7 @@
 The table has the mean return of 20 evaluation episodes with a 95 % interval, for each seed.
 
 Expected for InvertedPendulum-v5: 1,000, the largest return there is, online after about 10,000 steps, where SAC has 114 to 174. For
-InvertedDoublePendulum-v5 after 20,000 steps: 9,316 and 9,355 in two seeds, of at most about 9,360. For Hopper-v5 after 50,000
+InvertedDoublePendulum-v5 after 20,000 steps: 9,316 and 9,355 in two seeds, where SAC has 9,360 in one. For Hopper-v5 after 50,000
 steps: 1,097, 2,517 and 3,313, where SAC has 490, 408 and 325. The return on the way varies between 0 and 3,500, because the learning
 rate is constant.
 """
