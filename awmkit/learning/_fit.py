@@ -148,7 +148,7 @@ def fit(
     ensemble = Ensemble(fit(models, episodes, key=keys).model)
     ```
 
-    On a CPU one fit already runs on all cores, so five on two cores take more than 5 / 2 times as long as one
+    On a CPU one fit already uses most of two cores, so five on two cores take 4.5 times as long as one
     (examples/benchmarks/ensembles.py).
 
     **A sweep in one program**: the numbers of an `awmkit.Optimiser` may be arrays of shape (N,), as in `awmkit.train`. All settings

@@ -16,7 +16,7 @@
   of all seeds are fitted by one call, and the policies of all seeds improved by one.
 
 Expected: five models as one program take 4.7 (Markov) and 4.5 times (AWM) the time of one, a little less than five apart, because one
-fit uses both cores already. Against one fit that is kept on one core they take 2.4 and 3.5 times its time. All differ from separate
+fit uses most of both cores already. Against one fit that is kept on one core they take 2.4 and 3.5 times its time. All differ from separate
 fits by rounding. From 30 episodes, pessimism improves the mean return from 168 to 242 and the worst seed from 124 to 157; from 300
 episodes it makes no difference.
 """

@@ -1,6 +1,5 @@
 """The models that the learning experiments compare, and the one set of hyper-parameters that each uses for all tasks."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -48,26 +47,6 @@ MODELS: dict[str, Build] = {
     "Markov, critic": lambda task, k1, k2: MODELS["Markov"](task, k1, k2),
     "simulator": lambda task, k1, k2: task,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What differs between the settings of the published tables, which are the defaults, and those that carry over to variants.
-
-    - `batch_size`: number of episodes per model update.
-    - `fits`: factor of the number of model updates.
-    - `recency`: see `awmkit.ModelUpdates`.
-    - `in_steps`: whether the warm-up and the number of updates depend on the number of steps, as if episodes had 100 steps, and not
-      on the number of episodes. Few long episodes then leave as much for the policy as many short ones.
-    """
-
-    batch_size: int = 12
-    fits: float = 1.0
-    recency: float = 1.0
-    in_steps: bool = False
-
-
-CARRIED = Settings(in_steps=True)
 WARMUP = 15  # episodes of random actions; with 100 steps each they are the paper's 1,500 steps
 
 
@@ -81,7 +60,7 @@ def learn(
     evaluations: int = 1,
     actions: Callable[..., Array] = held_actions,
     paths: Paths = BPO,
-    settings: Settings = Settings(),
+    in_steps: bool = False,
 ) -> TrainResult:
     """Train a policy with one method, all seeds in one program.
 
@@ -97,15 +76,16 @@ def learn(
     - `evaluations`: episodes per evaluation.
     - `actions`: the random actions of the warm-up.
     - `paths`: the paths of the policy gradient.
-    - `settings`: by default those of the published tables.
+    - `in_steps`: whether the warm-up and the number of updates depend on the number of steps, as if episodes had 100 steps, and not
+      on the number of episodes, as in the published tables. Few long episodes then leave as much for the policy as many short ones.
     """
-    unit = 100 if settings.in_steps else task.horizon
+    unit = 100 if in_steps else task.horizon
     usual = -(-episodes * task.horizon // unit)
     several = usual >= 100
     warmup, environments = -(-WARMUP * unit // task.horizon), max(1, min(4, episodes // 50))
     iterations, usual_iterations = -(-(episodes - warmup) // environments), -(-(usual - WARMUP) // max(1, min(4, usual // 50)))
     policy_updates = (32 if several else 16) * usual_iterations
-    model_updates = round(settings.fits * (60 if several or "transformer" in method else 30)) * usual_iterations
+    model_updates = (60 if several or "transformer" in method else 30) * usual_iterations
     per_iteration, steps_before = task.horizon * environments, warmup * task.horizon
     steps_after = iterations * per_iteration
 
@@ -117,11 +97,10 @@ def learn(
     model, policy = eqx.filter_vmap(make)(keys)
     fitting = ModelUpdates(
         steps_per_update=steps_after / model_updates,
-        batch_size=settings.batch_size,
+        batch_size=12,
         microbatch_size=3,  # fits in a CPU's cache; the result is the same up to rounding
         initial_updates=500,
         optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates, 0.03)),
-        recency=settings.recency,
     )
     entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, steps_after, steps_before))
     if method == "Markov, critic":  # the SVG baseline

@@ -26,7 +26,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from methods import CARRIED, learn, MODELS, record
+from methods import learn, MODELS, record
 from myriad import exact_returns, NINE, TASKS
 from optimal import random_returns, solve
 from study import arguments, markdown, read, RESULTS, Row, Study
@@ -69,7 +69,7 @@ def parameters(task: Discretised) -> dict[str, Any]:
 def cell(task: Discretised, method: str, steps: int, seeds: int) -> dict[str, Any]:
     """Train all seeds of a method on a variant."""
     keys = jax.random.split(jax.random.key(2024), seeds)
-    result = learn(task, method, -(-steps // task.horizon), keys, actions=pink_actions, settings=CARRIED)
+    result = learn(task, method, -(-steps // task.horizon), keys, actions=pink_actions, in_steps=True)
     return {**record(result), "returns": exact_returns(task, result.policy)}
 
 
