@@ -106,7 +106,7 @@ def ascended(name: str):
 
 def replayed(episodes):
     replay = Replay.empty(64, jax.tree.map(lambda x: x[0], episodes)).add(episodes)
-    samples = replay.sample(KEY, 9).filled(), replay.sample(KEY, 9, window=3).filled()
+    samples = replay.sample(KEY, 9).filled(), replay.sample(KEY, 9, window=3, from_start=0.5).filled()
     return samples, replay.starts(KEY, 9), replay.visited(KEY, 9)
 
 

@@ -29,7 +29,7 @@ from ._optimiser import AnyOptimiser, check_optimiser
 from ._seeds import check_keys, check_seeds, of_runs, one_of
 from ._sharding import check_mesh, gather, place, split
 from ._sweep import over_settings, settings_of, some_finite, sweep_of
-from ._windows import cut_windows, draw_windows
+from ._windows import check_from_start, cut_windows, draw_windows
 
 M = TypeVar("M", bound=AbstractTrainable | AbstractDynamics)
 
@@ -101,6 +101,7 @@ def fit(
     key: Key[Array, "*members"],
     updates: int = 1000,
     window: int | None = None,
+    from_start: float = 0.0,
     batch_size: int = 64,
     microbatch_size: int | None = None,
     optimiser: AnyOptimiser | None = None,
@@ -168,6 +169,7 @@ def fit(
       anywhere in the episodes; every step is equally likely to begin one, and those that begin less than n steps before the end
       are shorter. Use it for episodes that are longer than the model will be unrolled. Held-out episodes stay whole, so that no
       window of theirs overlaps one that was fitted.
+    - `from_start`: share of the windows that begin at the first step of an episode, 0 by default; see `awmkit.ModelUpdates`.
     - `batch_size`: number of episodes or windows per update, 64 by default, drawn with replacement.
     - `microbatch_size`: largest number of episodes that are differentiated at a time, a divisor of `batch_size`; all by default.
       Gradients are accumulated, so the result is equal up to rounding and less memory is needed. A CPU takes smaller groups by
@@ -189,6 +191,7 @@ def fit(
     """
     optimiser = ADAM if optimiser is None else optimiser
     check_progress(progress)
+    check_from_start("fit", from_start, window)
     check_keys(key)
     members = [as_trainable("fit", member) for member in _members(model, key)]
     first = members[0]
@@ -226,7 +229,7 @@ def fit(
         meter.update(0, phase="compiling")
         for start, stop in chunks(updates):
             bounds = place((jnp.asarray(start), jnp.asarray(stop)), mesh)
-            settings = batch_size, microbatch_size, window, mesh
+            settings = batch_size, microbatch_size, window, from_start, mesh
             carry = _update(carry, rest, optimiser, episodes, training, batch_key, *settings, *bounds)
             loss = np.asarray(carry[2][..., stop - 1])
             _require_finite(loss, stop, sweep)
@@ -254,7 +257,9 @@ def _members(model, key) -> list:
 
 
 @eqx.filter_jit
-def _update(carry, rest, optimiser, episodes, training, key, batch_size, microbatch_size, window, mesh, start, stop):
+def _update(
+    carry, rest, optimiser, episodes, training, key, batch_size, microbatch_size, window, from_start, mesh, start, stop
+):
     """Make updates `start` to `stop`, of one model or several. Both are traced, so that chunks of any length share one program."""
 
     def run(optimiser, carry, rest, training, key):
@@ -265,7 +270,7 @@ def _update(carry, rest, optimiser, episodes, training, key, batch_size, microba
                 drawn = training[jax.random.randint(draw_key, (batch_size,), 0, training.size)]
                 batch = jtu.tree_map(lambda x: x[drawn], episodes)
             else:
-                batch = draw_windows(draw_key, episodes, batch_size, window, among=training)
+                batch = draw_windows(draw_key, episodes, batch_size, window, among=training, from_start=from_start)
             batch = split(batch, mesh, "batch_size")
             loss = lambda weights, episode: eqx.combine(weights, rest).loss(episode)
             few = episodes_at_a_time([eqx.combine(weights, rest)], batch.actions.shape[1])

@@ -17,6 +17,7 @@ from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_ste
 from ._optimiser import AnyOptimiser, check_optimiser, holds
 from ._replay import Replay
 from ._sweep import check_steps_per_update, number
+from ._windows import check_from_start
 
 
 class ModelUpdates(eqx.Module):
@@ -35,6 +36,10 @@ class ModelUpdates(eqx.Module):
     - `window`: number of steps of the windows that the models are fitted to, drawn from anywhere in the episodes; by default
       whole episodes. Use it where episodes are long, or imagined episodes begin at any step (`ShortHorizon`, or `FullHorizon` with
       a length). Fit no more steps than are imagined: 1 for a Markov model, and the `length` of the ascent for an AWM.
+    - `from_start`: share of the windows that begin at the first step of an episode, in [0, 1]; the others begin anywhere. 0 by
+      default. Windows as long as episodes, half of them from the start, show a sequence model that imagines whole episodes many
+      more of them than were collected: the rest of an episode, from any of its steps on, is one.
+      `ModelUpdates(window=task.horizon, from_start=0.5)` is worth a try where data are few and the dynamics do not depend on time.
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
     - `tolerance`: held-out error at which the model is good enough. An iteration makes no model updates if a world model predicts
@@ -53,6 +58,7 @@ class ModelUpdates(eqx.Module):
     optimiser: AnyOptimiser = eqx.field(default=optax.adam(1e-3))
     initial_updates: int = eqx.field(static=True, default=0)
     window: int | None = eqx.field(static=True, default=None)
+    from_start: float = eqx.field(static=True, default=0.0)
     recency: Number = eqx.field(default=1.0, metadata=number(1.0))
     tolerance: float = eqx.field(static=True, default=0.0)
 
@@ -60,6 +66,7 @@ class ModelUpdates(eqx.Module):
         check_counts("ModelUpdates", batch_size=self.batch_size, window=self.window)
         check_microbatch_size("ModelUpdates", self.microbatch_size, self.batch_size)
         check_counts("ModelUpdates", least=0, initial_updates=self.initial_updates)
+        check_from_start("ModelUpdates", self.from_start, self.window)
         check_optimiser(self.optimiser)
         check_steps_per_update("ModelUpdates", self.steps_per_update)
         if not self.steps_per_update > 0 or not holds(self.recency, lambda x: (0 < x) & (x <= 1)):
@@ -98,7 +105,7 @@ def update_models(
 
     def update(i, carry):
         weights, optimiser_state, total = carry
-        options = {"recency": settings.recency, "window": settings.window}
+        options = {"recency": settings.recency, "window": settings.window, "from_start": settings.from_start}
         batch = replay.sample(jax.random.fold_in(key, i), settings.batch_size, **options)
         weights, optimiser_state, value = minibatch_step(
             loss, weights, batch, settings.optimiser, optimiser_state, settings.microbatch_size, few

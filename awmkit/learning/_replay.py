@@ -15,6 +15,7 @@ from .._checks import check_counts, check_key, describe
 from .._trajectory import check_episodes, Trajectory
 from ._optimiser import holds
 from ._sharding import check_mesh, gather, split
+from ._windows import check_from_start
 
 
 class Steps(eqx.Module):
@@ -52,6 +53,7 @@ class Replay(eqx.Module):
     replay = Replay.empty(10_000, jax.eval_shape(collect_one, key)).add(jax.vmap(collect_one)(keys))
     batch = replay.sample(key, 64)              # 64 whole episodes
     batch = replay.sample(key, 64, window=20)   # 64 windows of up to 20 steps, from anywhere
+    batch = replay.sample(key, 64, window=20, from_start=0.5)   # half of them from the first step of an episode
     replay.episodes                             # everything that is stored
     ```
     """
@@ -153,7 +155,15 @@ class Replay(eqx.Module):
         whole = jnp.sum((ages < episodes_added) & (all_begins >= added - self.capacity))
         return Replay(steps, all_begins, added, episodes_added, whole, self.horizon, self.uneven, self.mesh)
 
-    def sample(self, key: PRNGKeyArray, count: int, *, recency: ScalarLike = 1.0, window: int | None = None) -> Trajectory:
+    def sample(
+        self,
+        key: PRNGKeyArray,
+        count: int,
+        *,
+        recency: ScalarLike = 1.0,
+        window: int | None = None,
+        from_start: float = 0.0,
+    ) -> Trajectory:
         """Draw episodes, or windows of episodes, with replacement. Add episodes first.
 
         **Arguments**
@@ -165,13 +175,17 @@ class Replay(eqx.Module):
         - `window`: number of steps of a window. Every stored step is equally likely to be the first of one (with a `recency`
           below 1, every step of the episode drawn). A window that reaches the end of its episode is shorter. By default
           whole episodes.
+        - `from_start`: share of the windows that begin at the first step of an episode, rounded to a whole number of windows.
+          0, the default, treats the first step like all others.
 
         **Returns:** a `Trajectory` with a leading axis. Windows have `t`, the index of their first step.
 
-        **Raises:** `ValueError` if `recency` is not in (0, 1], or the buffer is empty. In a compiled program, which cannot
+        **Raises:** `ValueError` if `recency` is not in (0, 1], `from_start` is not in [0, 1] or has no window, or the buffer is
+        empty. In a compiled program, which cannot
         raise it, an empty buffer returns NaN.
         """
         check_counts("Replay.sample", count=count, window=window)
+        check_from_start("Replay.sample", from_start, window)
         check_key("Replay.sample", key)
         if not holds(recency, lambda x: (0 < x) & (x <= 1)) or np.ndim(recency):
             raise ValueError(
@@ -181,7 +195,12 @@ class Replay(eqx.Module):
             raise ValueError("Replay.sample got an empty replay buffer; add episodes first with replay = replay.add(episodes).")
         if window is None:
             return self._shared(self._read_episodes(self._draw_episodes(key, count, recency)))
-        return self._shared(self._read(self._draw_steps(key, count, recency), window))
+        first = round(from_start * count)
+        rows = self._draw_steps(key, count - first, recency)
+        if first:
+            begins = self._begins_of(self._draw_episodes(jax.random.fold_in(key, 1), first, recency))
+            rows = jnp.concatenate([begins, rows])
+        return self._shared(self._read(rows, window))
 
     def starts(self, key: PRNGKeyArray, count: int) -> Float[Array, "count S"]:
         """Draw `count` initial states of stored episodes, with replacement."""

@@ -5,24 +5,49 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from .._checks import describe
 from .._trajectory import Trajectory
 
 
 def draw_windows(
-    key: PRNGKeyArray, episodes: Trajectory, count: int, size: int, *, among: Int[Array, " M"] | None = None
+    key: PRNGKeyArray,
+    episodes: Trajectory,
+    count: int,
+    size: int,
+    *,
+    among: Int[Array, " M"] | None = None,
+    from_start: float = 0.0,
 ) -> Trajectory:
     """Draw windows of `size` steps from N episodes, so that every step is equally likely to begin one.
 
     A window that begins less than `size` steps before the end of its episode is padded. Its `t` is the index of its first step.
 
-    **Arguments:** `among`: the numbers of the episodes to draw from, by default all.
+    **Arguments:** `among`: the numbers of the episodes to draw from, by default all. `from_start`: share of the windows that begin
+    at the first step of an episode, all episodes equally likely.
     """
     among = jnp.arange(len(episodes)) if among is None else among
     length = _lengths(episodes)[among]
     ends = jnp.cumsum(length)
-    step = jax.random.randint(key, (count,), 0, ends[-1])
+    first = round(from_start * count)
+    step = jax.random.randint(key, (count - first,), 0, ends[-1])
     index = jnp.searchsorted(ends, step, side="right")
-    return _windows_at(episodes, among[index], step - (ends - length)[index], size)
+    start = step - (ends - length)[index]
+    if first:
+        drawn = jax.random.randint(jax.random.fold_in(key, 1), (first,), 0, among.size, index.dtype)
+        index, start = jnp.concatenate([drawn, index]), jnp.pad(start, (first, 0))
+    return _windows_at(episodes, among[index], start, size)
+
+
+def check_from_start(who: str, from_start: float, window: int | None) -> None:
+    """Raise if a share of windows that begin at the first step is not one, or if there are no windows."""
+    if not (isinstance(from_start, int | float) and 0 <= from_start <= 1):
+        raise ValueError(
+            f"{who} got from_start={describe(from_start)}; pass the share of windows that begin at a first step, in [0, 1]."
+        )
+    if from_start and window is None:
+        raise ValueError(
+            f"{who} got from_start={from_start} and no window; whole episodes begin there anyway, so pass a window."
+        )
 
 
 def cut_windows(episodes: Trajectory, size: int) -> Trajectory:

@@ -207,6 +207,7 @@ CHANGES = {
             {"initial_updates": 1},
             {"recency": 0.8},
             {"window": 2},
+            {"window": 2, "from_start": 0.5},
             {"tolerance": 0.5},
         )
     ],

@@ -206,8 +206,12 @@ def test_an_uneven_buffer_returns_what_was_added_and_every_step_begins_a_window(
     ends = np.cumsum(lengths)
     whole = np.flatnonzero(ends - lengths >= ends[-1] - 23)
     assert [int(e.states[0, 0]) // 100 for e in replay.episodes] == whole.tolist()
+    drawn = replay.sample(KEY, 400, window=3)
+    begun = replay.sample(KEY, 40, window=3, from_start=0.75)
+    assert (begun.t[:30] == 0).all() and (begun.t[30:] > 0).any()
+    assert set((begun.states[:30, 0, 0] // 100).astype(int).tolist()) == set(whole.tolist())
     seen = set()
-    for window in replay.sample(KEY, 400, window=3):
+    for window in [*drawn, *begun]:
         number, t = divmod(int(window.states[0, 0]), 100)
         steps = min(3, lengths[number] - t)
         assert window.t == t and window.rewards.tolist() == [100 * number + t + i for i in range(steps)]

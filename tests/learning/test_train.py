@@ -322,6 +322,11 @@ MISUSES = {
         "microbatch_size=5 and batch_size=12; give a divisor",
     ),
     "a negative number of initial updates": (lambda: ModelUpdates(initial_updates=-1), "initial_updates=-1"),
+    "a share of windows above 1": (
+        lambda: ModelUpdates(window=3, from_start=1.5),
+        r"from_start=1.5; pass the share .* in \[0, 1\]",
+    ),
+    "a share of no windows": (lambda: ModelUpdates(from_start=0.5), "from_start=0.5 and no window; .* so pass a window"),
     "a recency of 0": (lambda: ModelUpdates(recency=0.0), r"a recency in \(0, 1\], got .*recency=0.0"),
     "a recency above 1": (lambda: ModelUpdates(recency=1.5), "recency=1.5"),
     "a negative tolerance": (

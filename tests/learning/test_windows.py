@@ -45,6 +45,10 @@ def test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of
         set(np.asarray(of_some.states[:, 0, 0] // 10)) == {1, 4}
         and (of_some.states[:, 0, 0] % 10 == of_some.t.astype(float)).all()
     )
+    half = draw_windows(KEY, episodes(), 8000, 3, from_start=0.5)
+    assert (half.t[:4000] == 0).all() and half.states.shape[0] == 8000
+    begun = np.bincount(np.asarray(half.states[:4000, 0, 0] // 10).astype(int), minlength=8)
+    assert (abs(begun - 500) < 100).all() and 0 < (half.t[4000:] == 0).mean() < 0.5
     whole = eqx.tree_at(lambda e: (e.length, e.terminated), episodes(0.0), (None, None), is_leaf=lambda x: x is None)
     drawn = draw_windows(KEY, whole, 50, 7)
     assert (drawn.length == 7 - drawn.t).all() and drawn.terminated is None
