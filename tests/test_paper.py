@@ -158,6 +158,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
     "driver",
     [
         "amount_of_data",
+        "bodies",
         "closed_loop",
         "credit_assignment",
         "double_pendulum",
@@ -170,6 +171,7 @@ def test_the_exact_gradient_finds_the_known_optimum_and_best_constant_action(pro
         "variants",
         "warmup",
         "when",
+        "windows",
     ],
 )
 def test_the_published_tables_follow_from_the_raw_values(driver, tmp_path):

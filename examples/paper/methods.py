@@ -60,7 +60,7 @@ def learn(
     evaluations: int = 1,
     actions: Callable[..., Array] = held_actions,
     paths: Paths = BPO,
-    in_steps: bool = False,
+    chosen_on_variants: bool = False,
 ) -> TrainResult:
     """Train a policy with one method, all seeds in one program.
 
@@ -76,16 +76,21 @@ def learn(
     - `evaluations`: episodes per evaluation.
     - `actions`: the random actions of the warm-up.
     - `paths`: the paths of the policy gradient.
-    - `in_steps`: whether the warm-up and the number of updates depend on the number of steps, as if episodes had 100 steps, and not
-      on the number of episodes, as in the published tables. Few long episodes then leave as much for the policy as many short ones.
+    - `chosen_on_variants`: whether to use the settings that were chosen on random variants of the tasks (variants.py), and not those
+      of the other published tables. The length of the warm-up and the number of updates then depend on the number of steps, as if
+      episodes had 100: few long episodes leave as much for the policy as many short ones. The policy makes twice the updates
+      and explores with twice the noise. A sequence model is fitted, with twice the updates, to half whole episodes and half rests
+      of episodes from any step on.
     """
-    unit = 100 if in_steps else task.horizon
+    unit = 100 if chosen_on_variants else task.horizon
     usual = -(-episodes * task.horizon // unit)
     several = usual >= 100
     warmup, environments = -(-WARMUP * unit // task.horizon), max(1, min(4, episodes // 50))
     iterations, usual_iterations = -(-(episodes - warmup) // environments), -(-(usual - WARMUP) // max(1, min(4, usual // 50)))
-    policy_updates = (32 if several else 16) * usual_iterations
-    model_updates = (60 if several or "transformer" in method else 30) * usual_iterations
+    twice = 2 if chosen_on_variants else 1
+    policy_updates = twice * (32 if several else 16) * usual_iterations
+    in_windows = chosen_on_variants and method.startswith(("AWM", "HWM"))
+    model_updates = (2 if in_windows else 1) * (60 if several or "transformer" in method else 30) * usual_iterations
     per_iteration, steps_before = task.horizon * environments, warmup * task.horizon
     steps_after = iterations * per_iteration
 
@@ -101,6 +106,8 @@ def learn(
         microbatch_size=3,  # fits in a CPU's cache; the result is the same up to rounding
         initial_updates=500,
         optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates, 0.03)),
+        window=task.horizon if in_windows else None,
+        from_start=0.5 if in_windows else 0.0,
     )
     entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, steps_after, steps_before))
     if method == "Markov, critic":  # the SVG baseline
@@ -128,7 +135,7 @@ def learn(
         key=keys,
         steps=episodes * task.horizon,
         environments=environments,
-        noise=0.15,
+        noise=twice * 0.15,
         warmup=Warmup(steps_before, actions),
         model_updates=fitting,
         ascent=ascent,

@@ -69,7 +69,7 @@ def parameters(task: Discretised) -> dict[str, Any]:
 def cell(task: Discretised, method: str, steps: int, seeds: int) -> dict[str, Any]:
     """Train all seeds of a method on a variant."""
     keys = jax.random.split(jax.random.key(2024), seeds)
-    result = learn(task, method, -(-steps // task.horizon), keys, actions=pink_actions, in_steps=True)
+    result = learn(task, method, -(-steps // task.horizon), keys, actions=pink_actions, chosen_on_variants=True)
     return {**record(result), "returns": exact_returns(task, result.policy)}
 
 
