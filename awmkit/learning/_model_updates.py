@@ -39,7 +39,9 @@ class ModelUpdates(eqx.Module):
     - `from_start`: share of the windows that begin at the first step of an episode, in [0, 1]; the others begin anywhere. 0 by
       default. Windows as long as episodes, half of them from the start, show a sequence model that imagines whole episodes many
       more of them than were collected: the rest of an episode, from any of its steps on, is one.
-      `ModelUpdates(window=task.horizon, from_start=0.5)` is worth a try where data are few and the dynamics do not depend on time.
+      `ModelUpdates(window=task.horizon, from_start=0.5)` can help where data are few and the dynamics do not depend on time. It has
+      also ruined a model, probably because statistics of each step (`per_step=True`) are those of whole episodes. Train with and
+      without it, and keep the run with the smaller last `Metrics.model_error` (examples/paper/variants.py).
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
     - `tolerance`: held-out error at which the model is good enough. An iteration makes no model updates if a world model predicts

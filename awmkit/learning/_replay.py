@@ -181,8 +181,7 @@ class Replay(eqx.Module):
         **Returns:** a `Trajectory` with a leading axis. Windows have `t`, the index of their first step.
 
         **Raises:** `ValueError` if `recency` is not in (0, 1], `from_start` is not in [0, 1] or has no window, or the buffer is
-        empty. In a compiled program, which cannot
-        raise it, an empty buffer returns NaN.
+        empty. In a compiled program, which cannot raise it, an empty buffer returns NaN.
         """
         check_counts("Replay.sample", count=count, window=window)
         check_from_start("Replay.sample", from_start, window)

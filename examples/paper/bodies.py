@@ -15,7 +15,10 @@ All arms take the same number of steps. The policy is improved over 10 imagined 
 - "SAC of Stable-Baselines3", with its defaults.
 
 The score is the mean return of the final policy's mode over 20 episodes of Gymnasium's length, without a discount. All arms are
-scored in Gymnasium but "simulator", which is scored in MJX with hard ends; its states and rewards are Gymnasium's to 1e-5.
+scored in Gymnasium but "simulator", which is scored in MJX with hard ends; its states and rewards are Gymnasium's to 1e-5. It makes a
+quarter of the updates of the policy, each with half of the starts, because a step of MJX and its Jacobian take so long.
+
+Expected for Reacher-v5, one seed: AWM -3.9, Markov -4.5, SAC -6.1, simulator -8.7. The other bodies are not published yet.
 """
 
 import importlib.util
@@ -39,6 +42,7 @@ from awmkit import (
     GRU,
     Markov,
     ModelUpdates,
+    plot,
     RewardModel,
     ShortHorizon,
     TerminationModel,
@@ -132,7 +136,7 @@ ARMS: dict[str, Callable[[str, int, int], dict[str, Any]]] = {
     "simulator": in_the_simulator,
     SAC: soft_actor_critic,
 }
-COLOURS = dict(zip(ARMS, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+COLOURS = plot.COLOURS | {SAC: plot.COLOURS["SAC"]}
 
 
 def figure(rows: dict[Any, Row]) -> Figure:
@@ -148,7 +152,7 @@ def figure(rows: dict[Any, Row]) -> Figure:
         axes.set(title=id, xlabel="environment steps")
     panels[0, 0].set_ylabel("true return, mean of 3 episodes")
     entries = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    fig.legend(entries.values(), entries, loc="outside lower center", ncols=len(entries))
+    fig.legend(entries.values(), entries, loc="outside lower center", ncols=2)
     return fig
 
 

@@ -69,7 +69,8 @@ def learn(
 
     **Arguments**
 
-    - `task`, `method`: the task and a name in `MODELS`.
+    - `task`, `method`: the task and a name in `MODELS`. With ", windows" after it, a sequence model is fitted, with twice the updates,
+      to half whole episodes and half rests of episodes from any step on.
     - `episodes`: number of episodes to collect, those of the warm-up included.
     - `keys`: one per seed.
     - `starts`: batch size of a policy update. A task that always starts in the same state needs few.
@@ -79,8 +80,7 @@ def learn(
     - `chosen_on_variants`: whether to use the settings that were chosen on random variants of the tasks (variants.py), and not those
       of the other published tables. The length of the warm-up and the number of updates then depend on the number of steps, as if
       episodes had 100: few long episodes leave as much for the policy as many short ones. The policy makes twice the updates
-      and explores with twice the noise. A sequence model is fitted, with twice the updates, to half whole episodes and half rests
-      of episodes from any step on.
+      and explores with twice the noise.
     """
     unit = 100 if chosen_on_variants else task.horizon
     usual = -(-episodes * task.horizon // unit)
@@ -89,7 +89,8 @@ def learn(
     iterations, usual_iterations = -(-(episodes - warmup) // environments), -(-(usual - WARMUP) // max(1, min(4, usual // 50)))
     twice = 2 if chosen_on_variants else 1
     policy_updates = twice * (32 if several else 16) * usual_iterations
-    in_windows = chosen_on_variants and method.startswith(("AWM", "HWM"))
+    kind = method.removesuffix(", windows")
+    in_windows = kind != method
     model_updates = (2 if in_windows else 1) * (60 if several or "transformer" in method else 30) * usual_iterations
     per_iteration, steps_before = task.horizon * environments, warmup * task.horizon
     steps_after = iterations * per_iteration
@@ -97,7 +98,7 @@ def learn(
     def make(key):
         model_key, more_key, policy_key = jax.random.split(key, 3)
         policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
-        return MODELS[method](task, model_key, more_key), policy
+        return MODELS[kind](task, model_key, more_key), policy
 
     model, policy = eqx.filter_vmap(make)(keys)
     fitting = ModelUpdates(
