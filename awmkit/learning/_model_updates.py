@@ -36,9 +36,9 @@ class ModelUpdates(eqx.Module):
     - `window`: number of steps of the windows that the models are fitted to, drawn from anywhere in the episodes; by default
       whole episodes. Use it where episodes are long, or imagined episodes begin at any step (`ShortHorizon`, or `FullHorizon` with
       a length). Fit no more steps than are imagined: 1 for a Markov model, and the `length` of the ascent for an AWM.
-    - `from_start`: share of the windows that begin at the first step of an episode, in [0, 1]; the others begin anywhere. 0 by
-      default. Windows as long as episodes, half of them from the start, show a sequence model that imagines whole episodes many
-      more of them than were collected: the rest of an episode, from any of its steps on, is one.
+    - `from_start`: share of the windows that begin at the first step of an episode, in [0, 1], rounded to a whole number of windows;
+      the others begin anywhere. 0 by default. To a sequence model that imagines whole episodes, each episode is one example. With
+      windows as long as episodes, the rest of an episode from any of its steps on is an example too.
       `ModelUpdates(window=task.horizon, from_start=0.5)` can help where data are few and the dynamics do not depend on time. It has
       also ruined a model, probably because statistics of each step (`per_step=True`) are those of whole episodes. Train with and
       without it, and keep the run with the smaller last `Metrics.model_error` (examples/paper/variants.py).
