@@ -9,7 +9,7 @@ Public names, by topic. `help(awmkit.NAME)` says the rest.
 | which edges carry gradient | `Paths`, `BPO` |
 | how the gradient is computed | `Sequential`, `Parallel`, `Picard`, `Newton` |
 | policies | `MLPPolicy`, `GaussianPolicy`, `GRUPolicy` |
-| world models | `AWM`, `HWM`, `Markov`, `Normaliser`; with a standard deviation: `GaussianHead`, `Gaussian` |
+| world models | `AWM`, `HWM`, `Markov`, `Anchored`, `Normaliser`; with a standard deviation: `GaussianHead`, `Gaussian` |
 | several models as one | `Ensemble`, `PessimisticReward` |
 | sequence networks of AWM and HWM | `Transformer`, `CuDNNAttention`, `LinearStateSpace`, `RNN`, `LSTM`, `GRU` |
 | fit a world model, a simulator, a reward or a termination | `fit`, `FitResult`, `RewardModel`, `TerminationModel` |
@@ -84,6 +84,7 @@ from .models import (
     AbstractBackbone,
     AbstractTrainable,
     AbstractWorldModel,
+    Anchored,
     AWM,
     CuDNNAttention,
     Ensemble,
@@ -114,6 +115,7 @@ __all__ = [
     "AbstractTask",
     "AbstractTrainable",
     "AbstractWorldModel",
+    "Anchored",
     "AWM",
     "BPO",
     "CEM",

@@ -154,7 +154,7 @@ def _masked_mean_by_step(x: Float[Array, "N T D"], mask: Bool[Array, "N T"]) -> 
     count = jnp.sum(mask, axis=0)
     enough = max(mask.shape[0] / 10, min(mask.shape[0], 8))
     often = count >= enough
-    rarely = mask & ~often
+    rarely = mask & ~often[None]
     each = jnp.sum(jnp.where(mask[..., None], x, 0), axis=0) / jnp.maximum(count, 1)[:, None].astype(x.dtype)
     last = each[mask.shape[1] - 1 - jnp.argmax(often[::-1])]
     together = jnp.where((jnp.sum(rarely) >= enough) | ~jnp.any(often), _masked_mean(x, rarely), last)
@@ -204,7 +204,8 @@ def rows_of(episodes: Trajectory, count: int) -> Bool[Array, "*batch T"] | None:
     """Return which of the first `count` rows of each episode are no padding: H steps, or H + 1 states. `None` stands for all."""
     if episodes.length is None:
         return None
-    return jnp.arange(count) < episodes.length[..., None] + (count - episodes.horizon)
+    length = jnp.asarray(episodes.length)[..., None]
+    return jnp.arange(count).reshape(*(1,) * (length.ndim - 1), -1) < length + (count - episodes.horizon)
 
 
 def normalise_inputs(network: T, episodes: Trajectory) -> T:

@@ -196,7 +196,7 @@ class Trajectory(eqx.Module):
         if self.length is None:
             return self
         mask, last = self.mask, jnp.asarray(self.length)[..., None]
-        state_at = jnp.minimum(jnp.arange(self.horizon + 1), last)
+        state_at = jnp.minimum(jnp.arange(self.horizon + 1).reshape(*(1,) * (last.ndim - 1), -1), last)
         states = jnp.take_along_axis(self.states, state_at[..., None], axis=-2)
         zero = lambda x, mask: None if x is None else jnp.where(mask, x, 0)
         actions, rewards = zero(self.actions, mask[..., None]), zero(self.rewards, mask)

@@ -87,7 +87,7 @@ MUTANTS = (
     ),
     Mutant(
         "windows are drawn from episodes that are held out",
-        "learning/_windows.py",
+        "_windows.py",
         "_windows_at(episodes, among[index],",
         "_windows_at(episodes, index,",
         "learning/test_windows.py::test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of_episodes",
@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         "windows begin equally often in every episode",
-        "learning/_windows.py",
+        "_windows.py",
         "ends = jnp.cumsum(length)",
         "ends = jnp.cumsum(jnp.full_like(length, 3))",
         "learning/test_windows.py::test_every_step_is_equally_likely_to_begin_a_window_and_windows_are_parts_of_episodes",
@@ -344,6 +344,20 @@ MUTANTS = (
         "self.input_norm.at(steps)(states[:-1])",
         "self.input_norm.at(steps)(states[1:])",
         "models/test_models.py::test_teacher_forced_predictions_are_steps_from_the_true_states[HWM GRU]",
+    ),
+    Mutant(
+        "an anchored model never begins again",
+        "models/_anchored.py",
+        "anchor = age == self.every",
+        "anchor = age < 0",
+        "models/test_models.py::test_teacher_forced_predictions_are_steps_from_the_true_states[AWM GRU, anchored]",
+    ),
+    Mutant(
+        "statistics of windows are those of windows from the first step",
+        "learning/_model_checks.py",
+        "every=steps if from_start == 1 else min(window, -(-steps // 8))",
+        "every=window",
+        "learning/test_windows.py::test_an_awms_statistics_of_each_step_are_those_of_windows_from_where_they_are_drawn[6-0.5]",
     ),
     Mutant(
         "normaliser statistics receive a gradient",

@@ -16,6 +16,7 @@ from padding import episodes
 from public_names import public
 
 from awmkit import (
+    Anchored,
     AWM,
     Critic,
     Ensemble,
@@ -52,6 +53,7 @@ MODELS = {
     "HWM": HWM(2, 1, GRU(4, key=KEY), key=KEY),
     "HWM, Gaussian": HWM(2, 1, GRU(4, key=KEY), head=GaussianHead, key=KEY),
     "AWM": AWM(2, 1, GRU(4, key=KEY), per_step=True, key=KEY),
+    "Anchored": Anchored(AWM(2, 1, GRU(4, key=KEY), per_step=True, key=KEY), every=3),
     "Ensemble": Ensemble([Markov(2, 1, width=4, depth=0, key=key) for key in jax.random.split(KEY)]),
     "RewardModel": RewardModel(2, 1, width=4, depth=1, horizon=7, key=KEY),
     "TerminationModel": TerminationModel(2, 1, width=4, depth=1, horizon=7, key=KEY),

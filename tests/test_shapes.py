@@ -157,6 +157,7 @@ MODELS = {
     "Markov": awmkit.Markov(3, 2, width=4, depth=1, horizon=5, key=KEY),
     "HWM": awmkit.HWM(3, 2, awmkit.GRU(12, key=KEY), key=KEY),
     "AWM": awmkit.AWM(3, 2, awmkit.GRU(12, key=KEY), key=KEY),
+    "Anchored": awmkit.Anchored(awmkit.HWM(3, 2, awmkit.GRU(12, key=KEY), key=KEY), every=4),
 }
 REWARD = awmkit.RewardModel(3, 2, width=4, depth=1, horizon=5, key=KEY)
 TERMINATION = awmkit.TerminationModel(3, 2, width=4, depth=1, horizon=5, key=KEY)
@@ -347,7 +348,7 @@ def model_rows():
         yield f"{name}.step", Row(step, {"state": "S", "action": "A", "t": ""}, "S")
         yield f"{name}.teacher_forced", Row(model.teacher_forced, EPISODE, "H S")
         yield f"{name}.residual_base", Row(model.residual_base, {"states": "H+1 S"}, "H S")
-    for name in ("HWM", "AWM"):
+    for name in ("HWM", "AWM", "Anchored"):
         yield f"{name}.init", Row(lambda state, m=MODELS[name]: m.init(state, 5), {"state": "S"})
     markov, awm = MODELS["Markov"], MODELS["AWM"]
     cached = awmkit.AWM(3, 2, BACKBONES["Transformer"], key=KEY)
@@ -372,6 +373,7 @@ def model_rows():
         Row(of(lambda x: markov.normalised(x).input_norm.shift), whole, "S"),
     )
     yield "AWM.normalised", Row(of(lambda x: awm.normalised(x).input_norm.shift), whole, "S")
+    yield "Anchored.normalised", Row(of(lambda x: MODELS["Anchored"].normalised(x).input_norm.shift), whole, "S")
     ensemble = awmkit.Ensemble([markov, markov], "step")
     start = lambda ensemble: ensemble.init(STATE, 9)
     step = lambda state, action, t: ensemble.step(start(ensemble), state, action, t, key=KEY)[1]
@@ -681,6 +683,7 @@ NO_ARRAYS = {
         "AbstractDynamics.episodes_at_a_time",
         "AWM.episodes_at_a_time",
         "HWM.episodes_at_a_time",
+        "Anchored.episodes_at_a_time",
     ),
     *("AbstractMethod.episodes_at_a_time", "Parallel.episodes_at_a_time"),
     # Called with arguments that a public function has checked.

@@ -19,6 +19,7 @@ from .._dynamics import AbstractDynamics
 from .._normaliser import Normaliser, rows_of, trainable
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._trajectory import check_episodes, Trajectory
+from .._windows import check_from_start, cut_windows, draw_windows
 from ..models import AbstractTrainable
 from ._chunks import chunks
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
@@ -29,7 +30,6 @@ from ._optimiser import AnyOptimiser, check_optimiser
 from ._seeds import check_keys, check_seeds, of_runs, one_of
 from ._sharding import check_mesh, gather, place, split
 from ._sweep import over_settings, settings_of, some_finite, sweep_of
-from ._windows import check_from_start, cut_windows, draw_windows
 
 M = TypeVar("M", bound=AbstractTrainable | AbstractDynamics)
 
@@ -212,7 +212,7 @@ def fit(
         training = order[held:]
         if bootstrap:
             training = training[jax.random.randint(jax.random.fold_in(split_key, 0), training.shape, 0, training.size)]
-        return normalise_by(member, pick(training), window), training, order[:held], batch_key
+        return normalise_by(member, pick(training), window, from_start), training, order[:held], batch_key
 
     keys = key if key.ndim else key[None]
     prepared = [prepare(member, key) for member, key in zip(members, keys, strict=True)]

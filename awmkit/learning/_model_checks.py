@@ -10,29 +10,33 @@ import jax.tree_util as jtu
 from jaxtyping import Array, Float
 
 from .._checks import describe
-from .._normaliser import fill, normalisers, rows_of, trainable
+from .._normaliser import fill, rows_of, trainable
 from .._trajectory import Trajectory
+from .._windows import cut_windows
+from ..models._anchored import too_few_steps
 from ..models._ensemble import Ensemble
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel, reads_time
-from ._windows import cut_windows
 
 M = TypeVar("M")
 
 
-def normalise_by(model: M, episodes: Trajectory, window: int | None = None) -> M:
+def normalise_by(model: M, episodes: Trajectory, window: int | None = None, from_start: float = 0.0) -> M:
     """Return the model, its normalisers set by the statistics of the episodes where they were not set.
 
     A world model whose steps count from the first state it was given, such as an AWM, takes the statistics of windows of `window`
-    steps instead.
+    steps instead, at least eight of each episode that begin at regular distances. If all windows begin at the first step
+    (`from_start=1`), it takes those of these windows.
     """
     if not isinstance(model, AbstractTrainable):
         return model
     if isinstance(model, Ensemble):
-        members = eqx.filter_vmap(lambda member: normalise_by(member, episodes, window))(model.models)
+        members = eqx.filter_vmap(lambda member: normalise_by(member, episodes, window, from_start))(model.models)
         return eqx.tree_at(lambda m: m.models, model, members)
     if window is not None and isinstance(model, AbstractWorldModel) and not reads_time(model):
-        episodes = cut_windows(episodes, window)
+        # Side by side, windows as long as an episode would all begin at its first step.
+        steps = episodes.horizon
+        episodes = cut_windows(episodes, window, every=steps if from_start == 1 else min(window, -(-steps // 8)))
     return fill(model, model.normalised(episodes))
 
 
@@ -42,12 +46,11 @@ def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax
     Nothing is run, so arrays may be given by their shapes.
     """
     name, steps = type(model).__name__, episodes.actions.shape[1]
-    for normaliser in normalisers(model):
-        if normaliser.per_step and normaliser.shift.ndim > 1 and normaliser.shift.shape[0] < steps:
-            raise ValueError(
-                f"{who} got a {name} whose statistics are those of each of {normaliser.shift.shape[0]} steps, and episodes of "
-                f"{steps} steps; build a new model, or replace them with model.normalised."
-            )
+    if (known := too_few_steps(model, steps)) is not None:
+        raise ValueError(
+            f"{who} got a {name} whose statistics are those of each of {known} steps, and episodes of {steps} steps; build a new "
+            "model, or replace them with model.normalised."
+        )
     one = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
     all_of = lambda model, one, episodes: (model.loss(one), model.prediction(one), model.target(one), model.target(episodes))
     loss, prediction, target, targets = eqx.filter_eval_shape(all_of, model, one, episodes)

@@ -12,12 +12,12 @@ from jaxtyping import ArrayLike, Int, PRNGKeyArray, PyTree, Scalar
 from .._checks import check_counts, describe
 from .._normaliser import trainable
 from .._types import Number
+from .._windows import check_from_start
 from ..models._trainable import AbstractTrainable
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
 from ._optimiser import AnyOptimiser, check_optimiser, holds
 from ._replay import Replay
 from ._sweep import check_steps_per_update, number
-from ._windows import check_from_start
 
 
 class ModelUpdates(eqx.Module):
@@ -35,13 +35,14 @@ class ModelUpdates(eqx.Module):
       Some hundreds let the first policy updates use a fitted model.
     - `window`: number of steps of the windows that the models are fitted to, drawn from anywhere in the episodes; by default
       whole episodes. Use it where episodes are long, or imagined episodes begin at any step (`ShortHorizon`, or `FullHorizon` with
-      a length). Fit no more steps than are imagined: 1 for a Markov model, and the `length` of the ascent for an AWM.
+      a length). Fit no more steps than are imagined at a time: 1 for a Markov model, the `length` of the
+      ascent for an AWM, and `every` for an `awmkit.Anchored` one.
     - `from_start`: share of the windows that begin at the first step of an episode, in [0, 1], rounded to a whole number of windows;
       the others begin anywhere. 0 by default. To a sequence model that imagines whole episodes, each episode is one example. With
       windows as long as episodes, the rest of an episode from any of its steps on is an example too.
-      `ModelUpdates(window=task.horizon, from_start=0.5)` can help where data are few and the dynamics do not depend on time. It has
-      also ruined a model, probably because statistics of each step (`per_step=True`) are those of whole episodes. Train with and
-      without it, and keep the run with the smaller last `Metrics.model_error` (examples/paper/variants.py).
+      `ModelUpdates(window=task.horizon, from_start=0.5)` can help where data are few and the dynamics do not depend on time; an
+      `awmkit.Anchored` model helps more there (examples/paper/variants.py). Neither helps where the state changes much with time and
+      little with the actions.
     - `recency`: in (0, 1]: an episode is drawn less often than the next newer one by this factor. 1, the default, draws
       uniformly.
     - `tolerance`: held-out error at which the model is good enough. An iteration makes no model updates if a world model predicts

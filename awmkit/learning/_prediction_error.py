@@ -16,10 +16,10 @@ from .._checks import check_counts, check_key, describe, parameters_of
 from .._dynamics import AbstractDynamics
 from .._normaliser import is_stacked, Normaliser, rows_of
 from .._trajectory import check_episodes, Trajectory
+from .._windows import cut_windows
 from ..models import AbstractTrainable
 from ._model_checks import check_finite, check_model, in_one_dtype
 from ._open_loop import as_trainable, OpenLoop
-from ._windows import cut_windows
 
 
 class PredictionError(eqx.Module):

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from .._checks import check_counts, check_key, describe
 from .._trajectory import check_episodes, Trajectory
+from .._windows import check_from_start
 from ._optimiser import holds
 from ._sharding import check_mesh, gather, split
-from ._windows import check_from_start
 
 
 class Steps(eqx.Module):

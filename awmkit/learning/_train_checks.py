@@ -21,6 +21,8 @@ from .._reward import check_reward, with_next_state
 from .._termination import check_termination, rule_of
 from .._trajectory import check_episodes, Trajectory
 from .._unroll_checks import warn_of_constant_reward
+from .._windows import draw_windows
+from ..models._anchored import Anchored
 from ..models._ensemble import members_of
 from ..models._trainable import AbstractTrainable
 from ._collect import empty_episodes
@@ -31,7 +33,6 @@ from ._optimiser import holds
 from ._seeds import check_keys, check_seeds
 from ._sharding import check_mesh
 from ._warmup import Warmup
-from ._windows import draw_windows
 from .ascents import AbstractAscent
 from .ascents._ascent import check_policy
 from .ascents._imagined import begins_anywhere
@@ -114,9 +115,11 @@ def check_values(
 
 def _check_windows(model, model_updates, ascent) -> None:
     """Raise if imagined episodes begin anywhere, but the model has statistics of the steps of whole episodes or of shorter windows."""
-    window, steps = model_updates.window, getattr(ascent, "length", 1)
-    per_step = any(normaliser.per_step for normaliser in normalisers(model))
-    if ascent.from_any_step and per_step and begins_anywhere(model) and (window is None or window < steps):
+    if not (ascent.from_any_step and begins_anywhere(model) and any(normaliser.per_step for normaliser in normalisers(model))):
+        return
+    one, window, steps = members_of(model), model_updates.window, getattr(ascent, "length", 1)
+    anchored = isinstance(one, Anchored)  # Its statistics are those of the steps after any anchor, whatever it is fitted to.
+    if window is None and not anchored or window is not None and window < (min(one.every, steps) if anchored else steps):
         raise ValueError(
             f"{type(ascent).__name__} begins imagined episodes at any step and an {type(members_of(model)).__name__} counts its steps "
             f"from there, but with per_step=True its statistics would be those of {'whole episodes' if window is None else f'{window} steps'}; "

@@ -20,6 +20,7 @@ from .._reward import Reward
 from .._termination import rule_of
 from .._trajectory import Trajectory
 from .._types import Number
+from .._windows import cut_windows
 from ..models._ensemble import members_of
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel
@@ -33,7 +34,6 @@ from ._replay import Replay
 from ._sharding import gather, split
 from ._sweep import number, over_settings
 from ._warmup import Warmup, warmup_episodes
-from ._windows import cut_windows
 from .ascents import AbstractAscent, UpdateInfo
 
 
@@ -188,8 +188,8 @@ def _first_state(config: RunConfig, learned, policy, episodes: Trajectory, key) 
     """Set the normalisers that are not set by the episodes, or by windows of them, and store these, for each seed and setting by `vmap`."""
 
     def start(config, learned, policy, episodes, key):
-        window = config.model_updates.window
-        learned = {name: normalise_by(model, episodes, window) for name, model in learned.items()}
+        window, from_start = config.model_updates.window, config.model_updates.from_start
+        learned = {name: normalise_by(model, episodes, window, from_start) for name, model in learned.items()}
         policy = normalise_inputs(policy, episodes)
         warmup_steps = jnp.zeros((), int) if config.episodes is not None else number_of_steps(episodes)
         store = jtu.tree_map(lambda x: x[0], episodes)

@@ -1,5 +1,6 @@
 """World models, reward models, termination models and the sequence networks inside them."""
 
+from ._anchored import Anchored
 from ._awm import AWM
 from ._ensemble import Ensemble, PessimisticReward
 from ._gaussian import Gaussian, GaussianHead
@@ -16,6 +17,7 @@ __all__ = [
     "AbstractBackbone",
     "AbstractTrainable",
     "AbstractWorldModel",
+    "Anchored",
     "AWM",
     "CuDNNAttention",
     "Ensemble",

@@ -10,8 +10,8 @@ Each of these lets it read a state more often:
 
 - "windows": it is fitted to windows of 30 steps from anywhere, and the policy is improved over 30 steps from any state;
 - "critic": the same with 15 steps, and `ShortHorizon` with a critic that values the state after them;
-- "anchored": it is fitted to windows of 5 steps, and imagines whole episodes, in which it begins a new window at its own prediction
-  every 5 steps. With 1 step it would be a Markov model, with 100 it is an AWM of whole episodes. "Fitted more" makes twice the
+- "anchored": it is an `awmkit.Anchored`, fitted to windows of 5 steps, which imagines whole episodes and begins again at its own
+  prediction every 5 steps. With 1 step it would be a Markov model, with 100 it is an AWM of whole episodes. "Fitted more" makes twice the
   updates with twice the batch size;
 - "planner": the model that an arm ends with, in a `Planner` of 30 steps, which begins a new window at every step.
 
@@ -36,7 +36,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -46,7 +45,7 @@ from study import arguments, markdown, read, RESULTS, Row, Study
 
 from awmkit import (
     AbstractTask,
-    AbstractWorldModel,
+    Anchored,
     AWM,
     BPO,
     Critic,
@@ -104,48 +103,6 @@ NAMES = [
     "Markov, critic",
 ]
 COLOURS = dict(zip(NAMES, plt.rcParams["axes.prop_cycle"].by_key()["color"] * 2, strict=False))
-
-
-class Anchored(AbstractWorldModel):
-    """An AWM that begins a new window at its own prediction every `every` steps."""
-
-    awm: AWM
-    every: int = eqx.field(static=True)
-    state_size: int = eqx.field(static=True)
-    action_size: int = eqx.field(static=True)
-    predict_changes: bool = eqx.field(static=True)
-
-    def __init__(self, awm: AWM, every: int):
-        self.awm, self.every = awm, every
-        self.state_size, self.action_size, self.predict_changes = awm.state_size, awm.action_size, awm.predict_changes
-
-    @property
-    def input_norm(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.awm.input_norm
-
-    @property
-    def output_norm(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.awm.output_norm
-
-    def init(self, state, horizon):
-        return self.awm.init(state, self.every), jnp.asarray(0)
-
-    def step(self, carry, state, action, t, *, key=None):
-        memory, age = carry
-        begins = age == self.every
-        memory = jtu.tree_map(lambda new, old: jnp.where(begins, new, old), self.awm.init(state, self.every), memory)
-        age = jnp.where(begins, 0, age)
-        memory, state = self.awm.step(memory, state, action, age, key=key)
-        return (memory, age + 1), state
-
-    def teacher_forced(self, states, actions):
-        return self.awm.teacher_forced(states, actions)
-
-    def residual_base(self, states):
-        return self.awm.residual_base(states)
-
-    def normalised(self, episodes):
-        return eqx.tree_at(lambda m: m.awm, self, self.awm.normalised(episodes))
 
 
 def learn_in_windows(task: AbstractTask, arm: Arm, episodes: int, keys) -> TrainResult:

@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from awmkit import (
     AbstractDynamics,
     AbstractTask,
+    Anchored,
     AWM,
     BPO,
     Critic,
@@ -44,9 +45,17 @@ MODELS: dict[str, Build] = {
     ),
     "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), per_step=True, key=k2),
     "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, per_step=True, key=k1),
+    "Markov, time-free": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
     "Markov, critic": lambda task, k1, k2: MODELS["Markov"](task, k1, k2),
     "simulator": lambda task, k1, k2: task,
 }
+EVERY = 10  # steps from one anchor to the next
+ANCHORED: dict[str, Build] = {
+    "AWM transformer, anchored": lambda task, k1, k2: Anchored(
+        AWM(task.state_size, task.action_size, Transformer(horizon=EVERY, key=k1), per_step=True, key=k2), EVERY
+    ),
+}
+MODELS |= ANCHORED
 WARMUP = 15  # episodes of random actions; with 100 steps each they are the paper's 1,500 steps
 
 
@@ -70,7 +79,8 @@ def learn(
     **Arguments**
 
     - `task`, `method`: the task and a name in `MODELS`. With ", windows" after it, a sequence model is fitted, with twice the updates,
-      to half whole episodes and half rests of episodes from any step on.
+      to half whole episodes and half rests of episodes from any step on. An anchored model is fitted, with twice the updates, to
+      windows as long as the steps between two anchors.
     - `episodes`: number of episodes to collect, those of the warm-up included.
     - `keys`: one per seed.
     - `starts`: batch size of a policy update. A task that always starts in the same state needs few.
@@ -91,7 +101,9 @@ def learn(
     policy_updates = twice * (32 if several else 16) * usual_iterations
     kind = method.removesuffix(", windows")
     in_windows = kind != method
-    model_updates = (2 if in_windows else 1) * (60 if several or "transformer" in method else 30) * usual_iterations
+    model_updates = (
+        (2 if in_windows or kind in ANCHORED else 1) * (60 if several or "transformer" in method else 30) * usual_iterations
+    )
     per_iteration, steps_before = task.horizon * environments, warmup * task.horizon
     steps_after = iterations * per_iteration
 
@@ -101,14 +113,19 @@ def learn(
         return MODELS[kind](task, model_key, more_key), policy
 
     model, policy = eqx.filter_vmap(make)(keys)
+    windows: dict[str, Any] = {
+        "batch_size": 12,
+        "microbatch_size": 3,
+    }  # Few at a time, for a CPU's cache; the result is the same.
+    if in_windows:
+        windows |= {"window": task.horizon, "from_start": 0.5}
+    if kind in ANCHORED:
+        windows = {"batch_size": 48, "microbatch_size": 12, "window": EVERY}
     fitting = ModelUpdates(
         steps_per_update=steps_after / model_updates,
-        batch_size=12,
-        microbatch_size=3,  # fits in a CPU's cache; the result is the same up to rounding
         initial_updates=500,
         optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates, 0.03)),
-        window=task.horizon if in_windows else None,
-        from_start=0.5 if in_windows else 0.0,
+        **windows,
     )
     entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, steps_after, steps_before))
     if method == "Markov, critic":  # the SVG baseline

@@ -34,15 +34,28 @@ from myriad import exact_returns, NINE, TASKS
 from optimal import random_returns, solve
 from study import arguments, markdown, read, RESULTS, Row, Study
 
-from awmkit import pink_actions
+from awmkit import pink_actions, unroll
 from awmkit.plot import COLOURS
 from awmkit.scores import iqm, reference
 from awmkit.tasks import Discretised
 
-METHODS = "AWM transformer", "AWM transformer, windows", "Markov", "simulator", "AWM GRU"
+METHODS = (
+    "AWM transformer, anchored",
+    "AWM transformer",
+    "AWM transformer, windows",
+    "Markov, time-free",
+    "Markov",
+    "simulator",
+    "AWM GRU",
+)
 SPREAD = 0.4  # largest relative change of a parameter and of an entry of the start
 CONDITIONED = 0.02  # smallest gap between the best constant action and the optimum, in units of the range, that is a scale
-CHOSEN = "smaller error of the two"
+# Of two methods, the first if actions move every entry of the state by more than SMALL, in the measure of `moved_by_actions`.
+RULES = {
+    "AWM transformer, by the warm-up": ("AWM transformer, anchored", "AWM transformer"),
+    "Markov, by the warm-up": ("Markov, time-free", "Markov"),
+}
+SMALL = 0.05
 
 
 def draw(name: str, number: int, seed: int = 0) -> Discretised:
@@ -73,7 +86,20 @@ def cell(task: Discretised, method: str, steps: int, seeds: int) -> dict[str, An
     """Train all seeds of a method on a variant."""
     keys = jax.random.split(jax.random.key(2024), seeds)
     result = learn(task, method, -(-steps // task.horizon), keys, actions=pink_actions, chosen_on_variants=True)
-    return {**record(result), "returns": exact_returns(task, result.policy)}
+    return {**record(result), "returns": exact_returns(task, result.policy), "moved_by_actions": moved_by_actions(task)}
+
+
+def moved_by_actions(task: Discretised) -> float:
+    """Return how much of the states' spread is about their mean at each step, under 1,500 steps of pink actions.
+
+    It is the smallest ratio of two standard deviations of an entry of the state: about its mean at each step, and over all steps.
+    """
+    shape = task.horizon, task.action_size
+    plans = jax.vmap(lambda key: pink_actions(key, shape))(jax.random.split(jax.random.key(0), -(-1500 // task.horizon)))
+    run = jax.jit(jax.vmap(lambda plan: unroll(task, plan, task.reset(jax.random.key(0)), task.horizon).states))
+    states = np.asarray(run(plans), np.float64)
+    about_mean = np.sqrt(np.mean((states - states.mean(0)) ** 2, (0, 1)))
+    return float(np.min(about_mean / states.std((0, 1))))
 
 
 def gap_of(solved: Row) -> float:
@@ -91,52 +117,63 @@ def gap_closed(solved: Row, returns) -> np.ndarray:
     return 1 - regret(solved, returns) / gap_of(solved)
 
 
-def with_smaller_error(rows: dict[Any, Row]) -> dict[Any, Row]:
-    """Return, for each variant with both, the transformer whose last error on new episodes is the smaller one, in the median of seeds.
-
-    It is known without a return of the task.
-    """
-    error = lambda row: np.median([errors[-1] for errors in row["metrics"]["model_error"]])
-    pairs = {(label, steps): [] for label, _, steps in rows}
+def by_the_warm_up(rows: dict[Any, Row]) -> dict[Any, Row]:
+    """Return the rows of the methods in `RULES`, where the one that it chooses has run. No return of the task is known to it."""
+    chosen = {}
     for (label, method, steps), row in rows.items():
-        if method in METHODS[:2]:
-            pairs[label, steps].append(row)
-    return {(label, CHOSEN, steps): min(pair, key=error) for (label, steps), pair in pairs.items() if len(pair) == 2}
+        for rule, (first, second) in RULES.items():
+            if method == first:
+                name = first if row["moved_by_actions"] > SMALL else second
+                if (label, name, steps) in rows:
+                    chosen[label, rule, steps] = rows[label, name, steps]
+    return chosen
 
 
 def table(solved: dict[str, Row], rows: dict[Any, Row], steps: int, methods: list[str]) -> str:
-    """Return the gap closed and the regret of each variant, median (lowest..highest), and their means."""
-    spread = lambda x, spec: f"{np.median(x):{spec}} ({np.min(x):{spec}}..{np.max(x):{spec}})"
-    lines = []
-    for label, known in solved.items():
-        cells = [rows.get((label, method, steps)) for method in methods]
-        closed = [spread(gap_closed(known, row["returns"]), ".3f") if row else "" for row in cells]
-        told = closed if gap_of(known) >= CONDITIONED else ["-"] * len(methods)
-        missed = [f"{100 * np.median(regret(known, row['returns'])):.2f} %" if row else "" for row in cells]
-        lines.append([label, str(known["config"]["horizon"]), f"{100 * gap_of(known):.2g} %", *told, *missed])
+    """Return the gap closed and the regret of each task, median (lowest..highest), and their means."""
+
+    def lines_of(measure, told, spec: str):
+        lines = []
+        for label, known in solved.items():
+            x = [measure(known, rows[label, m, steps]["returns"]) if (label, m, steps) in rows else None for m in methods]
+            cells = ["" if y is None else f"{np.median(y):{spec}} ({np.min(y):{spec}}..{np.max(y):{spec}})" for y in x]
+            lines.append(
+                [
+                    label,
+                    str(known["config"]["horizon"]),
+                    f"{100 * gap_of(known):.2g} %",
+                    *(cells if told(known) else ["-"] * len(x)),
+                ]
+            )
+        return lines
+
+    conditioned = lambda known: gap_of(known) >= CONDITIONED
+    lines = lines_of(gap_closed, conditioned, ".3f")
     scores = {m: [(label, rows[label, m, steps]) for label in solved if (label, m, steps) in rows] for m in methods}
-    telling = {
-        m: [gap_closed(solved[n], r["returns"]) for n, r in c if gap_of(solved[n]) >= CONDITIONED] for m, c in scores.items()
-    }
+    telling = {m: [gap_closed(solved[n], r["returns"]) for n, r in c if conditioned(solved[n])] for m, c in scores.items()}
     of_all = lambda summary, m: f"{summary(np.concatenate(telling[m])):.3f}" if telling[m] else ""
-    lines.append(["interquartile mean of gap closed", "", "", *(of_all(iqm, m) for m in methods), *[""] * len(methods)])
-    lines.append(["lowest gap closed of all seeds", "", "", *(of_all(np.min, m) for m in methods), *[""] * len(methods)])
+    lines.append(["interquartile mean", "", "", *(of_all(iqm, m) for m in methods)])
+    lines.append(["lowest of all seeds", "", "", *(of_all(np.min, m) for m in methods)])
     counted = [f"{len(telling[m])} of {len(scores[m])}" for m in methods]
-    lines.append(["variants in these two rows, of those run", "", "", *counted, *[""] * len(methods)])
-    head = [f"{steps:,} steps", "N", "gap", *(f"{m}: gap closed" for m in methods), *(f"{m}: regret" for m in methods)]
-    notes = (
-        "Gap closed: 1 is optimal, 0 the best constant action; median (lowest..highest) over seeds. Regret: median distance from the\n"
-        "optimal return, in units of the range from random to optimal. Gap: that of the best constant action, in the same units. Where\n"
-        f"it is below {100 * CONDITIONED:.0f} %, the gap closed is not a scale, shown as - and left out of the means."
+    lines.append(["variants in these two rows, of those run", "", "", *counted])
+    seeds = [f"{max((len(row['returns']) for _, row in scores[m]), default=0)}" for m in methods]
+    lines.append(["seeds", "", "", *seeds])
+    percent = lambda known, returns: 100 * regret(known, returns)
+    return (
+        f"{markdown(['gap closed', 'N', 'gap', *methods], lines)}\n\n"
+        f"{markdown(['regret in %', 'N', 'gap', *methods], lines_of(percent, lambda known: True, '.2f'))}\n\n"
+        "Median (lowest..highest) over seeds. Gap closed: 1 is optimal, 0 the best constant action. Regret: distance from the optimal\n"
+        "return, in percent of the range from random to optimal. Gap: that of the best constant action, in the same units. Where it is\n"
+        f"below {100 * CONDITIONED:.0f} %, the gap closed is not a scale, shown as - and left out of the mean and the lowest.\n"
     )
-    return f"{markdown(head, lines)}\n\n{notes}\n"
 
 
 def figure(solved: dict[str, Row], steps: list[int], rows: dict[Any, Row]) -> Figure:
     """Draw the regret of every seed on every variant; the line is that of the best constant action."""
     fig, panels = plt.subplots(len(steps), 1, figsize=(13, 3.6 * len(steps)), squeeze=False)
     methods = list(dict.fromkeys(method for _, method, _ in rows))
-    colours = COLOURS | {"AWM transformer, windows": COLOURS["SAC"]}
+    more = ["AWM transformer, windows", "AWM transformer, anchored", "Markov, time-free"]
+    colours = COLOURS | dict(zip(more, ("goldenrod", "black", "teal"), strict=True))
     for axes, n in zip(panels[:, 0], steps, strict=True):
         for i, (label, known) in enumerate(solved.items()):
             axes.plot([i - 0.4, i + 0.4], [gap_of(known)] * 2, color="grey", label=None if i else "best constant action")
@@ -179,6 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--draw", type=int, default=0, help="seed of the variants; 0 are those reported, 1 those for choosing settings"
     )
+    parser.add_argument("--reported", action="store_true", help="the nine reported tasks with 100 steps too")
     parser.add_argument("--methods", nargs="+", choices=sorted({*MODELS, *METHODS}), default=list(METHODS))
     parser.add_argument("--steps", nargs="+", type=int, default=[5000], help="environment steps, the warm-up's included")
     options = parser.parse_args()
@@ -194,23 +232,36 @@ def main() -> None:
         )
     study = Study(options, "variants")
     tasks = {f"{name} {i + 1}": draw(name, i, options.draw) for i in range(options.variants) for name in options.tasks}
-    name = lambda label: f"{label}, draw {options.draw}"
-    references = {label: (name(label), parameters(task), functools.partial(solve, task)) for label, task in tasks.items()}
+    reported = {name: Discretised(TASKS[name](), 100) for name in options.tasks if options.reported or options.from_raw}
+    name = lambda label: f"{label}, as reported" if label in reported else f"{label}, draw {options.draw}"
     published = read(RESULTS / "variants.jsonl.gz") if options.from_raw else {}
+    references = {}
+    for label, task in (tasks | reported).items():
+        references[label] = name(label), parameters(task), functools.partial(solve, task)
     solved = study.collect({label: c for label, c in references.items() if c[0] in published or not options.from_raw})
+    if options.from_raw:  # The published values may be part of the grid.
+        options.steps = sorted({row["config"]["steps"] for row in published.values() if "steps" in row["config"]})
     cells = {}
     for steps in options.steps:
         for method in options.methods:
             for label in solved:
-                config = {**parameters(tasks[label]), "method": method, "steps": steps, "seeds": options.seeds}
-                run = functools.partial(cell, tasks[label], method, steps, options.seeds)
+                task = (tasks | reported)[label]
+                config = {**parameters(task), "method": method, "steps": steps, "seeds": options.seeds}
+                run = functools.partial(cell, task, method, steps, options.seeds)
                 cells[label, method, steps] = f"{name(label)}, {method}, {steps} steps", config, run
-    if options.from_raw:  # The published values may be part of the grid.
+    if options.from_raw:
         cells = {key: (c[0], published[c[0]]["config"], c[2]) for key, c in cells.items() if c[0] in published}
     rows = study.collect(cells, functools.partial(figure, solved, options.steps))
-    rows |= with_smaller_error(rows)
-    methods = [method for method in (*options.methods, CHOSEN) if any(method == ran for _, ran, _ in rows)]
-    study.write("\n".join(table(solved, rows, steps, methods) for steps in options.steps))
+    rows |= by_the_warm_up(rows)
+    tables = []
+    for group, title in ((tasks, "Variants"), (reported, "The nine tasks as reported")):
+        for steps in options.steps:
+            ran = {method for label, method, n in rows if label in group and n == steps}
+            methods = [method for method in (*RULES, *options.methods) if method in ran]
+            if methods:
+                known = {label: row for label, row in solved.items() if label in group}
+                tables.append(f"{title}, {steps:,} steps\n\n{table(known, rows, steps, methods)}")
+    study.write("\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@
 While a policy learns, the replay buffer has some episodes of random actions, and some of policies so far. Here these are 1,500 steps
 of pink actions, 5 episodes near the best constant action and 10 near a plan halfway from it to the optimal one, with a quarter of
 pink actions added, on a variant of a task (variants.py, of draw 1, by which settings are chosen). An AWM is fitted to whole episodes, or with
-`window=task.horizon, from_start=0.5`: half of each batch are the rests of episodes from any step on. Markov, which is fitted
-to single steps anyway, is there to compare.
+`window=task.horizon, from_start=0.5`: half of each batch are the rests of episodes from any step on. An anchored AWM is fitted to
+windows of 10 steps. Markov, which is fitted to single steps anyway, is there to compare.
 
 The table has the cosine of the gradient of the return in the model with the simulator's, at the plan halfway: the median over seeds,
 each, and that of the mean of the models' gradients, which is that of an `Ensemble` of them. The published values are those of InvasivePlant.
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from methods import MODELS
+from methods import EVERY, MODELS
 from myriad import NINE
 from optimal import solve
 from study import arguments, markdown, read, RESULTS, Study
@@ -33,9 +33,10 @@ from awmkit import fit, NoProgress, pink_actions, unroll
 from awmkit.tasks import Discretised
 
 METHODS = "AWM transformer", "AWM GRU"
+ANCHORED = "AWM transformer, anchored"
 
 
-def cell(task: Discretised, method: str, in_windows: bool, updates: int, seeds: int) -> dict[str, Any]:
+def cell(task: Discretised, method: str, window: int | None, updates: int, seeds: int) -> dict[str, Any]:
     """Fit a model for each seed, and compare its gradient with the simulator's."""
     start, shape, known = task.reset(jax.random.key(0)), (task.horizon, task.action_size), solve(task, starts=12)
     constant = jnp.broadcast_to(jnp.asarray(known["best_constant_action"], jnp.float32), shape)
@@ -55,8 +56,9 @@ def cell(task: Discretised, method: str, in_windows: bool, updates: int, seeds: 
         first_key, second_key = jax.random.split(near_key)
         data = collect(jnp.concatenate([random, near(constant, 5, first_key), near(halfway, 10, second_key)]))
         optimiser = optax.adam(optax.cosine_decay_schedule(2e-3, updates, 0.03))
-        options = {"updates": updates, "batch_size": 12, "microbatch_size": 3, "holdout": 0.0}
-        options |= {"window": task.horizon, "from_start": 0.5} if in_windows else {}
+        options: dict[str, Any] = {"updates": updates, "batch_size": 12, "microbatch_size": 3, "holdout": 0.0}
+        if window is not None:
+            options |= {"window": window, "from_start": 0.5} if window == task.horizon else {"window": window, "batch_size": 48}
         model = MODELS[method](task, *model_keys)
         model = fit(model, data, key=fit_key, optimiser=optimiser, progress=NoProgress(), **options).model
         found.append(gradient(0.95 * halfway, model))
@@ -71,13 +73,14 @@ def main() -> None:
     if options.quick:
         options.tasks = options.tasks[:1]
     updates, methods = (50, METHODS[1:]) if options.quick else (1500, METHODS)
-    ways = [*((method, in_windows) for method in methods for in_windows in (False, True)), ("Markov", False)]
+    ways = [(method, label) for method in methods for label in ("whole episodes", "windows")]
+    ways += [(ANCHORED, f"{EVERY} steps"), ("Markov", "steps"), ("Markov, time-free", "steps")]
     cells = {}
     for name, task in {name: draw(name, 0, 1) for name in options.tasks}.items():
-        for method, in_windows in ways:
-            label = "windows" if in_windows else "steps" if method == "Markov" else "whole episodes"
+        for method, label in ways:
+            window = {"windows": task.horizon, f"{EVERY} steps": EVERY}.get(label)
             config = {**parameters(task), "method": method, "fitted_to": label, "updates": updates, "seeds": options.seeds}
-            run = partial(cell, task, method, in_windows, updates, options.seeds)
+            run = partial(cell, task, method, window, updates, options.seeds)
             cells[name, method, label] = f"{name}, {method}, {label}", config, run
     if options.from_raw:  # The published values may be part of the grid.
         published = read(RESULTS / "windows.jsonl.gz")

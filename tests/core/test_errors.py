@@ -14,6 +14,7 @@ from awmkit import (
     AbstractPolicy,
     AbstractTask,
     AbstractTrainable,
+    Anchored,
     AWM,
     CuDNNAttention,
     Ensemble,
@@ -573,6 +574,11 @@ MISUSES = {
         r"AWM needs an AbstractBackbone, got a str; pass.*LSTM\(key=key\)",
     ),
     "a class as the backbone": (lambda: HWM(2, 1, LSTM, key=KEY), "HWM needs an AbstractBackbone, got the class LSTM"),
+    "a model without a memory between anchors": (
+        lambda: Anchored(Markov(2, 1, key=KEY), every=5),
+        "Anchored needs a world model with a memory, whose steps count from its first state, got a Markov; pass an AWM or an HWM",
+    ),
+    "no step between anchors": (lambda: Anchored(AWM(2, 1, LSTM(4, key=KEY), key=KEY), every=0), "at least 1"),
     "a str in from_dynamics": (
         lambda: AWM.from_dynamics("pendulum"),
         "from_dynamics needs an AbstractDynamics, got a str; pass an instance",

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from awmkit import (
+    Anchored,
     AWM,
     Ensemble,
     GaussianHead,
@@ -76,6 +77,8 @@ DYNAMICS = {
     "Markov, states": lambda: Markov(*LEARNED, width=8, predict_changes=False, key=_keys(3)[0]),
     "HWM transformer": lambda: _hwm(Transformer(12, 1, 3, key=_keys(4)[1])),
     "HWM GRU": lambda: _hwm(GRU(8, key=_keys(5)[1]), per_step=True),
+    "AWM GRU, anchored": lambda: Anchored(_awm(GRU(8, key=_keys(5)[1]), per_step=True), every=4),
+    "HWM transformer, anchored": lambda: Anchored(_hwm(Transformer(12, 1, 3, horizon=2, key=_keys(4)[1])), every=2),
     "AWM transformer, learned time": lambda: _awm(Transformer(12, 1, 3, horizon=2 * HORIZON, key=_keys(6)[1])),
     "AWM transformer, rotary time": lambda: _awm(Transformer(12, 2, 3, key=_keys(7)[1]), predict_changes=False),
     "AWM linear state space": lambda: _awm(LinearStateSpace(8, 2, 6, chunk_size=4, key=_keys(11)[1])),

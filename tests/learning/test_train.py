@@ -85,12 +85,9 @@ def test_statistics_are_those_of_the_warm_up():
 
 
 @pytest.mark.slow
-def test_an_awm_learns_with_a_critic_from_windows_and_its_statistics_of_each_step_are_those_of_windows():
+def test_an_awm_learns_with_a_critic_from_windows():
     model = AWM(2, 2, LSTM(4, key=KEY), per_step=True, key=KEY)
     result = run(KEY, steps=24, model=model, model_updates=dataclasses.replace(MODEL_UPDATES, window=3))
-    states = np.asarray(result.state.replay.episodes.states)[:2]
-    changes = np.concatenate([states[:, i + 1 : i + 4] - states[:, i : i + 1] for i in (0, 3)])
-    np.testing.assert_allclose(result.model.output_norm.shift, changes.mean(0), rtol=1e-9)
     assert result.metrics.policy_update.gradient_norm[-1] > 0 and result.metrics.model_error[-1] < 10
 
 

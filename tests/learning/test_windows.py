@@ -8,9 +8,10 @@ import optax
 import pytest
 from padding import episodes, LENGTHS, TERMINATED
 
-from awmkit import fit, Markov, NoProgress
+from awmkit import AWM, fit, LSTM, Markov, NoProgress, Trajectory
+from awmkit._windows import cut_windows, draw_windows
 from awmkit.learning._minibatch import loss_and_gradient
-from awmkit.learning._windows import cut_windows, draw_windows
+from awmkit.learning._model_checks import normalise_by
 
 KEY = jax.random.key(0)
 ADAM = optax.adam(1e-3)
@@ -61,6 +62,18 @@ def test_windows_side_by_side_contain_every_step_once():
     again = cut_windows(windows, 2)
     assert set(map(tuple, np.stack([again.states[:, 0, 0] % 10, again.t], axis=1))) == {(x, x) for x in (0, 2, 3, 5, 6)}
     assert (jax.jit(lambda e: cut_windows(e, 3).length.sum())(episodes()) == sum(LENGTHS)).all()
+
+
+@pytest.mark.parametrize(("window", "from_start"), [(3, 0.0), (6, 0.5), (6, 1.0), (2, 1.0)])
+def test_an_awms_statistics_of_each_step_are_those_of_windows_from_where_they_are_drawn(window, from_start):
+    states = np.asarray(jax.random.normal(KEY, (9, 7, 2)))
+    model = AWM(2, 1, LSTM(4, key=KEY), per_step=True, key=KEY)
+    begins = range(1 if from_start == 1 else 6)
+    changes = [[states[:, i + k] - states[:, i] for i in begins if i + k <= 6] for k in range(1, window + 1)]
+    episodes = Trajectory(jnp.asarray(states), jnp.zeros((9, 6, 1)))
+    learned = normalise_by(model, episodes, window, from_start).output_norm
+    np.testing.assert_allclose(learned.shift, [np.concatenate(x).mean(0) for x in changes], rtol=1e-9)
+    np.testing.assert_allclose(learned.scale, [np.concatenate(x).std(0) for x in changes], rtol=1e-9)
 
 
 @pytest.mark.parametrize("window", [None, 3])

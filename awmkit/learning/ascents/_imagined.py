@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar, ScalarLike
 
 from ..._checks import check_shapes, describe, kind
 from ..._dynamics import AbstractDynamics
-from ..._normaliser import normalisers
 from ..._paths import Paths
 from ..._policies import act, memory_of
 from ..._reward import Reward, with_next_state
@@ -23,6 +22,7 @@ from ..._unroll import unroll
 from ...methods import AbstractMethod
 from ...methods._method import split_key
 from ...models import Ensemble
+from ...models._anchored import too_few_steps
 from ...models._ensemble import members_of, spread
 from ...models._world_model import AbstractWorldModel, reads_time
 
@@ -168,12 +168,11 @@ def begins_anywhere(dynamics: AbstractDynamics) -> bool:
 
 def _check_statistics(dynamics: AbstractDynamics, steps: int) -> None:
     """Raise if a normaliser has statistics of each step of shorter windows."""
-    for normaliser in normalisers(dynamics):
-        if normaliser.per_step and normaliser.shift.ndim > 1 and normaliser.shift.shape[0] < steps:
-            raise ValueError(
-                f"{steps} steps are imagined at a time, but the {type(members_of(dynamics)).__name__} has per_step=True and statistics of "
-                f"each of {normaliser.shift.shape[0]} steps; fit it to windows of at least {steps} steps, or build it without per_step."
-            )
+    if (known := too_few_steps(dynamics, steps)) is not None:
+        raise ValueError(
+            f"{steps} steps are imagined at a time, but the {type(members_of(dynamics)).__name__} has per_step=True and statistics of "
+            f"each of {known} steps; fit it to windows of at least {steps} steps, or build it without per_step."
+        )
 
 
 def unknown_memory(policy) -> str:

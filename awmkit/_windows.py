@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from .._checks import describe
-from .._trajectory import Trajectory
+from ._checks import describe
+from ._trajectory import Trajectory
 
 
 def draw_windows(
@@ -50,13 +50,15 @@ def check_from_start(who: str, from_start: float, window: int | None) -> None:
         )
 
 
-def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
+def cut_windows(episodes: Trajectory, size: int, every: int | None = None) -> Trajectory:
     """Cut N episodes into windows of `size` steps, side by side; the last of an episode may be shorter.
 
     In a compiled program, where lengths are unknown, windows that begin after the end of their episode have length 0.
+
+    **Arguments:** `every`: number of steps from the start of a window to that of the next one, `size` by default.
     """
     count, horizon = episodes.actions.shape[:2]
-    starts = jnp.arange(0, horizon, size)
+    starts = jnp.arange(0, horizon, every or size)
     index, start = (x.ravel() for x in jnp.meshgrid(jnp.arange(count), starts, indexing="ij"))
     windows = _windows_at(episodes, index, start, size)
     happened = windows.mask[:, 0]
@@ -66,7 +68,7 @@ def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
 def _windows_at(episodes: Trajectory, index: Int[Array, " K"], start: Int[Array, " K"], size: int) -> Trajectory:
     """Return the windows of `size` steps that begin at step `start` of the episodes with these numbers."""
     episodes, length = episodes.filled(), _lengths(episodes)[index]
-    pick = lambda x, count: x[index[:, None], jnp.minimum(start[:, None] + jnp.arange(count), x.shape[1] - 1)]
+    pick = lambda x, count: x[index[:, None], jnp.minimum(start[:, None] + jnp.arange(count)[None], x.shape[1] - 1)]
     return Trajectory(
         pick(episodes.states, size + 1),
         pick(episodes.actions, size),
