@@ -138,4 +138,7 @@ def kind(x: Any) -> str:
     """Return words for the type of `x`, such as "a str" or "the class AWM"."""
     if x is None or hasattr(x, "dtype"):
         return describe(x)
-    return f"the class {x.__name__}" if isinstance(x, type) else f"a {type(x).__name__}"
+    if isinstance(x, type):
+        return f"the class {x.__name__}"
+    name = type(x).__name__
+    return f"an {name}" if name[0] in "AEIOU" else f"a {name}"

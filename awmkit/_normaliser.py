@@ -152,7 +152,8 @@ def _masked_mean(x: Float[Array, "*batch D"], mask: Bool[Array, "*batch"]) -> Fl
 def _masked_mean_by_step(x: Float[Array, "N T D"], mask: Bool[Array, "N T"]) -> Float[Array, "T D"]:
     """Return the mean at each step of the rows in the mask; `Normaliser.fitted` says what that is for steps with few rows."""
     count = jnp.sum(mask, axis=0)
-    enough = max(mask.shape[0] / 10, min(mask.shape[0], 8))
+    rows = jnp.sum(jnp.any(mask, axis=1))  # In a compiled program, some rows may be all padding.
+    enough = jnp.maximum((rows + 9) // 10, jnp.minimum(rows, 8))
     often = count >= enough
     rarely = mask & ~often[None]
     each = jnp.sum(jnp.where(mask[..., None], x, 0), axis=0) / jnp.maximum(count, 1)[:, None].astype(x.dtype)

@@ -50,19 +50,40 @@ def check_from_start(who: str, from_start: float, window: int | None) -> None:
         )
 
 
-def cut_windows(episodes: Trajectory, size: int, every: int | None = None) -> Trajectory:
+def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
     """Cut N episodes into windows of `size` steps, side by side; the last of an episode may be shorter.
 
     In a compiled program, where lengths are unknown, windows that begin after the end of their episode have length 0.
-
-    **Arguments:** `every`: number of steps from the start of a window to that of the next one, `size` by default.
     """
     count, horizon = episodes.actions.shape[:2]
-    starts = jnp.arange(0, horizon, every or size)
+    starts = jnp.arange(0, horizon, size)
     index, start = (x.ravel() for x in jnp.meshgrid(jnp.arange(count), starts, indexing="ij"))
     windows = _windows_at(episodes, index, start, size)
     happened = windows.mask[:, 0]
     return windows if isinstance(happened, Tracer) else windows[happened]
+
+
+def spread_windows(episodes: Trajectory, size: int, from_start: float = 0.0) -> Trajectory:
+    """Return windows of `size` steps that begin at regular distances, as those that `draw_windows` draws do on average.
+
+    Their number is that of all steps, unless these are many: windows are at most eight times as large as the episodes, and there are
+    no more than 4,096 or than fit side by side.
+    """
+    count, horizon = episodes.actions.shape[:2]
+    side_by_side = count * -(-horizon // size)
+    windows = min(count * horizon, 8 * side_by_side, max(4096, side_by_side))
+    first = round(from_start * windows)
+    length = _lengths(episodes)
+    ends, rest = jnp.cumsum(length), windows - first
+    # In floating point, because the product may be too large for an integer.
+    share = (jnp.arange(rest, dtype=float) + 0.5) / max(rest, 1)
+    step = jnp.minimum(jnp.floor(share * ends[-1].astype(share.dtype)).astype(ends.dtype), ends[-1] - 1)
+    index = jnp.searchsorted(ends, step, side="right")
+    start = step - (ends - length)[index]
+    if first:
+        index = jnp.concatenate([(jnp.arange(first) % count).astype(index.dtype), index])
+        start = jnp.pad(start, (first, 0))
+    return _windows_at(episodes, index, start, size)
 
 
 def _windows_at(episodes: Trajectory, index: Int[Array, " K"], start: Int[Array, " K"], size: int) -> Trajectory:

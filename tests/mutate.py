@@ -355,8 +355,8 @@ MUTANTS = (
     Mutant(
         "statistics of windows are those of windows from the first step",
         "learning/_model_checks.py",
-        "every=steps if from_start == 1 else min(window, -(-steps // 8))",
-        "every=window",
+        "spread_windows(episodes, window, from_start)",
+        "spread_windows(episodes, window, 1.0)",
         "learning/test_windows.py::test_an_awms_statistics_of_each_step_are_those_of_windows_from_where_they_are_drawn[6-0.5]",
     ),
     Mutant(

@@ -23,7 +23,7 @@ from .._windows import check_from_start, cut_windows, draw_windows
 from ..models import AbstractTrainable
 from ._chunks import chunks
 from ._minibatch import check_microbatch_size, episodes_at_a_time, minibatch_step
-from ._model_checks import check_finite, check_model, in_one_dtype, normalise_by, warn_of_large_actions
+from ._model_checks import check_finite, check_model, check_window, in_one_dtype, normalise_by, warn_of_large_actions
 from ._open_loop import as_trainable, check_can_be_fitted, OpenLoop
 from ._optimise import check_trains
 from ._optimiser import AnyOptimiser, check_optimiser
@@ -333,6 +333,7 @@ def _check(
     episodes = in_one_dtype(model, episodes)
     one = key.reshape(-1)[0]
     shapes = jax.eval_shape(lambda x: x if window is None else draw_windows(one, x, 1, min(window, x.horizon)), episodes)
+    check_window("fit", model, window, episodes.horizon)
     loss_dtype = check_model("fit", model, shapes).dtype
     check_finite(model, episodes)
     warn_of_large_actions("fit", episodes.actions)

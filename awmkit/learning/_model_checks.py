@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 from .._checks import describe
 from .._normaliser import fill, rows_of, trainable
 from .._trajectory import Trajectory
-from .._windows import cut_windows
-from ..models._anchored import too_few_steps
-from ..models._ensemble import Ensemble
+from .._windows import spread_windows
+from ..models._anchored import Anchored, too_few_steps
+from ..models._ensemble import Ensemble, members_of
 from ..models._trainable import AbstractTrainable
 from ..models._world_model import AbstractWorldModel, reads_time
 
@@ -25,8 +25,7 @@ def normalise_by(model: M, episodes: Trajectory, window: int | None = None, from
     """Return the model, its normalisers set by the statistics of the episodes where they were not set.
 
     A world model whose steps count from the first state it was given, such as an AWM, takes the statistics of windows of `window`
-    steps instead, at least eight of each episode that begin at regular distances. If all windows begin at the first step
-    (`from_start=1`), it takes those of these windows.
+    steps instead, which begin where those that it is fitted to do: at any step, and a share of `from_start` at the first.
     """
     if not isinstance(model, AbstractTrainable):
         return model
@@ -34,10 +33,18 @@ def normalise_by(model: M, episodes: Trajectory, window: int | None = None, from
         members = eqx.filter_vmap(lambda member: normalise_by(member, episodes, window, from_start))(model.models)
         return eqx.tree_at(lambda m: m.models, model, members)
     if window is not None and isinstance(model, AbstractWorldModel) and not reads_time(model):
-        # Side by side, windows as long as an episode would all begin at its first step.
-        steps = episodes.horizon
-        episodes = cut_windows(episodes, window, every=steps if from_start == 1 else min(window, -(-steps // 8)))
+        episodes = spread_windows(episodes, window, from_start)
     return fill(model, model.normalised(episodes))
+
+
+def check_window(who: str, model: AbstractTrainable, window: int | None, horizon: int) -> None:
+    """Raise if an anchored model is fitted to windows that end before its next anchor."""
+    one = members_of(model)
+    if isinstance(one, Anchored) and window is not None and window < min(one.every, horizon):
+        raise ValueError(
+            f"{who} got windows of {window} steps and a model that begins again every {one.every} steps, whose later steps it would not be "
+            f"fitted to; pass window={one.every}."
+        )
 
 
 def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax.ShapeDtypeStruct:
@@ -46,10 +53,10 @@ def check_model(who: str, model: AbstractTrainable, episodes: Trajectory) -> jax
     Nothing is run, so arrays may be given by their shapes.
     """
     name, steps = type(model).__name__, episodes.actions.shape[1]
-    if (known := too_few_steps(model, steps)) is not None:
+    if (few := too_few_steps(model, steps)) is not None:
         raise ValueError(
-            f"{who} got a {name} whose statistics are those of each of {known} steps, and episodes of {steps} steps; build a new "
-            "model, or replace them with model.normalised."
+            f"{who} got a {name} whose statistics are those of each of {few[0]} steps, but it predicts {few[1]} steps at a time; build a "
+            "new model, or replace them with model.normalised."
         )
     one = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), episodes)
     all_of = lambda model, one, episodes: (model.loss(one), model.prediction(one), model.target(one), model.target(episodes))

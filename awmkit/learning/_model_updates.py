@@ -36,7 +36,7 @@ class ModelUpdates(eqx.Module):
     - `window`: number of steps of the windows that the models are fitted to, drawn from anywhere in the episodes; by default
       whole episodes. Use it where episodes are long, or imagined episodes begin at any step (`ShortHorizon`, or `FullHorizon` with
       a length). Fit no more steps than are imagined at a time: 1 for a Markov model, the `length` of the
-      ascent for an AWM, and `every` for an `awmkit.Anchored` one.
+      ascent for an AWM, and exactly `every` for an `awmkit.Anchored` one.
     - `from_start`: share of the windows that begin at the first step of an episode, in [0, 1], rounded to a whole number of windows;
       the others begin anywhere. 0 by default. To a sequence model that imagines whole episodes, each episode is one example. With
       windows as long as episodes, the rest of an episode from any of its steps on is an example too.

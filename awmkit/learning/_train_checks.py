@@ -26,7 +26,7 @@ from ..models._anchored import Anchored
 from ..models._ensemble import members_of
 from ..models._trainable import AbstractTrainable
 from ._collect import empty_episodes
-from ._model_checks import check_model
+from ._model_checks import check_model, check_window
 from ._model_updates import ModelUpdates
 from ._optimise import check_trains
 from ._optimiser import holds
@@ -96,6 +96,8 @@ def check_values(
             raise ValueError(f"policy.entropy returned {describe(bonus)}; it must return one number, so sum over the action.")
     ascent.check(model, task.horizon)
     _check_windows(model, model_updates, ascent)
+    if isinstance(model, AbstractTrainable):
+        check_window("train", model, model_updates.window, task.horizon)
     one = {name: _of_one_seed(tree, key) for name, tree in learned.items() if isinstance(tree, AbstractTrainable)}
     collected = jax.eval_shape(lambda: empty_episodes(task, 2))
     if episodes is not None:
@@ -118,8 +120,10 @@ def _check_windows(model, model_updates, ascent) -> None:
     if not (ascent.from_any_step and begins_anywhere(model) and any(normaliser.per_step for normaliser in normalisers(model))):
         return
     one, window, steps = members_of(model), model_updates.window, getattr(ascent, "length", 1)
-    anchored = isinstance(one, Anchored)  # Its statistics are those of the steps after any anchor, whatever it is fitted to.
-    if window is None and not anchored or window is not None and window < (min(one.every, steps) if anchored else steps):
+    if window is None and isinstance(one, Anchored):
+        return  # Its statistics are those of the steps after any anchor, also of whole episodes.
+    steps = min(one.every, steps) if isinstance(one, Anchored) else steps
+    if window is None or window < steps:
         raise ValueError(
             f"{type(ascent).__name__} begins imagined episodes at any step and an {type(members_of(model)).__name__} counts its steps "
             f"from there, but with per_step=True its statistics would be those of {'whole episodes' if window is None else f'{window} steps'}; "

@@ -20,11 +20,12 @@ class Anchored(AbstractWorldModel):
 
         s'_{t+1} = g(s'_k, a_k ... a_t),   k = n floor(t / n)
 
-    An anchored `AWM` lies between an AWM, which it is if episodes have n steps, and a Markov model, which it is if n is 1. A
-    gradient over H steps passes through at most H / n predicted states, the anchors, where `Paths.state_to_model` scales it.
+    It forgets only its memory: the last state is what was predicted, or, in an unroll from true states, what was observed. An anchored
+    `AWM` lies between an AWM, which it is if episodes have n steps, and a Markov model, which it is if n is 1. Its gradient over H
+    steps passes through at most H / n predicted states, the anchors, where `Paths.state_to_model` scales it.
 
-    Use it where an AWM of whole episodes is not accurate enough. To that model each episode is one example. To this one, any n steps
-    of an episode are an example, and it does not accumulate what it remembers. Fit it to windows of n steps:
+    Use it where an AWM of whole episodes is not accurate enough. To that model, an episode is one example. Fitted to windows of n
+    steps, this one has an example in every n steps of an episode, from anywhere:
 
     ```python
     awm = AWM(task.state_size, task.action_size, Transformer(horizon=10, key=k1), per_step=True, key=k2)
@@ -37,11 +38,11 @@ class Anchored(AbstractWorldModel):
     **Arguments**
 
     - `model`: an `AWM`, an `HWM` or another world model with a memory. Its steps count from the last anchor; with `per_step=True`
-      it has statistics of each of the n steps after one.
+      it has statistics of each of the n steps after an anchor.
     - `every`: number of steps n from one anchor to the next.
 
-    **Raises:** `ValueError` if `model` is not a world model, depends on the time as a `Markov` model does, or `every` is not a
-    positive whole number.
+    **Raises:** `ValueError` if `model` is not a world model, is anchored already, or depends on the time as a `Markov` model does; if
+    `every` is not a positive whole number, or the model's network supports fewer steps.
     """
 
     model: AbstractWorldModel
@@ -49,10 +50,15 @@ class Anchored(AbstractWorldModel):
 
     def __init__(self, model: AbstractWorldModel, every: int):
         check_counts("Anchored", every=every)
-        if not isinstance(model, AbstractWorldModel) or reads_time(model):
+        if not isinstance(model, AbstractWorldModel) or isinstance(model, Anchored) or reads_time(model):
             raise ValueError(
                 f"Anchored needs a world model with a memory, whose steps count from its first state, got {kind(model)}; pass an AWM or "
                 "an HWM."
+            )
+        supported = getattr(getattr(model, "backbone", None), "horizon", None)
+        if supported is not None and supported < every:
+            raise ValueError(
+                f"Anchored got every={every} and a network for {supported} steps; pass at most every={supported}, or a network for more."
             )
         self.model, self.every = model, every
 
@@ -116,9 +122,10 @@ class Anchored(AbstractWorldModel):
         return eqx.tree_at(lambda m: m.model, self, self.model.normalised(windows))
 
 
-def too_few_steps(model: AbstractDynamics | AbstractTrainable, steps: int) -> int | None:
-    """Return of how many steps a normaliser of the model has statistics, if it needs those of more to predict `steps` steps."""
+def too_few_steps(model: AbstractDynamics | AbstractTrainable, steps: int) -> tuple[int, int] | None:
+    """Return for how many steps the model has statistics, and for how many it needs them to predict `steps` steps; `None` if it has
+    enough."""
     one = members_of(model)
     needed = min(one.every, steps) if isinstance(one, Anchored) else steps
     known = (n.shift.shape[0] for n in normalisers(model) if n.per_step and n.shift.ndim > 1)
-    return next((count for count in known if count < needed), None)
+    return next(((count, needed) for count in known if count < needed), None)

@@ -45,17 +45,16 @@ MODELS: dict[str, Build] = {
     ),
     "HWM LSTM": lambda task, k1, k2: HWM(task.state_size, task.action_size, LSTM(64, key=k1), per_step=True, key=k2),
     "Markov": lambda task, k1, k2: Markov(task.state_size, task.action_size, horizon=task.horizon, per_step=True, key=k1),
-    "Markov, time-free": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
     "Markov, critic": lambda task, k1, k2: MODELS["Markov"](task, k1, k2),
     "simulator": lambda task, k1, k2: task,
 }
 EVERY = 10  # steps from one anchor to the next
-ANCHORED: dict[str, Build] = {
+MODELS_OF_VARIANTS: dict[str, Build] = {  # whose statistics and inputs are the same at all steps
     "AWM transformer, anchored": lambda task, k1, k2: Anchored(
         AWM(task.state_size, task.action_size, Transformer(horizon=EVERY, key=k1), per_step=True, key=k2), EVERY
     ),
+    "Markov, time-free": lambda task, k1, k2: Markov(task.state_size, task.action_size, key=k1),
 }
-MODELS |= ANCHORED
 WARMUP = 15  # episodes of random actions; with 100 steps each they are the paper's 1,500 steps
 
 
@@ -78,9 +77,8 @@ def learn(
 
     **Arguments**
 
-    - `task`, `method`: the task and a name in `MODELS`. With ", windows" after it, a sequence model is fitted, with twice the updates,
-      to half whole episodes and half rests of episodes from any step on. An anchored model is fitted, with twice the updates, to
-      windows as long as the steps between two anchors.
+    - `task`, `method`: the task and a name in `MODELS` or `MODELS_OF_VARIANTS`. An anchored model is fitted, with twice the updates, to
+      windows of `EVERY` steps, 48 at a time.
     - `episodes`: number of episodes to collect, those of the warm-up included.
     - `keys`: one per seed.
     - `starts`: batch size of a policy update. A task that always starts in the same state needs few.
@@ -99,10 +97,10 @@ def learn(
     iterations, usual_iterations = -(-(episodes - warmup) // environments), -(-(usual - WARMUP) // max(1, min(4, usual // 50)))
     twice = 2 if chosen_on_variants else 1
     policy_updates = twice * (32 if several else 16) * usual_iterations
-    kind = method.removesuffix(", windows")
-    in_windows = kind != method
-    model_updates = (
-        (2 if in_windows or kind in ANCHORED else 1) * (60 if several or "transformer" in method else 30) * usual_iterations
+    anchored = "anchored" in method
+    model_updates = (2 if anchored else 1) * (60 if several or "transformer" in method else 30) * usual_iterations
+    batch: dict[str, Any] = (
+        {"batch_size": 48, "microbatch_size": 12, "window": EVERY} if anchored else {"batch_size": 12, "microbatch_size": 3}
     )
     per_iteration, steps_before = task.horizon * environments, warmup * task.horizon
     steps_after = iterations * per_iteration
@@ -110,22 +108,14 @@ def learn(
     def make(key):
         model_key, more_key, policy_key = jax.random.split(key, 3)
         policy = GaussianPolicy(task.state_size, task.action_size, horizon=task.horizon, key=policy_key)
-        return MODELS[kind](task, model_key, more_key), policy
+        return (MODELS | MODELS_OF_VARIANTS)[method](task, model_key, more_key), policy
 
     model, policy = eqx.filter_vmap(make)(keys)
-    windows: dict[str, Any] = {
-        "batch_size": 12,
-        "microbatch_size": 3,
-    }  # Few at a time, for a CPU's cache; the result is the same.
-    if in_windows:
-        windows |= {"window": task.horizon, "from_start": 0.5}
-    if kind in ANCHORED:
-        windows = {"batch_size": 48, "microbatch_size": 12, "window": EVERY}
     fitting = ModelUpdates(
         steps_per_update=steps_after / model_updates,
         initial_updates=500,
         optimiser=optax.adam(optax.cosine_decay_schedule(2e-3, 500 + model_updates, 0.03)),
-        **windows,
+        **batch,  # Few at a time fit in a CPU's cache; the result is the same up to rounding.
     )
     entropy = TargetEntropy(optax.linear_schedule(-0.5, -4.0, steps_after, steps_before))
     if method == "Markov, critic":  # the SVG baseline

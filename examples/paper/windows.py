@@ -1,15 +1,16 @@
 """Should a sequence model be fitted to whole episodes, or to their rests too?
 
-    python examples/paper/windows.py                     two variants, two models, three seeds: 20 minutes on one core
+    python examples/paper/windows.py                     two variants, four models, three seeds: 20 minutes on one core
     python examples/paper/windows.py --tasks Bacteria    one of them
-    python examples/paper/windows.py --quick             one variant and model, few updates: 2 minutes
+    python examples/paper/windows.py --quick             one variant, few updates: 2 minutes
     python examples/paper/windows.py --from-raw          the table again, from the published values
 
 While a policy learns, the replay buffer has some episodes of random actions, and some of policies so far. Here these are 1,500 steps
 of pink actions, 5 episodes near the best constant action and 10 near a plan halfway from it to the optimal one, with a quarter of
-pink actions added, on a variant of a task (variants.py, of draw 1, by which settings are chosen). An AWM is fitted to whole episodes, or with
-`window=task.horizon, from_start=0.5`: half of each batch are the rests of episodes from any step on. An anchored AWM is fitted to
-windows of 10 steps. Markov, which is fitted to single steps anyway, is there to compare.
+pink actions added, on a variant of a task (variants.py, of draw 1, by which settings are chosen). An AWM is fitted to whole episodes,
+or with `window=task.horizon, from_start=0.5`: half of each batch are the rests of episodes from any step on. An anchored AWM
+(`awmkit.Anchored`) is fitted to windows of 10 steps. Markov, which is fitted to single steps anyway, is there to compare, with the
+time and the mean of each step, and without.
 
 The table has the cosine of the gradient of the return in the model with the simulator's, at the plan halfway: the median over seeds,
 each, and that of the mean of the models' gradients, which is that of an `Ensemble` of them. The published values are those of InvasivePlant.
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from methods import EVERY, MODELS
+from methods import EVERY, MODELS, MODELS_OF_VARIANTS
 from myriad import NINE
 from optimal import solve
 from study import arguments, markdown, read, RESULTS, Study
@@ -59,7 +60,7 @@ def cell(task: Discretised, method: str, window: int | None, updates: int, seeds
         options: dict[str, Any] = {"updates": updates, "batch_size": 12, "microbatch_size": 3, "holdout": 0.0}
         if window is not None:
             options |= {"window": window, "from_start": 0.5} if window == task.horizon else {"window": window, "batch_size": 48}
-        model = MODELS[method](task, *model_keys)
+        model = (MODELS | MODELS_OF_VARIANTS)[method](task, *model_keys)
         model = fit(model, data, key=fit_key, optimiser=optimiser, progress=NoProgress(), **options).model
         found.append(gradient(0.95 * halfway, model))
     cosine = lambda g: jnp.sum(g * exact) / jnp.sqrt(jnp.sum(g**2) * jnp.sum(exact**2))

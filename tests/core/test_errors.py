@@ -439,7 +439,7 @@ MISUSES = {
     "a member drawn by name": (lambda: Ensemble(_MARKOVS, "random"), "must be 'mean', 'episode' or 'step', got 'random'"),
     "a pessimistic reward of a model": (
         lambda: PessimisticReward(reward, AWM_20),
-        r"needs an Ensemble, got a AWM; pass Ensemble\(models\)",
+        r"needs an Ensemble, got an AWM; pass Ensemble\(models\)",
     ),
     "a pessimistic reward of a model with a memory": (
         lambda: PessimisticReward(reward, Ensemble([AWM_20, AWM_20])),
@@ -470,7 +470,7 @@ MISUSES = {
         lambda: fit(
             Markov(2, 1, per_step=True, key=KEY).normalised(Trajectory(STATES[:, :4], ACTIONS[:, :3])), EPISODES, key=KEY
         ),
-        "statistics are those of each of 4 steps, and episodes of 5 steps",
+        "statistics are those of each of 4 steps, but it predicts 5 steps at a time",
     ),
     "fitting to one episode": (lambda: fit(AWM_20, Trajectory(STATES[:1], ACTIONS[:1]), key=KEY), "at least 2 episodes"),
     "episodes with NaN": (lambda: fit(AWM_20, Trajectory(STATES * jnp.nan, ACTIONS), key=KEY), "states are not all finite"),
@@ -577,6 +577,18 @@ MISUSES = {
     "a model without a memory between anchors": (
         lambda: Anchored(Markov(2, 1, key=KEY), every=5),
         "Anchored needs a world model with a memory, whose steps count from its first state, got a Markov; pass an AWM or an HWM",
+    ),
+    "anchors between anchors": (
+        lambda: Anchored(Anchored(AWM(2, 1, LSTM(4, key=KEY), key=KEY), 3), 5),
+        "got an Anchored; pass an AWM or an HWM",
+    ),
+    "a network for fewer steps than between anchors": (
+        lambda: Anchored(AWM(2, 1, Transformer(12, 1, 3, horizon=4, key=KEY), key=KEY), every=5),
+        "Anchored got every=5 and a network for 4 steps; pass at most every=4, or a network for more",
+    ),
+    "windows shorter than the steps between anchors": (
+        lambda: fit(Anchored(AWM(2, 1, LSTM(4, key=KEY), key=KEY), 3), EPISODES, key=KEY, window=2),
+        "fit got windows of 2 steps and a model that begins again every 3 steps, .*; pass window=3",
     ),
     "no step between anchors": (lambda: Anchored(AWM(2, 1, LSTM(4, key=KEY), key=KEY), every=0), "at least 1"),
     "a str in from_dynamics": (

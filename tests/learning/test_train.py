@@ -37,6 +37,7 @@ from awmkit import (
 from awmkit._progress import AbstractMeter, AbstractProgress
 from awmkit.gym import GymnasiumTask
 from awmkit.learning._exploration import ExploringPolicy, pink_noise
+from awmkit.learning._model_checks import normalise_by
 from awmkit.learning._train_state import _epoch, first_state_shapes, RunConfig, updates_between
 
 KEY = jax.random.key(0)
@@ -85,9 +86,13 @@ def test_statistics_are_those_of_the_warm_up():
 
 
 @pytest.mark.slow
-def test_an_awm_learns_with_a_critic_from_windows():
+def test_an_awm_learns_with_a_critic_from_windows_and_its_statistics_of_each_step_are_those_of_windows():
     model = AWM(2, 2, LSTM(4, key=KEY), per_step=True, key=KEY)
-    result = run(KEY, steps=24, model=model, model_updates=dataclasses.replace(MODEL_UPDATES, window=3))
+    result = run(KEY, steps=24, model=model, model_updates=dataclasses.replace(MODEL_UPDATES, window=3, from_start=0.5))
+    warmup = jtu.tree_map(lambda x: x[:2], result.state.replay.episodes)
+    expected = normalise_by(model, warmup, 3, 0.5).output_norm
+    np.testing.assert_allclose(result.model.output_norm.shift, expected.shift, rtol=1e-9)
+    assert not np.allclose(expected.shift, normalise_by(model, warmup, 3).output_norm.shift)
     assert result.metrics.policy_update.gradient_norm[-1] > 0 and result.metrics.model_error[-1] < 10
 
 
@@ -374,7 +379,7 @@ MISUSES = {
         lambda: _train(
             model=Markov(2, 2, per_step=True, key=KEY).normalised(Trajectory(jnp.ones((2, 4, 2)), jnp.ones((2, 3, 2))))
         ),
-        "statistics are those of each of 4 steps, and episodes of 6 steps",
+        "statistics are those of each of 4 steps, but it predicts 6 steps at a time",
     ),
     "a return scale of 0": (lambda: FullHorizon(return_scale=0.0), "a positive return_scale"),
     "a negative discount": (lambda: FullHorizon(discount=-0.9), "discount of at least 0"),

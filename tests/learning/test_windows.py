@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, strategies as st
 from padding import episodes, LENGTHS, TERMINATED
 
-from awmkit import AWM, fit, LSTM, Markov, NoProgress, Trajectory
-from awmkit._windows import cut_windows, draw_windows
+from awmkit import AWM, fit, LSTM, Markov, NoProgress
+from awmkit._windows import cut_windows, draw_windows, spread_windows
 from awmkit.learning._minibatch import loss_and_gradient
 from awmkit.learning._model_checks import normalise_by
 
@@ -66,14 +67,23 @@ def test_windows_side_by_side_contain_every_step_once():
 
 @pytest.mark.parametrize(("window", "from_start"), [(3, 0.0), (6, 0.5), (6, 1.0), (2, 1.0)])
 def test_an_awms_statistics_of_each_step_are_those_of_windows_from_where_they_are_drawn(window, from_start):
-    states = np.asarray(jax.random.normal(KEY, (9, 7, 2)))
     model = AWM(2, 1, LSTM(4, key=KEY), per_step=True, key=KEY)
-    begins = range(1 if from_start == 1 else 6)
-    changes = [[states[:, i + k] - states[:, i] for i in begins if i + k <= 6] for k in range(1, window + 1)]
-    episodes = Trajectory(jnp.asarray(states), jnp.zeros((9, 6, 1)))
-    learned = normalise_by(model, episodes, window, from_start).output_norm
-    np.testing.assert_allclose(learned.shift, [np.concatenate(x).mean(0) for x in changes], rtol=1e-9)
-    np.testing.assert_allclose(learned.scale, [np.concatenate(x).std(0) for x in changes], rtol=1e-9)
+    learned = normalise_by(model, episodes(), window, from_start).output_norm
+    drawn = draw_windows(KEY, episodes(), 20000, window, from_start=from_start)
+    expected = model.normalised(drawn).output_norm
+    np.testing.assert_allclose(learned.shift, expected.shift, rtol=0.1, atol=0.1)
+    np.testing.assert_allclose(learned.scale, expected.scale, rtol=0.1)
+
+
+@given(size=st.integers(1, 9), from_start=st.sampled_from([0.0, 0.5, 1.0]))
+def test_windows_that_are_spread_begin_in_every_episode_as_often_as_it_has_steps(size, from_start):
+    windows = spread_windows(episodes(), size, from_start)
+    first = round(from_start * len(windows))
+    assert (windows.t[:first] == 0).all() and (windows.length > 0).all() and len(windows) <= 8 * 7
+    number = np.asarray(windows.states[:, 0, 0] // 10).astype(int)
+    np.testing.assert_allclose(np.bincount(number[:first], minlength=8), first / 8, atol=1)
+    share = (len(windows) - first) / sum(LENGTHS)
+    np.testing.assert_allclose(np.bincount(number[first:], minlength=8), share * np.array(LENGTHS), atol=1)
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -168,10 +168,10 @@ def begins_anywhere(dynamics: AbstractDynamics) -> bool:
 
 def _check_statistics(dynamics: AbstractDynamics, steps: int) -> None:
     """Raise if a normaliser has statistics of each step of shorter windows."""
-    if (known := too_few_steps(dynamics, steps)) is not None:
+    if (few := too_few_steps(dynamics, steps)) is not None:
         raise ValueError(
-            f"{steps} steps are imagined at a time, but the {type(members_of(dynamics)).__name__} has per_step=True and statistics of "
-            f"each of {known} steps; fit it to windows of at least {steps} steps, or build it without per_step."
+            f"{few[1]} steps are imagined at a time, but the {type(members_of(dynamics)).__name__} has per_step=True and statistics of "
+            f"each of {few[0]} steps; fit it to windows of at least {few[1]} steps, or build it without per_step."
         )
 
 
