@@ -161,8 +161,8 @@ def table(solved: dict[str, Row], rows: dict[Any, Row], steps: int, methods: lis
     lines.append(["lowest of all seeds", "", "", *(of_all(np.min, m) for m in methods)])
     counted = [f"{len(telling[m])} of {len(scores[m])}" for m in methods]
     lines.append(["variants in these two rows, of those run", "", "", *counted])
-    seeds = [f"{max((len(row['returns']) for _, row in scores[m]), default=0)}" for m in methods]
-    lines.append(["seeds", "", "", *seeds])
+    counts = [sorted({len(row["returns"]) for _, row in scores[m]}) for m in methods]
+    lines.append(["seeds", "", "", *(" or ".join(map(str, count)) for count in counts)])
     percent = lambda known, returns: 100 * regret(known, returns)
     return (
         f"{markdown(['gap closed', 'N', 'gap', *methods], lines)}\n\n"

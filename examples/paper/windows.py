@@ -1,4 +1,4 @@
-"""Should a sequence model be fitted to whole episodes, or to their rests too?
+"""Should a sequence model be fitted to whole episodes, to their rests too, or be anchored?
 
     python examples/paper/windows.py                     two variants, four models, three seeds: 20 minutes on one core
     python examples/paper/windows.py --tasks Bacteria    one of them
