@@ -141,7 +141,7 @@ def prediction_error(
     if is_stacked(model):
         raise ValueError(
             f"prediction_error got several models {type(model).__name__}, stacked along a leading axis; pass "
-            "jax.tree.map(lambda x: x[i], models) for its number i."
+            "jax.tree.map(lambda x: x[i] if eqx.is_array(x) else x, models) for its number i."
         )
     episodes = in_one_dtype(model, episodes)
     check_finite(model, episodes)
