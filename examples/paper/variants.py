@@ -260,10 +260,10 @@ def main() -> None:
     tables = []
     for group, title in ((tasks, "Variants"), (reported, "The nine tasks as reported")):
         for steps in options.steps:
-            ran = {method for label, method, n in rows if label in group and n == steps}
-            methods = [method for method in (*RULES, *options.methods) if method in ran]
+            ran = {(label, method) for label, method, n in rows if label in group and n == steps}
+            methods = [method for method in (*RULES, *options.methods) if any(method == name for _, name in ran)]
             if methods:
-                known = {label: row for label, row in solved.items() if label in group}
+                known = {label: row for label, row in solved.items() if any(label == name for name, _ in ran)}
                 tables.append(f"{title}, {steps:,} steps\n\n{table(known, rows, steps, methods)}")
     study.write("\n".join(tables))
 
