@@ -66,8 +66,8 @@ def cut_windows(episodes: Trajectory, size: int) -> Trajectory:
 def spread_windows(episodes: Trajectory, size: int, from_start: float = 0.0) -> Trajectory:
     """Return windows of `size` steps that begin at regular distances, as those that `draw_windows` draws do on average.
 
-    Their number is that of all steps, unless these are many: windows are at most eight times as large as the episodes, and there are
-    no more than 4,096 or than fit side by side.
+    There are as many windows as steps, but at most eight times as many as fit side by side, so that memory is at most eight times
+    that of the episodes; and at most 4,096, unless more fit side by side.
     """
     count, horizon = episodes.actions.shape[:2]
     side_by_side = count * -(-horizon // size)

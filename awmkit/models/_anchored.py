@@ -20,12 +20,12 @@ class Anchored(AbstractWorldModel):
 
         s'_{t+1} = g(s'_k, a_k ... a_t),   k = n floor(t / n)
 
-    It forgets only its memory: the last state is what was predicted, or, in an unroll from true states, what was observed. An anchored
-    `AWM` lies between an AWM, which it is if episodes have n steps, and a Markov model, which it is if n is 1. Its gradient over H
-    steps passes through at most H / n predicted states, the anchors, where `Paths.state_to_model` scales it.
+    In an imagined episode the anchors are its own predictions. With n = 1, an anchored `AWM` is a Markov model; with n as large as the
+    number of steps H, it is the AWM itself. Its gradient passes through at most H / n predicted states, the anchors, where
+    `Paths.state_to_model` scales it.
 
-    Use it where an AWM of whole episodes is not accurate enough. To that model, an episode is one example. Fitted to windows of n
-    steps, this one has an example in every n steps of an episode, from anywhere:
+    Use it where an AWM of whole episodes is not accurate enough. That model learns from each episode as one example. An anchored one,
+    fitted to windows of n steps, learns from any n successive steps as one example:
 
     ```python
     awm = AWM(task.state_size, task.action_size, Transformer(horizon=10, key=k1), per_step=True, key=k2)

@@ -15,10 +15,11 @@ variants of draw 0 or on the nine reported tasks. Their optimal returns come fro
 
 "AWM transformer" and "Markov" are those of myriad.py. They have the mean of each step (`per_step`), and Markov the time. The others
 have neither, so that what they learn of one step holds for all: "AWM transformer, anchored" begins again at its own prediction
-every 10 steps (`awmkit.Anchored`), and "Markov, time-free". This fails where the state changes much with time and little with the
-actions. So the columns "by the rule" have those two, except where an entry of the state spreads less than 5 % as much about its mean
-at each step as over all steps, under random actions (`moved_by_actions`); there they have the first two. The rule needs no return of
-the task. It chooses the first two for glucose only.
+every 10 steps (`awmkit.Anchored`), and "Markov, time-free" reads the state and the action only. Both fail where the state changes much
+with time and little with the actions. The columns "by the rule" have "AWM transformer" and "Markov" there, and the other two
+elsewhere. The rule looks at the standard deviation of each entry of the state under random actions: if that about the mean at each
+step is less than 5 % of that over all steps (`moved_by_actions`), actions move the state little. It needs no return of the task, and
+is true for glucose only.
 
 `--reported` runs the nine tasks of myriad.py too, on which none of these settings was chosen.
 
