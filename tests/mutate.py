@@ -466,9 +466,9 @@ MUTANTS = (
     ),
     Mutant(
         "the entropy weight moves the entropy away from its target",
-        "learning/ascents/_policy_step.py",
-        "log_weight + ascent.entropy.rate",
-        "log_weight - ascent.entropy.rate",
+        "learning/ascents/_target_entropy.py",
+        "log_weight + self.rate",
+        "log_weight - self.rate",
         "learning/test_ascents.py::test_the_entropy_per_entry_of_an_action_reaches_its_target_whatever_the_discount",
     ),
     Mutant(

@@ -285,6 +285,20 @@ def test_the_weight_of_a_target_entropy_starts_and_changes_as_documented():
     np.testing.assert_allclose(weights, [0.25, 0.25 * math.exp(0.5 * (-1.0 + 3.0 / 2))])
 
 
+@given(st.lists(st.floats(allow_nan=False, width=32), max_size=5), st.sampled_from((1e-3, 0.1, 10.0)))
+def test_after_entropies_of_any_size_the_weight_is_finite_and_finds_back(entropies, rate):
+    entropy, policy = TargetEntropy(-1.0, rate=rate, initial_weight=0.25), jnp.zeros(2, jnp.float32)
+    ascent, ratios = FullHorizon(entropy=entropy, return_scale=1.0), []
+    state = init_ascent_state(ascent, policy, jtu.tree_map(lambda x: x[None], STILL))
+    state = eqx.tree_at(lambda s: s.log_weight, state, state.log_weight.astype(jnp.float32))
+    for x in (*entropies, -1 + 14 / rate, -1 - 14 / rate):  # The last two change the weight by e^14, which is more than 1e6.
+        options = {"predicted_return": jnp.zeros(()), "entropy": jnp.float32(x), "steps": 0}
+        state, _, info = policy_step(ascent, state, policy, jnp.ones(2, jnp.float32), **options)
+        ratios.append(state.entropy_weight(entropy, 0) / 0.25)
+        assert not info.skipped and 0.99e-6 < ratios[-1] < 1.01e6
+    assert ratios[-2] < 1 < ratios[-1]
+
+
 def test_one_reward_that_is_not_finite_leaves_the_policy_and_the_critic_as_they_were():
     policy, critic = MLPPolicy(2, 2, width=4, depth=1, key=KEY), Critic(2, 6, width=4, depth=1, key=KEY)
     ascent = ShortHorizon(critic, batch_size=1, **{**PLAIN, "optimiser": optax.adam(1e-3)})

@@ -122,8 +122,7 @@ def policy_step(
     optimiser_state, new_policy = optimiser_step(ascent.optimiser, state.optimiser, policy, clipped, objective)
     log_weight = state.log_weight
     if isinstance(ascent.entropy, TargetEntropy):
-        target = jnp.asarray(schedule_value(ascent.entropy.target, steps), entropy.dtype)
-        log_weight = log_weight + ascent.entropy.rate * (target - entropy / action_size)
+        log_weight = ascent.entropy.adapted(log_weight, entropy / action_size, steps)
     new_state = AscentState(optimiser_state, log_weight, state.return_scale)
     (new_state, new_policy), finite = unless_broken(gradient, (new_state, new_policy), (state, policy))
     zero_if_skipped = lambda x: jnp.where(finite, x, jnp.zeros_like(x))

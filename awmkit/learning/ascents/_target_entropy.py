@@ -4,8 +4,9 @@ import math
 from collections.abc import Callable
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ScalarLike
+from jaxtyping import Scalar, ScalarLike
 
 from ..._checks import describe
 from ..._types import Number
@@ -14,12 +15,16 @@ from .._sweep import number
 
 Schedule = Number | Callable[[ScalarLike], ScalarLike]
 
+_LARGEST_CHANGE = math.log(1e6)  # of the logarithm of the weight, from its initial value
+
 
 class TargetEntropy(eqx.Module):
     """An entropy bonus whose weight is adapted to keep the policy's entropy at a target.
 
     Each update multiplies the weight by exp(rate * (target - entropy)): it grows while the entropy is below the target and
-    shrinks while it is above. Haarnoja et al. (2018), *Soft Actor-Critic Algorithms and Applications*, section 5.
+    shrinks while it is above. Haarnoja et al. (2018), *Soft Actor-Critic Algorithms and Applications*, section 5. The weight stays
+    between 1e-6 and 1e6 times `initial_weight`. Otherwise a few updates in which the model's states explode, where a policy's
+    entropy can be -1,000 nats, would make it infinite and end the learning.
 
     A fixed weight must be tuned to the scale of the rewards; one target works for rewards of any scale.
 
@@ -48,6 +53,12 @@ class TargetEntropy(eqx.Module):
         if not all(holds(x, lambda x: (0 < x) & (x < math.inf)) for x in (self.rate, self.initial_weight)):
             given = f"rate={describe(self.rate)} and initial_weight={describe(self.initial_weight)}"
             raise ValueError(f"TargetEntropy needs a positive rate and initial_weight, got {given}.")
+
+    def adapted(self, log_weight: Scalar, entropy: Scalar, steps: ScalarLike) -> Scalar:
+        """Return the logarithm of the weight after an update in which the policy had this entropy per entry of an action."""
+        target = jnp.asarray(schedule_value(self.target, steps), entropy.dtype)
+        initial = jnp.log(jnp.asarray(self.initial_weight, log_weight.dtype))
+        return jnp.clip(log_weight + self.rate * (target - entropy), initial - _LARGEST_CHANGE, initial + _LARGEST_CHANGE)
 
 
 Entropy = Schedule | TargetEntropy
