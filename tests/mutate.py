@@ -472,6 +472,13 @@ MUTANTS = (
         "learning/test_ascents.py::test_the_entropy_per_entry_of_an_action_reaches_its_target_whatever_the_discount",
     ),
     Mutant(
+        "the entropy weight has no largest value",
+        "learning/ascents/_target_entropy.py",
+        "initial + _LARGEST_CHANGE",
+        "jnp.inf",
+        "learning/test_ascents.py::test_after_entropies_of_any_size_the_weight_is_finite_and_finds_back",
+    ),
+    Mutant(
         "a save overwrites the old file in place",
         "_files.py",
         "os.replace(part, path)",
