@@ -467,8 +467,8 @@ MUTANTS = (
     Mutant(
         "the entropy weight moves the entropy away from its target",
         "learning/ascents/_target_entropy.py",
-        "log_weight + self.rate",
-        "log_weight - self.rate",
+        "log_weight + entropy.rate",
+        "log_weight - entropy.rate",
         "learning/test_ascents.py::test_the_entropy_per_entry_of_an_action_reaches_its_target_whatever_the_discount",
     ),
     Mutant(

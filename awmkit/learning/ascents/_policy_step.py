@@ -14,7 +14,7 @@ from ..._trajectory import check_episodes, Trajectory
 from .._optimise import descend
 from .._optimiser import AnyOptimiser
 from ._ascent import AbstractAscent, UpdateInfo
-from ._target_entropy import Entropy, schedule_value, TargetEntropy
+from ._target_entropy import adapted, Entropy, schedule_value, TargetEntropy
 
 
 class AscentState(eqx.Module):
@@ -122,7 +122,7 @@ def policy_step(
     optimiser_state, new_policy = optimiser_step(ascent.optimiser, state.optimiser, policy, clipped, objective)
     log_weight = state.log_weight
     if isinstance(ascent.entropy, TargetEntropy):
-        log_weight = ascent.entropy.adapted(log_weight, entropy / action_size, steps)
+        log_weight = adapted(ascent.entropy, log_weight, entropy / action_size, steps)
     new_state = AscentState(optimiser_state, log_weight, state.return_scale)
     (new_state, new_policy), finite = unless_broken(gradient, (new_state, new_policy), (state, policy))
     zero_if_skipped = lambda x: jnp.where(finite, x, jnp.zeros_like(x))

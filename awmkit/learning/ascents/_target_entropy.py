@@ -54,12 +54,6 @@ class TargetEntropy(eqx.Module):
             given = f"rate={describe(self.rate)} and initial_weight={describe(self.initial_weight)}"
             raise ValueError(f"TargetEntropy needs a positive rate and initial_weight, got {given}.")
 
-    def adapted(self, log_weight: Scalar, entropy: Scalar, steps: ScalarLike) -> Scalar:
-        """Return the logarithm of the weight after an update in which the policy had this entropy per entry of an action."""
-        target = jnp.asarray(schedule_value(self.target, steps), entropy.dtype)
-        initial = jnp.log(jnp.asarray(self.initial_weight, log_weight.dtype))
-        return jnp.clip(log_weight + self.rate * (target - entropy), initial - _LARGEST_CHANGE, initial + _LARGEST_CHANGE)
-
 
 Entropy = Schedule | TargetEntropy
 
@@ -72,3 +66,10 @@ def is_zero(entropy: Entropy) -> bool:
 def schedule_value(schedule: Schedule, steps: ScalarLike) -> ScalarLike:
     """The value of a constant or of a schedule after `steps` environment steps."""
     return schedule(steps) if callable(schedule) else schedule
+
+
+def adapted(entropy: TargetEntropy, log_weight: Scalar, measured: Scalar, steps: ScalarLike) -> Scalar:
+    """Return the logarithm of the weight after an update in which the entropy per entry of an action was `measured`."""
+    target = jnp.asarray(schedule_value(entropy.target, steps), measured.dtype)
+    initial = jnp.log(jnp.asarray(entropy.initial_weight, log_weight.dtype))
+    return jnp.clip(log_weight + entropy.rate * (target - measured), initial - _LARGEST_CHANGE, initial + _LARGEST_CHANGE)
