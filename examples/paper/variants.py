@@ -158,9 +158,8 @@ def table(solved: dict[str, Row], rows: dict[Any, Row], steps: int, methods: lis
     lines = lines_of(gap_closed, conditioned, ".3f")
     scores = {m: [(label, rows[label, m, steps]) for label in solved if (label, m, steps) in rows] for m in methods}
     telling = {m: [gap_closed(solved[n], r["returns"]) for n, r in c if conditioned(solved[n])] for m, c in scores.items()}
-    each = math.lcm(
-        *(x.size for cells in telling.values() for x in cells)
-    )  # A variant with few seeds counts as much as one with many.
+    # A variant with few seeds counts as much as one with many.
+    each = math.lcm(*(x.size for cells in telling.values() for x in cells))
     equal = lambda cells: np.concatenate([np.repeat(x, each // x.size) for x in cells])
     of_all = lambda summary, m: f"{summary(equal(telling[m])):.3f}" if telling[m] else ""
     lines.append(["interquartile mean", "", "", *(of_all(iqm, m) for m in methods)])
