@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 import jax
-from raw import arguments, markdown, Raw
+from raw import arguments, markdown, Raw, until_stopped
 
 from awmkit import AbstractDynamics, AWM, HWM, LSTM, Markov, MLPPolicy, Transformer
 from awmkit.analysis import (
@@ -99,13 +99,14 @@ def main() -> None:
         return
     dynamics = ["simulator"] if options.quick else options.dynamics
     raw, rows, slowest = Raw(options, "analysis_cost"), [], 0.0
-    for analysis in analyses(TASK):
-        costs = [
-            raw.run(f"{d}, {analysis}", {"dynamics": d, "analysis": analysis}, partial(measure_apart, d, analysis))
-            for d in dynamics
-        ]
-        rows.append([analysis, *(f"{cost['first_s']:.1f} / {cost['again_s']:.1f}; {cost['MiB']:.0f}" for cost in costs)])
-        slowest = max(slowest, *(cost["first_s"] for cost in costs))
+    with until_stopped(options):
+        for analysis in analyses(TASK):
+            costs = [
+                raw.run(f"{d}, {analysis}", {"dynamics": d, "analysis": analysis}, partial(measure_apart, d, analysis))
+                for d in dynamics
+            ]
+            rows.append([analysis, *(f"{cost['first_s']:.1f} / {cost['again_s']:.1f}; {cost['MiB']:.0f}" for cost in costs)])
+            slowest = max(slowest, *(cost["first_s"] for cost in costs))
     table = markdown(["seconds, first run / second run; MiB", *dynamics], rows)
     raw.write(f"{table}\n\nThe slowest first run took {slowest:.1f} s.")
 

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from mujoco import mjtJoint, mjtSolver, mjtState, mjx
-from raw import arguments, markdown, Raw
+from raw import arguments, markdown, Raw, until_stopped
 
 from awmkit.mjx import MJXTask
 
@@ -375,21 +375,22 @@ def main() -> None:
     parser.add_argument("--bodies", nargs="+", choices=BODIES, default=list(BODIES), help="bodies; all by default")
     options: argparse.Namespace = parser.parse_args()
     raw = Raw(options, "mujoco_jacobians")
-    for name in ["Hopper"] if options.quick else options.bodies:
-        body = BODIES[name]
-        if not options.from_raw and folder(body) is None:
-            print(f"{name} is left out, because {body.package} is not installed; see --help")
-            continue
-        config = {
-            "file": f"{body.package}/{body.file}",
-            "deleted": list(body.delete),
-            "tolerance": TOLERANCE,
-            "move": body.move,
-        }
-        if options.from_raw and raw.find(name, config) is None:
-            continue
-        raw.run(name, config, lambda name=name: measure(name))
-        raw.write(table(raw.rows))
+    with until_stopped(options):
+        for name in ["Hopper"] if options.quick else options.bodies:
+            body = BODIES[name]
+            if not options.from_raw and folder(body) is None:
+                print(f"{name} is left out, because {body.package} is not installed; see --help")
+                continue
+            config = {
+                "file": f"{body.package}/{body.file}",
+                "deleted": list(body.delete),
+                "tolerance": TOLERANCE,
+                "move": body.move,
+            }
+            if options.from_raw and raw.find(name, config) is None:
+                continue
+            raw.run(name, config, lambda name=name: measure(name))
+            raw.write(table(raw.rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What lets an actions world model (AWM) control a system that needs feedback?
 
-    python examples/paper/closed_loop.py                    three seeds, 10,000 steps: 2 to 5 processor minutes per arm and task
+    python examples/paper/closed_loop.py                    three seeds, 10,000 steps: 1 to 5 processor minutes per arm and task
     python examples/paper/closed_loop.py --episodes 400     40,000 steps: four times as long
     python examples/paper/closed_loop.py --quick            one seed, two arms of the double pendulum, 20 steps: 2 minutes
     python examples/paper/closed_loop.py --from-raw         the published table and figure
