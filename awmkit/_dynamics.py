@@ -61,9 +61,9 @@ def _checked_segment(rollout_segment: Callable) -> Callable:
 
 def _checked_rule(terminates: Callable) -> Callable:
     @functools.wraps(terminates)
-    def checked(self, state, action, t, next_state):
+    def checked(self, state, action, t, *args, **kwargs):
         _check(self, "terminates", state, action=(action, (self.action_size,)), t=(t, ()))
-        return terminates(self, state, action, t, next_state)
+        return terminates(self, state, action, t, *args, **kwargs)
 
     return checked
 
@@ -285,7 +285,8 @@ class AbstractTask(AbstractDynamics):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "reward" in cls.__dict__:
+        # A static method has no sizes to check against.
+        if "reward" in cls.__dict__ and not isinstance(cls.__dict__["reward"], staticmethod | classmethod):
             cls.reward = _checked_reward(cls.__dict__["reward"])
         if inspect.isfunction(cls.__dict__.get("terminates")):
             cls.terminates = _checked_rule(cls.__dict__["terminates"])

@@ -202,11 +202,15 @@ def fill(tree: T, fitted: T) -> T:
 
 
 def rows_of(episodes: Trajectory, count: int) -> Bool[Array, "*batch T"] | None:
-    """Return which of the first `count` rows of each episode are no padding: H steps, or H + 1 states. `None` stands for all."""
+    """Return which of the first `count` rows of each episode are no padding: H steps, or H + 1 states. `None` stands for all.
+
+    An empty window has none, not even a state.
+    """
     if episodes.length is None:
         return None
     length = jnp.asarray(episodes.length)[..., None]
-    return jnp.arange(count).reshape(*(1,) * (length.ndim - 1), -1) < length + (count - episodes.horizon)
+    rows = jnp.arange(count).reshape(*(1,) * (length.ndim - 1), -1) < length + (count - episodes.horizon)
+    return rows & (length > 0)
 
 
 def normalise_inputs(network: T, episodes: Trajectory) -> T:

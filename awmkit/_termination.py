@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax import lax
-from jaxtyping import Array, Bool, Float, ScalarLike
+from jaxtyping import Array, Bool, Float, PyTree, ScalarLike
 
 from ._checks import check_call, describe, parameters_of
 from ._dynamics import AbstractDynamics
@@ -64,9 +64,9 @@ def run(
 ) -> tuple[Rollout, Bool[Array, " H"] | None]:
     """Return what `method.run` returns, and for a hard rule whether the episode has ended at each step.
 
-    After the end, neither the dynamics nor the policy reads the states of the episode. What they compute from s_0 instead is
-    discarded, so their values and derivatives beyond the end reach nothing, even if they are not finite. A dynamics that predicts
-    from the actions alone runs on.
+    After the end, neither the dynamics nor the policy reads the states of the episode, or what it remembered of them. What they
+    compute from s_0 instead is discarded, so their values and derivatives beyond the end reach nothing, even if they are not finite.
+    A dynamics that predicts from the actions alone runs on.
     """
     hard = rule is not None and is_hard(rule, state, jax.ShapeDtypeStruct((dynamics.action_size,), state.dtype))
     if rule is None or not hard and not dynamics.reads_state:
@@ -79,7 +79,9 @@ def run(
         method = eqx.tree_at(lambda m: m.start, method, jnp.pad(method.start, ((0, 0), (0, 1))))
     start = lax.stop_gradient(state)
     sizes = {"state_size": dynamics.state_size + 1, "action_size": dynamics.action_size}
-    flagged = _Flagged(dynamics=dynamics, rule=rule, start=start, **sizes)
+    first = dynamics.init(start, horizon) if options["carry"] is None else options["carry"]
+    first = jtu.tree_map(lax.stop_gradient, eqx.filter(first, eqx.is_inexact_array))
+    flagged = _Flagged(dynamics=dynamics, rule=rule, start=start, first=first, **sizes)
     policy = policy if isinstance(policy, Array) else _Acting(policy, start)
     states, actions, sweeps = method.run(flagged, policy, jnp.pad(state, (0, 1)), horizon, **options)
     return (states[:, :-1], actions, sweeps), _is_over(states[:, -1]) if hard else None
@@ -97,6 +99,7 @@ class _Flagged(AbstractDynamics):
     dynamics: AbstractDynamics
     rule: Termination
     start: Float[Array, " S"]
+    first: PyTree  # The floating-point arrays of the first carry.
     state_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
 
@@ -106,6 +109,8 @@ class _Flagged(AbstractDynamics):
     def step(self, carry, state, action, t, *, key=None):
         ended = _is_over(state[-1])
         before = jnp.where(ended, self.start, state[:-1])
+        begun = lambda first, now: now if first is None else jnp.where(ended, first, now)
+        carry = jtu.tree_map(begun, self.first, carry, is_leaf=lambda x: x is None)
         carry, after = self.dynamics.step(carry, before, action, t, key=key)
         ends = lax.stop_gradient(evaluate(self.rule)(before, action, t, after).astype(state.dtype))
         over = jnp.where(ended, state[-1], 1 - (1 - state[-1]) * (1 - ends))
@@ -144,13 +149,18 @@ def scored(
     score = lambda *inputs: None if reward is None else jax.vmap(with_next_state(reward))(*inputs)
     if rule is None:
         return Trajectory(states, actions, score(*inputs))
+    # What does not happen is scored as the first step, so that neither its values nor their derivatives can be infinite.
+    where = lambda happens: [jnp.where(happens.reshape(-1, *(1,) * (x.ndim - 1)), x, x[:1]) for x in inputs]
     if ended is None:
-        goes_on = 1 - jax.vmap(evaluate(rule))(*inputs).astype(states.dtype)
-        survival = jnp.concatenate([jnp.ones_like(goes_on[:1]), jnp.cumprod(goes_on[:-1])])
-        return Trajectory(states, actions, score(*inputs), survival=survival)
+
+        def surviving(inputs):
+            goes_on = 1 - jax.vmap(evaluate(rule))(*inputs).astype(states.dtype)
+            return jnp.concatenate([jnp.ones_like(goes_on[:1]), jnp.cumprod(goes_on[:-1])])
+
+        happens = ~_is_over(1 - lax.stop_gradient(surviving(inputs)))
+        survival = jnp.where(happens, surviving(where(happens)), 0)
+        return Trajectory(states, actions, score(*where(happens)), survival=survival)
     over = jnp.any(ended)
     length = jnp.where(over, jnp.argmax(ended) + 1, len(ended))
-    # Padding is scored as the first step, so that neither its values nor their derivatives can be infinite.
-    happened = jnp.arange(len(ended)) < length
-    rewards = score(*(jnp.where(happened.reshape(-1, *(1,) * (x.ndim - 1)), x, x[:1]) for x in inputs))
+    rewards = score(*where(jnp.arange(len(ended)) < length))
     return Trajectory(states, actions, rewards, length=length, terminated=over).filled()

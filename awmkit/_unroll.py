@@ -1,6 +1,8 @@
 """`unroll` runs a policy in a dynamics; `unroll_grad` differentiates its return with respect to the policy."""
 
 import dataclasses
+import operator
+from typing import SupportsIndex
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ def unroll(
     dynamics: AbstractDynamics,
     policy: Policy,
     state: Float[Array, " S"],
-    horizon: int,
+    horizon: SupportsIndex,
     *,
     reward: Reward | None = None,
     termination: Termination | None = None,
@@ -91,24 +93,26 @@ def unroll(
     - `carry`: the dynamics' carry before the first step, from its `init`, `step` or `rollout_segment`. If `t` is
       traced, it must have space for these steps. By default `dynamics.init(state, horizon)`.
 
-    **Returns:** a `Trajectory`.
+    **Returns:** a `Trajectory`, with `t` unless that is 0.
 
     **Raises:** `ValueError` if an argument has the wrong type, shape or dtype, if the model supports fewer steps, if `state` or
     the actions are not finite (unless they are traced), if the policy, the reward or a step returns something of the wrong
     shape or dtype, or if `method` is `Parallel` and the dynamics reads its state.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
+    horizon = operator.index(horizon)  # Any other number would be traced.
     t, carry = check_start(dynamics, method, state, horizon, t, carry)
     method = default_method(dynamics, t) if method is None else method
     rule = _rule(dynamics, termination)
-    return _unroll(dynamics, policy, state, horizon, reward, rule, key, paths, method, _as_argument(t, method), carry)
+    episode = _unroll(dynamics, policy, state, horizon, reward, rule, key, paths, method, _as_argument(t, method), carry)
+    return episode if isinstance(t, int) and t == 0 else dataclasses.replace(episode, t=jnp.asarray(t))
 
 
 def unroll_grad(
     dynamics: AbstractDynamics,
     policy: Policy,
     state: Float[Array, " S"],
-    horizon: int,
+    horizon: SupportsIndex,
     *,
     reward: Reward,
     termination: Termination | None = None,
@@ -162,6 +166,7 @@ def unroll_grad(
     warns if the reward is a constant to the gradient, as a 0/1 reward is, or the policy's action is.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=paths, method=method)
+    horizon = operator.index(horizon)  # Any other number would be traced.
     check_differentiable(policy)
     check_reward(reward)
     check_discount(discount)

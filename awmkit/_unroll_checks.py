@@ -88,10 +88,12 @@ def check_start(dynamics, method, state, horizon, t, carry) -> tuple[int | Array
         t = operator.index(t)
         if t < 0:
             raise ValueError(f"t must be at least 0, the index of the first step, got {t}.")
-    if carry is None and not dynamics.reads_state and not (isinstance(t, int) and t == 0):
+    # A resizable carry has one entry for each step since t = 0.
+    if carry is None and (dynamics.resizable or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
+        reads = "all steps" if dynamics.reads_state else "the first state and all actions"
         raise ValueError(
-            f"{name} predicts from the first state and all actions since, so an unroll from t={describe(t)} on needs the carry "
-            "of the steps before it; pass the carry= that its step or rollout_segment returned."
+            f"{name} predicts from {reads} since t = 0, so an unroll from t={describe(t)} on needs the carry of the steps before it; "
+            "pass the carry= that its step or rollout_segment returned."
         )
     if carry is None:
         return t, None

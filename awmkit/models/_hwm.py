@@ -77,6 +77,13 @@ class HWM(AbstractWorldModel):
         carry, feature = self.backbone.step(carry, token, t, key=key)
         return carry, sample(self.decode(self.head(feature), state, t), key)
 
+    @property
+    def resizable(self):
+        return self.backbone.resizable
+
+    def resize_carry(self, carry, horizon):
+        return self.backbone.resize(carry, horizon)
+
     def episodes_at_a_time(self, horizon):
         return self.backbone.sequences_at_a_time(horizon)
 

@@ -99,6 +99,48 @@ def test_actions_after_a_hard_end_have_a_gradient_of_exactly_zero():
     np.testing.assert_allclose(forward, gradient, rtol=1e-10)
 
 
+class Remembering(Falling):
+    """`Falling` whose state is in its carry, as that of a simulator may be."""
+
+    def init(self, state, horizon):
+        return state, jnp.asarray(0)
+
+    def step(self, carry, state, action, t, *, key=None):
+        after = jnp.sqrt(carry[0]) * carry[0] - 0.1 + 0.01 * action
+        return (after, carry[1] + 1), after
+
+
+@pytest.mark.parametrize("method", [Sequential(), Newton()])
+def test_what_a_dynamics_remembers_after_a_hard_end_reaches_no_gradient(method):
+    plan = jnp.linspace(-0.5, 0.5, 9)[:, None]
+    given = [unroll_grad(task, plan, HEIGHT, 9, reward=task.reward, method=method) for task in (Falling(), Remembering())]
+    assert_close(*given, 1e-10)
+    assert np.isfinite(given[1][1]).all()
+
+
+def test_a_probability_that_reaches_1_ends_an_episode_like_a_hard_rule():
+    fall, plan = Endless(), jnp.linspace(-0.5, 0.5, 9)[:, None]
+    surely = lambda state, action, t, next_state: jax.nn.sigmoid(-1e4 * next_state[0])
+    play = lambda rule: unroll_grad(fall, plan, HEIGHT, 9, reward=fall.reward, termination=rule)
+    assert_close(play(surely), play(lambda state, action, t, next_state: next_state[0] < 0), 1e-9)
+
+
+class Marked(Endless):
+    """A task whose methods have the forms that the errors suggest: static, and without the next state."""
+
+    @staticmethod
+    def reward(state, action, t):
+        return state[0]
+
+    def terminates(self, state, action, t):
+        return t == 3
+
+
+def test_a_reward_may_be_static_and_a_rule_need_not_read_the_next_state():
+    episode = unroll(Marked(), jnp.zeros((9, 1)), HEIGHT, 9, reward=Marked().reward)
+    assert episode.length == 4 and episode.terminated and episode.rewards[0] == HEIGHT[0]
+
+
 def test_a_rule_is_given_the_step_and_the_last_step_is_rewarded():
     rule = lambda state, action, t: t == 13
     play = lambda **options: unroll(SYSTEM, POLICY, START, 6, reward=quadratic, termination=rule, **options)

@@ -255,7 +255,7 @@ def test_an_unroll_in_two_parts_has_the_value_and_gradient_of_one_unroll(name):
             assert jnp.allclose(x, y, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["AWM transformer, rotary time", "Markov"])
+@pytest.mark.parametrize("name", ["AWM transformer, rotary time", "HWM transformer", "Markov"])
 def test_an_unroll_continues_from_the_carry_of_a_segment(name):
     model = DYNAMICS[name]()
     actions = 0.5 * jax.random.normal(jax.random.key(5), (HORIZON, 2))
@@ -265,6 +265,15 @@ def test_an_unroll_continues_from_the_carry_of_a_segment(name):
         rest = unroll(model, actions[2:], states[-1], HORIZON - 2, reward=reward, t=2, carry=carry, method=method)
         assert jnp.allclose(rest.states, whole.states[2:], atol=1e-12)
         assert jnp.allclose(rest.rewards, whole.rewards[2:], atol=1e-12)
+        assert rest.t == 2 and whole.t is None
+
+
+def test_the_horizon_may_be_a_number_of_numpy_or_jax():
+    system, policy = spiral(1.1, 0.4), POLICIES["MLP"](2, 1)
+    runs = [unroll(system, policy, jnp.ones(2), horizon) for horizon in (3, np.int64(3), jnp.asarray(3))]
+    assert all(eqx.tree_equal(run, runs[0]) for run in runs)
+    values = [unroll_grad(system, policy, jnp.ones(2), horizon, reward=reward)[0] for horizon in (3, np.int32(3))]
+    assert values[0] == values[1]
 
 
 def test_the_first_step_may_be_traced_and_all_first_steps_share_one_program():

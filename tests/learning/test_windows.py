@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from padding import episodes, LENGTHS, TERMINATED
 
-from awmkit import AWM, fit, LSTM, Markov, NoProgress
+from awmkit import Anchored, AWM, fit, LSTM, Markov, NoProgress, RNN, Trajectory
 from awmkit._windows import cut_windows, draw_windows, spread_windows
 from awmkit.learning._minibatch import loss_and_gradient
 from awmkit.learning._model_checks import normalise_by
@@ -84,6 +84,15 @@ def test_windows_that_are_spread_begin_in_every_episode_as_often_as_it_has_steps
     np.testing.assert_allclose(np.bincount(number[:first], minlength=8), first / 8, atol=1)
     share = (len(windows) - first) / sum(LENGTHS)
     np.testing.assert_allclose(np.bincount(number[first:], minlength=8), share * np.array(LENGTHS), atol=1)
+
+
+def test_statistics_of_an_anchored_model_are_those_of_the_data_in_a_compiled_program_too():
+    lengths = [15, 3, 40, 7]
+    rows = [(np.linspace(0, n, n + 1)[:, None], np.zeros((n, 1)), None, True) for n in lengths]
+    episodes, model = Trajectory.from_episodes(rows), Anchored(AWM(1, 1, RNN(4, key=KEY), key=KEY), every=5)
+    apart, compiled = model.normalised(episodes), eqx.filter_jit(lambda episodes: model.normalised(episodes))(episodes)
+    for one, other in zip(*(jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (apart, compiled)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
 @pytest.mark.parametrize("window", [None, 3])

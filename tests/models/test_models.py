@@ -114,14 +114,14 @@ def test_a_sequence_model_without_a_backbone_has_the_transformer_of_the_paper(ki
     net = model.backbone
     assert isinstance(net, Transformer) and net.horizon is None
     assert (len(net.blocks), net.blocks[0].attention.heads, net.width) == (2, 3, 48)
-    assert model.resizable == (kind is AWM) and net.resizable
+    assert model.resizable and net.resizable
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_resizable_if_its_carry_depends_on_the_horizon_and_resizing_extends_it(name):
     model = DYNAMICS[name]()
     short, long = (jax.eval_shape(lambda s, n=n: model.init(s, n), start(model)) for n in (HORIZON, 2 * HORIZON))
-    assert model.resizable == (short != long and isinstance(model, AWM))
+    assert model.resizable == (short != long and isinstance(model, AWM | HWM))
     if model.resizable:
         assert jax.eval_shape(lambda carry: model.resize_carry(carry, 2 * HORIZON), short) == long
 
