@@ -34,22 +34,33 @@ def check_batch(dynamics, states, actions, *, key) -> tuple[Float[Array, "N S"],
     shapes = ("N", dynamics.state_size), ("N", "H", dynamics.action_size)
     fix = "pass one sequence of actions per start"
     check_shapes(type(dynamics).__name__, fix, states=(states, shapes[0]), actions=(actions, shapes[1]))
+    check_starts(states)
+    check_plan(dynamics, states[0], actions[0], key=key)
+    _check_finite("actions", actions)
+    return jnp.asarray(states), jnp.asarray(actions)
+
+
+def check_starts(states: Float[Array, "N S"]) -> None:
+    """Raise if there is no start, or if one is not finite."""
     if len(states) == 0:
         raise ValueError(f"states must hold at least one start, got {describe(states)}; pass more starts, with their actions.")
-    check_plan(dynamics, states[0], actions[0], key=key)
-    for name, array in (("states", states), ("actions", actions)):
-        if not isinstance(array, Tracer) and not np.isfinite(array).all():
-            where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
-            raise ValueError(
-                f"{name} must be finite, got {np.asarray(array)[tuple(where)]} at index {where}; drop such starts."
-            )
-    return jnp.asarray(states), jnp.asarray(actions)
+    _check_finite("states", states)
+
+
+def _check_finite(name: str, array) -> None:
+    if not isinstance(array, Tracer) and not np.isfinite(array).all():
+        where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
+        raise ValueError(f"{name} must be finite, got {np.asarray(array)[tuple(where)]} at index {where}; drop such starts.")
 
 
 def check_horizons(horizons: Horizons | None, longest: int | None, *, count: int = 4) -> np.ndarray:
     """Return the horizons in ascending order, by default eight; raise unless at least `count` differ and all are in 1 ... H."""
     if horizons is None:
         assert longest is not None
+        if longest < count:
+            raise ValueError(
+                f"At least {count} steps are needed, one for each horizon, got {longest}; pass longer sequences of actions."
+            )
         horizons = np.round(np.geomspace(min(4, max(1, longest // 4)), longest, 8)).astype(int)
     given = np.asarray(as_array("horizons", horizons))
     chosen = np.unique(given) if given.ndim == 1 and np.issubdtype(given.dtype, np.integer) else np.array([], int)

@@ -1,5 +1,6 @@
 """Measure how the norm of a gradient grows with the horizon."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -26,7 +27,8 @@ class GradientGrowth(eqx.Module):
 
     - `of`: `"state"` if the norms are |ds_H/da_0|, `"return"` if they are |dJ_H/da|.
     - `horizons`: the horizons H, shape (n,).
-    - `norms`: the norm at each horizon and start, shape (n, N). With several dynamics, N counts the starts of all.
+    - `norms`: the norm at each horizon and start, shape (n, N); not finite where the states overflow. With several dynamics, N
+      counts the starts of all.
     - `law`: the law fitted to the medians over starts; `None` if fewer than four medians are positive and finite.
     """
 
@@ -37,8 +39,8 @@ class GradientGrowth(eqx.Module):
 
     @property
     def median(self) -> np.ndarray:
-        """Median norm over starts, shape (n,)."""
-        return np.median(self.norms, axis=1)
+        """Median norm over starts, shape (n,). A norm that is not a number counts as infinite, because a start has diverged."""
+        return np.median(np.where(np.isnan(self.norms), np.inf, self.norms), axis=1)
 
     def __repr__(self) -> str:
         starts = self.norms.shape[1]
@@ -114,10 +116,11 @@ def gradient_growth(
             )
             measured.append(norm(grads, -1))
     norms = np.concatenate([np.asarray(m, float).T for m in measured], axis=1)
-    middle = np.median(norms, axis=1)
-    usable = _usable(middle)
-    law = fit_growth(chosen[usable], middle[usable], decisive=decisive) if usable.sum() >= 4 else None
-    return GradientGrowth("state" if reward is None else "return", chosen, norms, law)
+    growth = GradientGrowth("state" if reward is None else "return", chosen, norms, None)
+    usable = _usable(growth.median)
+    if usable.sum() < 4:
+        return growth
+    return dataclasses.replace(growth, law=fit_growth(chosen[usable], growth.median[usable], decisive=decisive))
 
 
 def _usable(norms: np.ndarray) -> np.ndarray:

@@ -1,18 +1,21 @@
 """Gradients of the return of the first H steps, for many horizons H in one pass.
 
-A step cannot affect earlier ones, so one unroll to the longest horizon contains all shorter ones.
+A step cannot affect earlier ones, so one unroll to the longest horizon contains all shorter ones. Where its states overflow, it
+ends: in reverse mode a later step would add 0 times infinity to the gradients of the earlier ones.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._normaliser import trainable
+from .._reward import with_next_state
 from .._trajectory import discounts
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_functions, warn_of_constants
@@ -28,15 +31,33 @@ def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTre
 def returns(
     dynamics, policy, state, longest: int, horizons: Int[Array, " n"], *, reward, discount, key, **options
 ) -> Float[Array, " n"]:
-    """J_H = sum_{t<H} discount^t r_t for each of `horizons`."""
+    """J_H = sum_{t<H} discount^t r_t for each of `horizons`; NaN after the first state that is not finite."""
     check_functions(dynamics, policy, state, longest, reward=reward, key=key)
-    rewards = unchecked_unroll(dynamics, policy, state, longest, reward=reward, key=key, **options).rewards
-    assert rewards is not None
+    ends, reward = (_diverges, _FiniteReward(with_next_state(reward))) if dynamics.reads_state else (None, reward)
+    episode = unchecked_unroll(dynamics, policy, state, longest, reward=reward, termination=ends, key=key, **options)
+    assert episode.rewards is not None
     steps = jnp.arange(longest)
     # `where` and not a product with 0, because rewards after step H may be infinite.
-    return jnp.sum(
-        jnp.where(steps[None] < horizons[:, None], (discounts(discount, longest, state.dtype) * rewards)[None], 0), axis=1
-    )
+    paid = jnp.where(steps[None] < horizons[:, None], (discounts(discount, longest, state.dtype) * episode.rewards)[None], 0)
+    totals = jnp.sum(paid, axis=1)
+    return totals if episode.length is None else jnp.where(horizons > episode.length, jnp.nan, totals)
+
+
+def _diverges(state, action, t, next_state) -> Bool[Array, ""]:
+    return ~jnp.all(jnp.isfinite(next_state))
+
+
+class _FiniteReward(eqx.Module):
+    """A reward that is NaN, with a gradient of 0, where the next state is not finite and it reads it."""
+
+    reward: Any  # From `with_next_state`.
+
+    def __call__(self, state, action, t, next_state):
+        if not self.reward.reads_next_state:
+            return self.reward(state, action, t, next_state)
+        finite = jnp.all(jnp.isfinite(next_state))
+        value = self.reward(state, action, t, jnp.where(finite, next_state, state))
+        return jnp.where(finite, value, jnp.nan)
 
 
 @eqx.filter_jit
@@ -53,7 +74,8 @@ def return_gradients(
         )
         values, pull = jax.vjp(value, flat)
         warn_of_constants(dynamics, policy if own is None else own, state, reward=reward, key=key)
-        return jax.vmap(pull)(jnp.eye(values.size, dtype=values.dtype))[0]
+        gradients = jax.vmap(pull)(jnp.eye(values.size, dtype=values.dtype))[0]
+        return jnp.where(jnp.isnan(values)[:, None], jnp.nan, gradients)
 
     own = policy if eqx.is_array(policy) and policy.ndim == 3 else None
     return lax.map(gradients, (states, own, keys), batch_size=min(batch_size, states.shape[0]))

@@ -7,6 +7,8 @@ Derivatives get an additional axis, the number of hops so far, which shifts by o
 ordinary derivative.
 """
 
+import operator
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -32,50 +34,59 @@ class HopSpectrum(eqx.Module):
     """The result of `hop_spectrum` and `policy_hop_spectrum`: a derivative split by the number of hops that its paths make.
 
     - `parts`: `parts[n]` is the sum over all paths with n hops, for n = 0 ... N, and `parts[N + 1]` over all paths with more.
-      Shape (N+2, *pairs, D, E), where each (D, E) matrix is a derivative.
+      Shape (N+2, *pairs, D, E), where each (D, E) matrix is a derivative. Under `jax.vmap`, all shapes begin with the batch's axes.
+    - `pair_axes`: the number of axes in *pairs.
     """
 
-    parts: Float[Array, "N *pairs D E"]
+    parts: Float[Array, "... D E"]
+    pair_axes: int = eqx.field(static=True)
 
     @property
-    def whole(self) -> Float[Array, "*pairs D E"]:
+    def _axis(self) -> int:
+        """The axis of hops in `norms`; that in `parts` is two before it."""
+        return -self.pair_axes - 1
+
+    @property
+    def whole(self) -> Float[Array, "... D E"]:
         """The whole derivative, the sum of all parts, shape (*pairs, D, E)."""
-        return jnp.sum(self.parts, axis=0)
+        return jnp.sum(self.parts, axis=self._axis - 2)
 
     @property
-    def norms(self) -> Float[Array, "N *pairs"]:
+    def norms(self) -> Float[Array, "..."]:
         """The Frobenius norm of each part, shape (N+2, *pairs)."""
         return norm(self.parts, (-2, -1))
 
     @property
-    def weights(self) -> Float[Array, "N *pairs"]:
+    def weights(self) -> Float[Array, "..."]:
         """The norms divided by their sum: a distribution over hops (zero if the derivative is zero), shape (N+2, *pairs)."""
-        norms = self.norms / scale_of(self.norms, 0)
-        total = jnp.sum(norms, axis=0, keepdims=True)
+        norms = self.norms / scale_of(self.norms, self._axis)
+        total = jnp.sum(norms, axis=self._axis, keepdims=True)
         return norms / jnp.where(total > 0, total, 1)
 
     @property
-    def mean_hops(self) -> Float[Array, "*pairs"]:
+    def mean_hops(self) -> Float[Array, "..."]:
         """Mean number of hops, sum_n n weights[n]; a lower bound, because paths with more than N hops count as N + 1."""
-        return jnp.tensordot(jnp.arange(self.parts.shape[0], dtype=self.parts.dtype), self.weights, 1)
+        weights = jnp.moveaxis(self.weights, self._axis, -1)
+        return weights @ jnp.arange(weights.shape[-1], dtype=self.parts.dtype)
 
     @property
-    def effective_hops(self) -> Float[Array, "*pairs"]:
+    def effective_hops(self) -> Float[Array, "..."]:
         """exp of the entropy of the weights: the number of different hop counts that matter, at least 1."""
         weights = self.weights
-        return jnp.exp(-jnp.sum(weights * jnp.log(jnp.where(weights > 0, weights, 1)), axis=0))
+        return jnp.exp(-jnp.sum(weights * jnp.log(jnp.where(weights > 0, weights, 1)), axis=self._axis))
 
-    def beyond(self, n: int) -> Float[Array, "*pairs"]:
+    def beyond(self, n: int) -> Float[Array, "..."]:
         """The share of the derivative in paths with more than `n` hops: |far| / (|near| + |far|), from 0 to 1.
 
         Here far is the sum of the parts beyond `n`, and near the sum of the others. Unlike `weights`, it does not depend on N.
 
         **Raises:** `ValueError` unless 0 <= n <= N.
         """
-        largest = self.parts.shape[0] - 2
+        parts = jnp.moveaxis(self.parts, self._axis - 2, 0)
+        largest = len(parts) - 2
         if not 0 <= n <= largest:
             raise ValueError(f"n must be from 0 to {largest} for this spectrum, got {n}; make one with hops={n}.")
-        parts = self.parts / scale_of(self.parts, (0, -2, -1))
+        parts = parts / scale_of(parts, (0, -2, -1))
         near, far = (norm(jnp.sum(p, axis=0), (-2, -1)) for p in (parts[: n + 1], parts[n + 1 :]))
         return far / jnp.where(near + far > 0, near + far, 1)
 
@@ -167,6 +178,7 @@ def policy_hop_spectrum(
     **Raises:** `ValueError` if an argument does not fit the dynamics, `policy` is an array of actions, or `hops` is negative.
     """
     state, policy = check_arguments(dynamics, policy, state, horizon, key=key, paths=Paths(), method=None)
+    horizon = operator.index(horizon)
     check_differentiable(policy)
     if eqx.is_array(policy):
         raise ValueError("policy must be a callable policy(state, t, *, key), got an array of actions, which has no hops.")
@@ -204,7 +216,7 @@ def _split_states(dynamics, state, actions, key, hops, batch_size) -> HopSpectru
 
     columns = lax.map(column, jnp.arange(actions.size), batch_size=min(batch_size, actions.size))
     parts = columns.reshape(horizon, action_size, horizon, hops + 2, -1).transpose(3, 2, 0, 4, 1)
-    return HopSpectrum(jnp.concatenate([jnp.zeros_like(parts[:, :1]), parts], axis=1))
+    return HopSpectrum(jnp.concatenate([jnp.zeros_like(parts[:, :1]), parts], axis=1), 2)
 
 
 @eqx.filter_jit
@@ -226,7 +238,7 @@ def _split_return(dynamics, state, actions, reward, key, hops, discount) -> HopS
 
     parts = lax.scan(step, after_last, (before, steps_of(actions, key), weights), reverse=True)[1]
     warn_of_constants(dynamics, actions, state, reward=reward, key=key)
-    return HopSpectrum(parts.swapaxes(0, 1)[:, :, None])
+    return HopSpectrum(parts.swapaxes(0, 1)[:, :, None], 1)
 
 
 @eqx.filter_jit
@@ -249,4 +261,4 @@ def _split_policy(dynamics, policy, state, horizon, reward, key, hops, discount)
     sweep = lambda adjoint, _: pull(adjoint)[::-1]
     adjoint, parts = lax.scan(sweep, jax.grad(given)(actions), length=hops + 1)
     warn_of_constants(dynamics, policy, state, reward=reward, key=key)
-    return HopSpectrum(jnp.concatenate([parts, pull_rest(adjoint)[0][None]])[:, None])
+    return HopSpectrum(jnp.concatenate([parts, pull_rest(adjoint)[0][None]])[:, None], 0)

@@ -1,5 +1,6 @@
 """How many sweeps Newton's method needs for a trajectory, beside the exponent that predicts their number."""
 
+import operator
 from collections.abc import Callable
 
 import equinox as eqx
@@ -13,10 +14,10 @@ from .._dynamics import AbstractDynamics
 from .._paths import Paths
 from .._policies import act, memory_of
 from .._types import Policy
-from .._unroll import unroll
-from .._unroll_checks import check_arguments, check_dynamics
+from .._unroll import unchecked_unroll
+from .._unroll_checks import check_arguments, check_dynamics, check_functions
 from ..methods import Newton
-from ._arguments import as_array
+from ._arguments import as_array, check_starts
 from ._lyapunov import lyapunov
 
 
@@ -117,7 +118,7 @@ def newton_sweeps(
 
     **Returns:** a `NewtonSweeps`.
 
-    **Raises:** `ValueError` if the shapes do not fit the dynamics, or `method` is not a `Newton`.
+    **Raises:** `ValueError` if the shapes do not fit the dynamics, a value is not finite, or `method` is not a `Newton`.
     """
     check_dynamics(dynamics)
     if not isinstance(method, Newton):
@@ -125,8 +126,9 @@ def newton_sweeps(
     states = as_array("states", states)
     fix = "pass one row per start"
     check_shapes(type(dynamics).__name__, fix, states=(states, ("N", dynamics.state_size)))
+    check_starts(states)
     _, policy = check_arguments(dynamics, policy, states[0], horizon, key=key, paths=Paths(), method=method)
-    keys = None if key is None else jax.random.split(key, len(states))
+    keys, horizon = None if key is None else jax.random.split(key, len(states)), operator.index(horizon)
     sweeps, exponents = map(np.asarray, _count(dynamics, policy, jnp.asarray(states), horizon, keys, method))
     return NewtonSweeps(sweeps, exponents, sweeps <= max(2, 9 * horizon // 10), horizon)
 
@@ -134,7 +136,8 @@ def newton_sweeps(
 @eqx.filter_jit
 def _count(dynamics, policy, states, horizon, keys, method) -> tuple:
     def one(state, key):
-        sweeps = unroll(dynamics, policy, state, horizon, key=key, method=method).sweeps
+        check_functions(dynamics, policy, state, horizon, reward=None, key=key)
+        sweeps = unchecked_unroll(dynamics, policy, state, horizon, key=key, method=method).sweeps
         if isinstance(policy, Array):
             return sweeps, lyapunov(dynamics, state, policy, key=key).exponents[0]
         closed = _ClosedLoop(dynamics=dynamics, policy=policy, state_size=dynamics.state_size)

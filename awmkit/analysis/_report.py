@@ -204,7 +204,7 @@ def _hops(dynamics, states, actions, reward, key) -> Hops:
 
     def of_start(x):
         spectrum = hop_spectrum(dynamics, *x, reward=reward, hops=max(horizon - 1, NEAR), key=key)
-        together = HopSpectrum(spectrum.parts.reshape(spectrum.parts.shape[0], 1, -1))
+        together = HopSpectrum(spectrum.parts.reshape(spectrum.parts.shape[0], 1, -1), 0)
         weights = together.weights[:horizon]
         return Hops(weights, together.mean_hops, together.effective_hops, together.beyond(NEAR))
 

@@ -60,6 +60,14 @@ MISUSES = {
         r"\(N, H, 1\), got float64\[4, 2\] and float64\[2, 5, 1\]",
     ),
     "a horizon longer than the actions": (lambda: run_growth(horizons=[1, 2, 3, 9]), r"from 1 to 5.*\[1, 2, 3, 9\]"),
+    "growth in three steps": (
+        lambda: gradient_growth(SYSTEM, jnp.zeros((2, 2)), jnp.zeros((2, 3, 1))),
+        "At least 4 steps are needed.*got 3; pass longer sequences of actions",
+    ),
+    "a start that is not a number": (
+        lambda: newton_sweeps(SYSTEM, PLAN, jnp.zeros((3, 2)).at[2, 1].set(jnp.nan), 5),
+        r"states must be finite, got nan at index \[2, 1\]",
+    ),
     "growth at three horizons": (lambda: run_growth(horizons=[1, 2, 3]), "at least 4 different whole numbers"),
     "fractional horizons": (lambda: run_growth(horizons=[1.5, 2.5, 3.5, 4.5]), "whole numbers from 1 to 5"),
     "NaN in a start": (lambda: run_growth(STATES.at[2, 1].set(jnp.nan)), r"states must be finite, got nan at index \[2, 1\]"),

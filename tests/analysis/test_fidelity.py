@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from jaxtyping import Array, Float
 
 from awmkit import AbstractDynamics, BPO, MLPPolicy, Paths
-from awmkit.analysis import fidelity, landscape, true_gradient
+from awmkit.analysis import fidelity, Landscape, landscape, true_gradient
 from awmkit.analysis._fidelity import _interval
 from awmkit.tasks import spiral
 
@@ -151,6 +151,12 @@ def test_maxima_variation_and_curvature_of_a_sine_are_known(folds):
     assert jnp.isclose(found.lipschitz, (folds * jnp.pi) ** 2, rtol=1e-2)
 
 
+def test_the_curvature_of_a_large_smooth_return_is_not_that_of_its_rounding():
+    x = jnp.linspace(-1, 1, 401, dtype=jnp.float32)
+    rough = jnp.float32(3000) + x**2 / 2 + 5e-4 * jax.random.normal(KEY, x.shape, jnp.float32)  # Errors of a few units.
+    assert 0.9 < Landscape(x, rough.astype(jnp.float32)).lipschitz < 1.0
+
+
 def test_a_square_landscape_of_two_actions_is_a_sum_of_two_lines():
     reward = lambda s, a, t: jnp.where(t == 0, jnp.cos(3 * jnp.pi * a[0]), jnp.cos(2 * jnp.pi * a[0]))
     options = {"reward": reward, "directions": list(jnp.eye(2)[..., None]), "key": KEY, "points": 61}
@@ -177,7 +183,9 @@ def test_random_directions_of_a_network_are_filter_normalised():
 
 def test_landscapes_compose_with_vmap_and_a_diverging_one_is_infinitely_rough():
     run = lambda s: landscape(SYSTEM, MLPPolicy(2, 1, width=4, key=KEY), s, 10, reward=distance, key=KEY, points=21)
-    assert jax.vmap(run)(STARTS[:3]).values.shape == (3, 21)
+    together, each = jax.vmap(run)(STARTS[:3]), [run(state) for state in STARTS[:3]]
+    for measure in (lambda x: x.total_variation, lambda x: x.local_maxima, lambda x: x.lipschitz):
+        np.testing.assert_allclose(measure(together), jnp.stack([measure(one) for one in each]), rtol=1e-8)
     runaway = spiral(1e200, 0.1)
     found = landscape(runaway, PLAN, STARTS[0], 10, reward=distance, key=KEY, points=21)
     assert jnp.isinf(found.total_variation) and jnp.isinf(found.lipschitz)

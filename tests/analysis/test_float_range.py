@@ -20,7 +20,7 @@ PARTS = np.asarray(jax.random.normal(KEY, (5, 4, 3, 2)), np.float32)
 @jax.jit
 def measure(x):
     """Norms of derivatives, which scale with them, and shares, which do not."""
-    hops = HopSpectrum(x)
+    hops = HopSpectrum(x, 1)
     values = x[0, :, :, 0]
     scaled = (
         ActionJacobian(x).norms,

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from systems import DYNAMICS, reward
 
 from awmkit import AbstractDynamics, AWM, RNN, Transformer, unroll_grad
-from awmkit.analysis import fit_growth, gradient_growth, lyapunov
+from awmkit.analysis import fit_growth, gradient_growth, lyapunov, true_gradient
 from awmkit.tasks import Henon, LinearQuadratic, spiral
 
 HORIZONS = np.array([4, 8, 16, 32, 64, 128, 256, 512])
@@ -111,6 +111,26 @@ def test_one_pass_gives_the_gradients_of_all_horizons(name):
         for n, k in enumerate(jax.random.split(key, 3)):
             _, grads = unroll_grad(dynamics, actions[n, :h], states[n], h, reward=reward, discount=0.9, key=k)
             assert np.isclose(found.norms[i, n], jnp.linalg.norm(grads), rtol=1e-10)
+
+
+@pytest.mark.parametrize("reads", ["state", "next_state"])
+def test_states_that_overflow_later_change_no_gradient_before_and_one_diverging_start_no_median(reads):
+    here, following = (
+        (lambda state, action, t: -jnp.sum(state**2)),
+        (lambda state, action, t, next_state: -jnp.sum(next_state**2)),
+    )
+    reward = here if reads == "state" else following
+    states, actions = jnp.array([[0.1, 0.0], [0.2, 0.1], [0.0, 0.1], [5.0, 0.0]]), jnp.zeros((4, 60, 1))
+    found = gradient_growth(Henon(), states, actions, reward=reward, horizons=[2, 4, 6, 40, 60])  # The last start diverges.
+    short = gradient_growth(Henon(), states, actions[:, :6], reward=reward, horizons=[2, 3, 4, 6])
+    np.testing.assert_allclose(found.norms[:3], short.norms[[0, 2, 3]], rtol=1e-12)
+    assert (
+        not np.isfinite(found.norms[3:, 3]).any() and np.isfinite(found.norms[:, :3]).all() and np.isfinite(found.median).all()
+    )
+    reference = true_gradient(
+        Henon(), actions[0], states[2:], reward=reward, horizons=[2, 4], key=jax.random.key(0), sigma=1e-3, pairs=16
+    )
+    assert np.isfinite(reference.exact).all()
 
 
 def test_several_dynamics_are_pooled_and_a_zero_gradient_is_reported():

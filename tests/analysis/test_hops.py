@@ -1,11 +1,13 @@
 """Derivatives by all actions and their split by hops: the parts sum to the whole and are where theory says."""
 
 import math
+import operator
 from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from jax import lax
@@ -13,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from mixed import Mixed
 from systems import DYNAMICS, HORIZON, POLICIES, reward, rows, start
 
+import awmkit.plot
 from awmkit import Anchored, Paths, unroll, unroll_grad
 from awmkit.analysis import action_jacobian, hop_spectrum, policy_hop_spectrum
 
@@ -151,6 +154,29 @@ def test_norms_by_lag_are_powers_and_analyses_compose_with_vmap_and_grad():
     assert batched.parts.shape == (3, 4, HORIZON + 1, HORIZON, 1, 1)
     last = lambda feedback: hop_spectrum(Mixed(feedback, 0.7), states[0], actions, hops=2).whole[-1, 0, 0, 0]
     assert jnp.isclose(jax.grad(last)(0.5), (HORIZON - 1) * 1.2 ** (HORIZON - 2))
+
+
+def test_results_of_several_starts_are_those_of_each():
+    policy, actions = POLICIES["MLP"](1, 1), jnp.linspace(-1, 1, HORIZON)[:, None]
+    spectra = {
+        "states": lambda state: hop_spectrum(Mixed(0.5, 0.7), state, actions, hops=3),
+        "return": lambda state: hop_spectrum(Mixed(0.5, 0.7), state, actions, reward=transition, hops=3),
+        "policy": lambda state: policy_hop_spectrum(Mixed(0.5, 0.7), policy, state, HORIZON, reward=transition, hops=3),
+    }
+    for spectrum in spectra.values():
+        states = jnp.array([[0.3], [1.0]])
+        together, each = jax.vmap(spectrum)(states), [spectrum(state) for state in states]
+        for measure in (
+            *(operator.attrgetter(n) for n in ("whole", "norms", "weights", "mean_hops", "effective_hops")),
+            BEYOND,
+        ):
+            np.testing.assert_allclose(measure(together), jnp.stack([measure(one) for one in each]), rtol=1e-10, atol=1e-14)
+        shown = awmkit.plot.hops(together).lines[0].get_ydata()
+        norms = np.sqrt(sum(np.asarray(one.norms).reshape(5, -1) ** 2 for one in each).sum(axis=1))
+        np.testing.assert_allclose(shown, norms / norms.sum(), rtol=1e-6)
+
+
+BEYOND = operator.methodcaller("beyond", 1)
 
 
 def test_a_batch_size_that_does_not_divide_the_number_of_passes_changes_nothing():

@@ -27,6 +27,16 @@ def test_a_chaotic_map_needs_more_sweeps_than_a_regular_one():
     assert (regular.sweeps <= 10).all() and (chaotic.sweeps >= 15).all()
 
 
+class Ending(Henon):
+    def terminates(self, state, action, t, next_state):
+        return t >= 2
+
+
+def test_sweeps_are_those_of_all_steps_although_the_task_ends():
+    ending, plain = (newton_sweeps(system(), jnp.zeros((40, 1)), STARTS, 40) for system in (Ending, Henon))
+    np.testing.assert_array_equal(ending.sweeps, plain.sweeps)
+
+
 def test_the_figure_has_each_result_and_the_line_of_the_theory():
     pytest.importorskip("matplotlib").use("Agg")
     from awmkit import plot
