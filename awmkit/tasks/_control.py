@@ -10,6 +10,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar, ScalarLike
 
 from .._bounds import scale_to_bounds
@@ -192,7 +193,7 @@ class Discretised(AbstractTask):
         self.horizon = horizon
         self.state_size = size + distractors
         self.action_size = len(problem.u_bounds)
-        if not min(self.noise) >= 0:
+        if not all(isinstance(x, Tracer) or x >= 0 for x in self.noise):
             raise ValueError(f"noise must be at least 0, got {noise}; pass standard deviations.")
         if len(problem.x_bounds) != size or len(self.noise) != size:
             raise ValueError(

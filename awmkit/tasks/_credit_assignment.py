@@ -5,6 +5,7 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from .._dynamics import AbstractTask
 from ._ode import as_parameter, in_dtype, is_off, Parameter, strength
@@ -60,7 +61,7 @@ class CreditAssignment(AbstractTask):
             raise ValueError(
                 f"CreditAssignment needs a horizon of at least 2 steps, one to act and one to score, got {horizon}."
             )
-        if min(distraction, scale, reward_noise) < 0:
+        if not all(isinstance(x, Tracer) or x >= 0 for x in (distraction, scale, reward_noise)):
             given = f"distraction={distraction}, scale={scale}, reward_noise={reward_noise}"
             raise ValueError(f"distraction, scale and reward_noise must be at least 0, got {given}.")
         self.distraction, self.scale, self.reward_noise = as_parameter(distraction), as_parameter(scale), strength(reward_noise)

@@ -81,14 +81,15 @@ def ode_step(
     - `field`: the vector field, called as `field(t, x, args)`, where t is the time since the start of the step.
     - `state`: x at the start of the step, an array or a tree of arrays.
     - `args`: anything that is constant over the step, such as an action.
-    - `solver`: any diffrax solver.
+    - `solver`: any diffrax solver. An implicit one needs a root finder with tolerances, because no step-size controller lends it
+      its own: `diffrax.Kvaerno3(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-6))`.
     - `dt`: duration of the whole step, in the unit of time of `field`.
     - `substeps`: number of solver steps.
 
     **Returns:** x at the end of the step, in the form of `state`.
 
-    **Raises:** `ValueError` if `substeps` is not a positive whole number, or the field returns arrays of other shapes than
-    `state`.
+    **Raises:** `ValueError` if `substeps` is not a positive whole number, the field returns arrays of other shapes than `state`, or
+    an implicit solver has no tolerances. `RuntimeError` if a step of an implicit solver does not converge.
     """
     check_counts("ode_step", substeps=substeps)
     check_shapes("ode_step", "pass one number", dt=(dt, ()))
@@ -106,6 +107,11 @@ def ode_step(
         return slope
 
     weights = _weights(solver)
+    if not eqx.is_array_like(getattr(getattr(solver, "root_finder", None), "rtol", 0.0)):
+        raise ValueError(
+            f"{type(solver).__name__} solves equations in each step and needs tolerances for them, got none; pass "
+            f"{type(solver).__name__}(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-6))."
+        )
     if weights is None:
         substep, start = _diffrax_step(solver, checked, state, args, h)
     else:
@@ -162,7 +168,7 @@ def _diffrax_step(
 
     def substep(loop, t):
         y, solver_state = loop
-        y, _, _, solver_state, _ = solver.step(term, t, t + h, y, args, solver_state, made_jump=False)
-        return y, solver_state
+        y, _, _, solver_state, result = solver.step(term, t, t + h, y, args, solver_state, made_jump=False)
+        return result.error_if(y, result != diffrax.RESULTS.successful), solver_state
 
     return substep, (y, solver.init(term, jnp.zeros_like(h), h, y, args))

@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from .._dynamics import AbstractTask
 from ._ode import in_dtype, Parameter, parameter
@@ -51,7 +52,7 @@ class OneBounce(AbstractTask):
             raise ValueError(
                 f"OneBounce needs a horizon of at least 2 steps, one to throw and one to score, got {self.horizon}."
             )
-        if self.start < self.wall:
+        if not any(isinstance(x, Tracer) for x in (self.start, self.wall)) and self.start < self.wall:
             raise ValueError(
                 f"start must not be behind the wall at {self.wall}, got {self.start}; pass a start of at least {self.wall}."
             )

@@ -79,7 +79,7 @@ class PartlyObserved(AbstractTask):
     def terminates(self) -> Callable | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if (rule := rule_of(self.task)) is None:
             return None
-        return lambda state, action, t, next_state: evaluate(rule)(self._full(state), action, t, self._full(next_state))
+        return _ObservedRule(self, rule)
 
     @property
     def bounds(self):
@@ -114,18 +114,32 @@ class PartlyObserved(AbstractTask):
         return empty.at[jnp.array(self.observed)].set(state).at[jnp.array(self._hidden)].set(hidden)
 
     def _check_reads(self, what: str, function: Callable) -> None:
-        """Raise if `function(state, action, t, next_state)` depends on hidden entries at some random states."""
+        """Raise if `function(state, action, t, next_state)` depends on hidden entries at random states of many steps.
+
+        Half of them are at the last step, because some rewards are paid there only.
+        """
         start = self.task.reset(jax.random.key(0))
         one, other, last, drawn = jax.random.normal(jax.random.key(1), (4, 32, start.size), start.dtype) * (1 + jnp.abs(start))
         replace = lambda x, y: x.at[:, jnp.array(self._hidden)].set(y[:, jnp.array(self._hidden)])
         actions = jnp.tanh(jax.random.normal(jax.random.key(2), (32, self.action_size), start.dtype))
-        called = jax.vmap(lambda s, a, n: function(s, a, jnp.asarray(0), n))
+        steps = (jnp.arange(32) % self.horizon).at[16:].set(self.horizon - 1)
+        called = jax.vmap(function)
         plain, replaced = (
-            called(start + one, actions, start + last),
-            called(start + replace(one, drawn), actions, start + replace(last, other)),
+            called(start + one, actions, steps, start + last),
+            called(start + replace(one, drawn), actions, steps, start + replace(last, other)),
         )
         if not jnp.array_equal(plain, replaced, equal_nan=True):
             raise ValueError(
                 f"The {what} of {type(self.task).__name__} reads entries of the state that are hidden, some of {self._hidden}; observe "
                 "them too."
             )
+
+
+class _ObservedRule(eqx.Module):
+    """The termination rule of a task as a function of observed entries. A module, unlike a new function, compiles once."""
+
+    task: PartlyObserved
+    rule: Callable
+
+    def __call__(self, state, action, t, next_state):
+        return evaluate(self.rule)(self.task._full(state), action, t, self.task._full(next_state))

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, ScalarLike
 
 from .._checks import check_shapes
@@ -55,7 +56,7 @@ class LinearQuadratic(AbstractTask):
         shapes = {"A": (A, ("S", "S")), "B": (B, ("S", "A")), "Q": (Q, ("S", "S")), "R": (R, ("A", "A"))}
         given = {name: (x, shape) for name, (x, shape) in shapes.items() if x is not None}
         check_shapes("LinearQuadratic", "pass both A and B, or none of them", **given, noise=(noise, ()))
-        if not noise >= 0:
+        if not isinstance(noise, Tracer) and not noise >= 0:
             raise ValueError(f"noise must be at least 0, got {noise}; pass a standard deviation.")
         self.A = A
         self.B = B

@@ -3,6 +3,7 @@
 import functools
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +80,19 @@ def test_a_step_equals_that_of_diffrax_to_rounding(solver, numbers, dt, dtype):
     assert ours.dtype == scalars.dtype == dtype
     tolerance = 16 * jnp.finfo(dtype).eps * (1 + jnp.max(jnp.abs(theirs)))
     assert jnp.max(jnp.abs(ours - theirs)) < tolerance and jnp.max(jnp.abs(scalars - theirs)) < tolerance
+
+
+@pytest.mark.parametrize("solver", [diffrax.ImplicitEuler, diffrax.Kvaerno3])
+def test_an_implicit_solver_equals_diffeqsolve_and_raises_where_it_does_not_converge(solver):
+    tight = solver(root_finder=diffrax.VeryChord(rtol=1e-9, atol=1e-9))
+    linear, cubic = (lambda t, x, rate: rate * (jnp.cos(t) - x)), (lambda t, x, rate: -rate * x**3)
+    end = lambda x: ode_step(linear, x, 50.0, solver=tight, dt=0.5, substeps=20)
+    start = jnp.array(2.0)
+    theirs = diffrax.diffeqsolve(diffrax.ODETerm(linear), tight, 0, 0.5, 0.5 / 20, start, 50.0)
+    np.testing.assert_allclose(end(start), theirs.ys[0], rtol=1e-7)
+    change = (end(start + 1) - end(start - 1)) / 2
+    np.testing.assert_allclose([jax.grad(end)(start), jax.jacfwd(end)(start)], change, rtol=1e-3)
+    with pytest.raises(RuntimeError, match="diverged"):
+        eqx.filter_jit(ode_step)(cubic, start, 50.0, solver=tight, dt=0.5, substeps=4)
+    with pytest.raises(ValueError, match=r"needs tolerances.*root_finder=diffrax.VeryChord\(rtol="):
+        ode_step(linear, start, 50.0, solver=solver(), dt=0.5)

@@ -133,6 +133,21 @@ WITH_PARAMETERS = {
 QUICK = "CreditAssignment", "LinearQuadratic", "CancerTreatment"
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: LinearQuadratic(noise=x),
+        lambda x: CreditAssignment(3, distraction=x, scale=x, reward_noise=x),
+        lambda x: OneBounce(3, start=x, wall=-x),
+        lambda x: Discretised(MYRIAD[0](), 3, noise=x),
+    ],
+)
+def test_parameters_may_be_traced_so_that_one_program_sweeps_over_them(make):
+    after = lambda x: unroll(make(x), jnp.zeros((3, 1)), make(x).reset(KEY), 3, key=KEY).states
+    sweep = jnp.array([0.1, 0.3])
+    np.testing.assert_allclose(jax.vmap(after)(sweep), jnp.stack([after(float(x)) for x in sweep]), rtol=1e-10, atol=1e-12)
+
+
 def test_no_parameter_of_a_task_is_a_python_number_which_filter_grad_would_skip():
     for name, make in WITH_PARAMETERS.items():
         found = list(parameters(make()))
