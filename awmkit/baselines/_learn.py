@@ -64,10 +64,20 @@ def to_gaussian_policy(actor: dict, env: FunctionalEnv) -> GaussianPolicy:
     weights = lambda p: [p.log_std, *(layer.weight for layer in p.network.layers), *(layer.bias for layer in p.network.layers)]
     new = [constant, *(layer["kernel"].T for layer in dense), *(layer["bias"] for layer in dense)]
     policy = eqx.tree_at(weights, policy, [jnp.asarray(x, float) for x in new])
-    # A `Partial` has its function outside of the leaves, so that `jax.vmap` can return a policy that contains it.
     rest = lambda p: (p.input_norm, p.network.activation, p.network.final_activation)
-    return eqx.tree_at(rest, policy, (env.input_norm, jtu.Partial(jax.nn.swish), jtu.Partial(identity)))
+    return eqx.tree_at(rest, policy, (env.input_norm, Swish(), Identity()))
 
 
-def identity(x):
-    return x
+# Modules and not functions, because `jax.vmap` can return a policy that contains them.
+class Swish(eqx.Module):
+    """x sigmoid(x)."""
+
+    def __call__(self, x):
+        return jax.nn.swish(x)
+
+
+class Identity(eqx.Module):
+    """x."""
+
+    def __call__(self, x):
+        return x

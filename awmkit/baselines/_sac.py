@@ -13,7 +13,7 @@ from .._dynamics import AbstractTask
 from ..learning import uniform_actions
 from ..learning._warmup import warmup_episodes
 from ._environment import FunctionalEnv
-from ._learn import Baseline, identity, learn
+from ._learn import Baseline, Identity, learn
 from ._schedule import check_numbers, check_task, make_schedule
 
 
@@ -96,7 +96,7 @@ def sac(
 def _sac(task, key, schedule, config, actions, evaluations, reward_scale, temperature, entropy) -> Baseline:
     warmup_key, key, evaluation_key = jax.random.split(key, 3)
     episodes = warmup_episodes(task, actions, schedule.warmup_episodes, warmup_key)
-    env = FunctionalEnv.from_warmup(task, episodes, reward_scale, squash=identity, limit=1.0)
+    env = FunctionalEnv.from_warmup(task, episodes, reward_scale, squash=Identity(), limit=1.0)
     # rejax's own target of the entropy is -1 for each entry of the action.
     sac_class = type("TargetingSAC", (rejax.SAC,), {"target_entropy": property(lambda self: entropy * self.action_dim)})
     learner = sac_class.create(env=env, env_params=None, agent_kwargs={"activation": "swish"}, fill_buffer=0, **config)

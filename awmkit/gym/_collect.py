@@ -1,10 +1,13 @@
 """Collect whole episodes from any Gymnasium environment, to fit world models to."""
 
+import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -42,7 +45,8 @@ def collect(
 
     - `env`: one environment, not a vectorised one.
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,), which is scaled to the bounds of
-      the environment's action space. Or an array of actions, shape (H, A). The trajectory holds the actions in [-1, 1].
+      the environment's action space. JAX traces and compiles it once, so it draws random numbers from `key`, and does not see a
+      global variable that changes later. Or an array of actions, shape (H, A). The trajectory holds the actions in [-1, 1].
     - `episodes`: the number of episodes, N.
     - `steps`: instead of `episodes`, a number of environment steps: collect whole episodes until they have at least this many.
     - `horizon`: the largest number of steps of an episode, H. By default the environment's own time limit. An episode of H steps
@@ -55,8 +59,8 @@ def collect(
     steps of each, and `terminated` whether the environment ended it; otherwise it was truncated. Both are `None` if all episodes
     have one length and none terminated.
 
-    **Raises:** `ValueError` if a space is not a Box of numbers, if an action bound is infinite, if there is no horizon, if an
-    action has the wrong shape or is outside of [-1, 1], if the environment does not return what its spaces and Gymnasium's
+    **Raises:** `ValueError` if a space is not a Box of numbers, if an action bound is infinite, if there is no horizon, if the
+    policy draws random numbers outside of JAX, if an action has the wrong shape or is outside of [-1, 1], if the environment does not return what its spaces and Gymnasium's
     interface say, if an observation, action or reward is not finite, and unless one of `episodes` and `steps` is given.
     """
     _, actions = box_spaces(env)
@@ -172,9 +176,38 @@ def _acting(policy: Policy | np.ndarray, shape: tuple[int, ...]) -> tuple[Callab
         fix = "write it as lambda state, t, *, key=None: ..., or pass an array of actions (H, A)"
         check_call("policy", "policy(state, t, *, key)", fix, policy, None, 0, key=None)
         act = compiled(call_policy, policy)
-        return compiled(memory_of, policy), lambda memory, state, t, key: act(memory, state, np.asarray(t), key)
+
+        def checked(memory, state, t, key):
+            if act.program not in _REPEATABLE:
+                _check_repeatable(policy, memory, state, t, key)
+                _REPEATABLE.add(act.program)
+            return act(memory, state, np.asarray(t), key)
+
+        return compiled(memory_of, policy), checked
     actions = real_numbers(policy, shape, what="An array of actions", fix="give one row per step")
     return lambda: None, lambda memory, state, t, key: (None, actions[t])
+
+
+_REPEATABLE = weakref.WeakSet()  # Compiled policies that have been checked.
+
+
+def _check_repeatable(policy: Any, memory, state: np.ndarray, t: int, key: PRNGKeyArray | None) -> None:
+    """Raise if a policy is another function each time that JAX traces it, as one with random numbers of NumPy is."""
+    programs = [jax.make_jaxpr(lambda *args: call_policy(policy, *args))(memory, state, np.asarray(t), key) for _ in range(2)]
+    text = [re.sub("0x[0-9a-f]+", "", str(program)) for program in programs]  # Some primitives show the address of a function.
+    constants = [[np.asarray(_plain(x)) for x in program.consts] for program in programs]
+    if text[0] != text[1] or not all(
+        np.array_equal(x, y, equal_nan=x.dtype.kind in "fc") for x, y in zip(*constants, strict=True)
+    ):
+        raise ValueError(
+            "The policy has other numbers when JAX traces it again, and a compiled policy repeats those of the first time at every "
+            "step; draw random numbers from its argument key with jax.random, or pass an array of actions."
+        )
+
+
+def _plain(x: Any) -> Any:
+    """Return a key as the array of numbers that it is, and any other array unchanged."""
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def _finite(values: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

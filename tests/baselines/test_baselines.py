@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 from misuse import says
 
-from awmkit import AbstractTask, GaussianPolicy, Normaliser, unroll
+from awmkit import AbstractTask, GaussianPolicy, load, Normaliser, save, unroll
 from awmkit.gym import GymnasiumTask
 
 with warnings.catch_warnings():  # Distrax imports TensorFlow Probability, which reads a deprecated name of JAX.
@@ -133,9 +133,11 @@ def test_two_seeds_as_one_program_equal_two_runs(learn):
 
 
 @pytest.mark.parametrize("learn", [sac, ppo])
-def test_the_best_action_is_learned_and_the_returned_policy_is_the_evaluated_one(learn):
+def test_the_best_action_is_learned_and_the_returned_policy_is_the_evaluated_one_and_can_be_saved(learn, tmp_path):
     _, run = runs(learn)
     assert isinstance(run.policy, GaussianPolicy)
+    save(tmp_path / "policy", run.policy)
+    assert eqx.tree_equal(load(tmp_path / "policy"), run.policy)
     starts = jax.vmap(Aim().reset)(jax.random.split(jax.random.key(5), 8))
     play = lambda state: unroll(Aim(), run.policy, state, 5, reward=Aim().reward)
     episodes = jax.vmap(play)(starts)

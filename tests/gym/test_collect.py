@@ -367,6 +367,10 @@ MISUSES = {
     "a plan of text": (lambda: gathered(PLAN.astype(str)), r"must be real numbers of shape \(5, 1\), got <U32\[5, 1\]"),
     "a ragged plan": (lambda: gathered([[0.0], [0.0, 0.0]]), r"must be real numbers of shape \(5, 1\), got a list"),
     "a complex plan": (lambda: gathered(PLAN + 0j), r"must be real numbers of shape \(5, 1\), got complex128\[5, 1\]"),
+    "a policy with random numbers of NumPy": (
+        lambda: gathered(lambda s, t, *, key=None: np.random.default_rng().uniform(-1, 1, 1)),
+        "other numbers when JAX traces it again.*draw random numbers from its argument key",
+    ),
     "a policy of the wrong size": (
         lambda: gathered(lambda s, t, key: jnp.zeros(2)),
         r"must return an action of shape \(1,\), got \(2,\)",
