@@ -305,10 +305,25 @@ def check_episodes(
             )
 
 
+def check_whole(who: str, episodes: Trajectory) -> None:
+    """Raise if episodes are windows of longer ones."""
+    if episodes.t is not None and not isinstance(episodes.t, Tracer) and np.any(np.asarray(episodes.t) != 0):
+        number = int(np.argmax(np.asarray(episodes.t) != 0))
+        raise ValueError(
+            f"{who} needs whole episodes, from their first step on; number {number} is a window that begins at step "
+            f"{int(episodes.t[number])}; pass the episodes that the windows are from."
+        )
+
+
 def _row(index: int, episode: Any) -> dict[str, Any]:
     """Return the fields of one episode as NumPy arrays that agree with each other."""
     names = ("states", "actions", "rewards", "terminated", "t")
     if isinstance(episode, Trajectory):
+        if episode.survival is not None:
+            raise ValueError(
+                f"Episode {index} has survival, the probability of each step, as imagined episodes do; join such episodes with "
+                "Trajectory.concatenate."
+            )
         n = None if episode.length is None or episode.actions.ndim != 2 else int(episode.length)
         rewards = None if episode.rewards is None else episode.rewards[:n]
         states, actions = episode.states[: None if n is None else n + 1], episode.actions[:n]

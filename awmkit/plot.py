@@ -180,11 +180,11 @@ def jacobian(results: ActionJacobian | Mapping[str, ActionJacobian], *, axes: Ax
 
 @style()
 def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None = None) -> Axes:
-    """The share of the derivative's norm in paths of each number of hops, over all pairs together."""
+    """The share of the derivative's norm in paths of each number of hops, over all pairs and starts together."""
     weights = {}
     for _, name, result in _each(results, HopSpectrum):
-        _check("hops", name, parts=(result.parts, ("*", "N", "D", "E")))
-        norms = norm(np.asarray(result.norms, float), tuple(range(1, result.norms.ndim)))
+        norms = np.moveaxis(np.asarray(result.norms, float), -result.pair_axes - 1, 0)
+        norms = norm(norms, tuple(range(1, norms.ndim)))
         weights[name] = norms / (norms.sum() or 1)
     return _weights(weights, axes)
 
@@ -321,8 +321,8 @@ def swept(
 
     - `result`: of `train` or `improve`, of a sweep.
     - `metric`: called as `metric(result)`, returns one number per setting, shape (N,), or per setting and seed, shape (N, K). By
-      default the last `true_return` of `train`, or the last `predicted_return` of `improve`. Numbers that are not finite are not
-      drawn.
+      default the last `true_return` of `train`, or the last `predicted_return` of `improve`. Numbers that are not finite, and those
+      of skipped updates, are not drawn.
     - `against`: the path of the number on the x axis, such as "ascent.optimiser.learning_rate"; the first in `result.sweep` by
       default.
 
@@ -335,7 +335,10 @@ def swept(
     against = next(iter(result.sweep)) if against is None else against
     if against not in result.sweep:
         raise ValueError(f"The sweep has no number {against!r}; it has {', '.join(result.sweep)}.")
-    curves = result.metrics.true_return if isinstance(result, TrainResult) else result.updates.predicted_return
+    if isinstance(result, TrainResult):
+        curves = result.metrics.true_return
+    else:  # In skipped updates the predicted return is 0.
+        curves = np.where(np.asarray(result.updates.skipped) == 1, np.nan, result.updates.predicted_return)
     x = result.sweep[against]
     y = np.asarray(curves[..., -1] if metric is None else metric(result), float)
     if y.shape[:1] != x.shape or y.ndim > 2:
@@ -351,7 +354,7 @@ def swept(
         drawn = np.array([i for i in np.argsort(x, kind="stable") if others[i] == line and np.isfinite(y[i]).all()], int)
         names = [name.split(".")[-1] for name in result.sweep if name != against]
         label = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, line, strict=False))
-        runs = y[drawn].reshape(drawn.size, -1)
+        runs = y.reshape(y.shape[0], -1)[drawn]
         axes.plot(x[drawn], runs.mean(axis=1), "o-", color=colour, label=label or None)
         if runs.shape[1] > 1:
             each = [interval(np.mean, run[:, None]) for run in runs]

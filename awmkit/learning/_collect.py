@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from .._dynamics import AbstractTask
-from .._termination import rule_of
+from .._termination import evaluate, is_hard, rule_of
 from .._trajectory import Trajectory
+from .._types import Termination
 from .._unroll import unroll
 from ._loop import fori_loop, while_loop
 
@@ -23,13 +24,33 @@ T = TypeVar("T", bound=PyTree)
 
 
 def collect(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Trajectory:
-    """Collect episodes of one policy, or of one array of actions (H, A)."""
+    """Collect episodes of one policy, or of one array of actions (H, A). Where the task ends with a probability, its end is drawn."""
     if task.on_host:
         collected = task.collect(policy, episodes, key=key)  # pyright: ignore[reportAttributeAccessIssue]
         return collected.padded(task.horizon)  # One shape, or every length would compile again.
-    episode = lambda s, k: unroll(task, policy, s, task.horizon, reward=task.reward, key=k)
+    rule = lambda s, k: _drawn_rule(task, s, k)
+    episode = lambda s, k: unroll(task, policy, s, task.horizon, reward=task.reward, termination=rule(s, k), key=k)
     reset_keys, unroll_keys = (jax.random.split(k, episodes) for k in jax.random.split(key))
     return jax.vmap(episode)(jax.vmap(task.reset)(reset_keys), unroll_keys)
+
+
+class _Drawn(eqx.Module):
+    """A termination rule that returns a probability, as one that draws whether the episode ends."""
+
+    rule: Termination
+    key: PRNGKeyArray
+
+    def __call__(self, state, action, t, next_state):
+        probability = evaluate(self.rule)(state, action, t, next_state)
+        return jax.random.uniform(jax.random.fold_in(self.key, t), dtype=probability.dtype) < probability
+
+
+def _drawn_rule(task: AbstractTask, state, key: PRNGKeyArray) -> Termination | None:
+    """Return the rule by which an episode ends, or `None` if it is the task's own."""
+    rule = rule_of(task)
+    if rule is None or is_hard(rule, state, jax.ShapeDtypeStruct((task.action_size,), state.dtype)):
+        return None
+    return _Drawn(rule, jax.random.fold_in(key, 2**31 - 1))  # `unroll` does not derive this key from the episode's.
 
 
 def collect_each(

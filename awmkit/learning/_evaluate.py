@@ -58,7 +58,8 @@ def evaluate(
     **Arguments**
 
     - `task`: an `awmkit.AbstractTask`; or a Gymnasium environment, once `awmkit.gym` is imported.
-    - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,).
+    - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,). JAX traces it, so it draws random
+      numbers from `key`.
     - `episodes`: number of episodes N, 20 by default.
     - `key`: for the initial states, `jax.random.key(0)` by default.
     - `stochastic`: whether a stochastic policy is sampled. By default it takes its mode.

@@ -1,6 +1,7 @@
 """`improve`: policy optimisation in a model or a simulator, without an environment."""
 
 import dataclasses
+import operator
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from .._dynamics import AbstractDynamics
 from .._normaliser import is_stacked, normalise_inputs
 from .._progress import AbstractProgress, check_progress, TqdmProgress
 from .._reward import check_reward, Reward
-from .._trajectory import check_episodes, Trajectory
+from .._trajectory import check_episodes, check_whole, Trajectory
 from .._unroll import unroll
 from ..models._trainable import AbstractTrainable
 from ._chunks import chunks
@@ -48,14 +49,14 @@ class ImproveResult(eqx.Module):
     sweep: dict[str, np.ndarray] = eqx.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        returns = np.asarray(self.updates.predicted_return)
-        runs = of_runs(returns.shape[:-1], self.sweep)
+        runs = of_runs(self._curve.shape[:-1], self.sweep)
         seeds = f" (medians of {runs})" if runs else ""
-        median = np.median(returns.reshape(-1, returns.shape[-1]), axis=0)
+        ends = [x[np.isfinite(x)] for x in (self._curve[..., 0], self._curve[..., -1])]
+        first, last = (np.median(x) if x.size else np.nan for x in ends)
         skipped = int(np.sum(self.updates.skipped))
         return (
-            f"ImproveResult(policy={type(self.policy).__name__}, predicted_return: first {median[0]:.4g}, last {median[-1]:.4g} "
-            f"of {median.size}{seeds}, {skipped} skipped, seconds={self.seconds:.1f})"
+            f"ImproveResult(policy={type(self.policy).__name__}, predicted_return: first {first:.4g}, last {last:.4g} "
+            f"of {self._curve.shape[-1]}{seeds}, {skipped} skipped, seconds={self.seconds:.1f})"
         )
 
     def __getitem__(self, index: int) -> "ImproveResult":
@@ -66,9 +67,13 @@ class ImproveResult(eqx.Module):
 
     def best(self) -> "ImproveResult":
         """Return the result of the seed whose last predicted return is the highest; of a sweep, of the setting whose mean over
-        seeds is; of one seed, this result."""
-        returns = self.updates.predicted_return
-        return self if returns.ndim == 1 else self[best_of(returns)]
+        seeds is; of one seed, this result. A seed whose last update was skipped counts as the worst."""
+        return self if self._curve.ndim == 1 else self[best_of(self._curve)]
+
+    @property
+    def _curve(self) -> np.ndarray:
+        """The predicted returns; NaN instead of 0 in skipped updates."""
+        return np.where(np.asarray(self.updates.skipped) == 1, np.nan, self.updates.predicted_return)
 
 
 def improve(
@@ -104,8 +109,9 @@ def improve(
 
     - `model`: the dynamics to differentiate: a fitted world model, a simulator or your own `awmkit.AbstractDynamics`.
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,).
-    - `starts`: initial states of imagined episodes, shape (N, S), drawn uniformly; or episodes. An ascent then draws their
-      initial states, or any of their states (see `FullHorizon(length=...)` and `ShortHorizon`).
+    - `starts`: initial states of imagined episodes, shape (N, S), drawn uniformly; or whole episodes. An ascent then draws their
+      initial states, or any of their states (see `FullHorizon(length=...)` and `ShortHorizon`). Of episodes that are longer than
+      `horizon`, the first steps are read.
     - `reward`: `reward(state, action, t)`, or with a fourth parameter `next_state`, such as `task.reward` or a fitted
       `awmkit.RewardModel`.
     - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
@@ -173,6 +179,7 @@ def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Traje
     """Return a replay buffer to draw starts from, the number of imagined steps, and episodes with rewards if there are any."""
     if isinstance(starts, Trajectory):
         check_episodes("improve", starts, state_size=model.state_size, action_size=model.action_size)
+        check_whole("improve", starts)
         horizon, episodes = starts.horizon if horizon is None else horizon, starts
     else:
         check_shapes("improve", "give one row per start, or episodes", starts=(starts, ("N", model.state_size)))
@@ -183,11 +190,21 @@ def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Traje
         states = jnp.stack([jnp.asarray(starts)] * 2, axis=1)
         episodes = Trajectory(states, jnp.zeros((len(starts), 1, model.action_size), states.dtype))
     check_counts("improve", horizon=horizon)
-    episodes = episodes.padded(max(episodes.horizon, horizon))
+    horizon = operator.index(horizon)
+    episodes = episodes.padded(horizon) if episodes.horizon <= horizon else _first_steps(episodes, horizon)
     capacity = max(int(np.sum(episodes.mask)), episodes.horizon)
     replay = Replay.empty(capacity, jtu.tree_map(lambda x: x[0], episodes)).add(episodes)
     data = episodes if episodes.rewards is not None else None
     return dataclasses.replace(replay, horizon=horizon), horizon, data
+
+
+def _first_steps(episodes: Trajectory, horizon: int) -> Trajectory:
+    """Return the first steps of episodes, where those after them are not imagined."""
+    lengths = jnp.full(len(episodes), episodes.horizon) if episodes.length is None else jnp.asarray(episodes.length)
+    rewards = None if episodes.rewards is None else episodes.rewards[:, :horizon]
+    ended = None if episodes.terminated is None else episodes.terminated & (lengths <= horizon)
+    states, actions = episodes.states[:, : horizon + 1], episodes.actions[:, :horizon]
+    return Trajectory(states, actions, rewards, length=jnp.minimum(lengths, horizon), terminated=ended)
 
 
 def _check(model, policy, reward, key, ascent) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from .._checks import check_counts, check_key, describe
-from .._trajectory import check_episodes, Trajectory
+from .._trajectory import check_episodes, check_whole, Trajectory
 from .._windows import check_from_start
 from ._optimiser import holds
 from ._sharding import check_mesh, gather, split
@@ -111,10 +111,11 @@ class Replay(eqx.Module):
     def add(self, episodes: Trajectory) -> "Replay":
         """Return the buffer with N more episodes, an `awmkit.Trajectory` with a leading axis of length N.
 
-        **Raises:** `ValueError` if the episodes may not fit, have other shapes than those stored, or a dtype that the buffer
-        cannot store without rounding.
+        **Raises:** `ValueError` if the episodes may not fit, are windows of longer ones, have other shapes than those stored, or a
+        dtype that the buffer cannot store without rounding.
         """
         check_episodes("Replay.add", episodes)
+        check_whole("Replay.add", episodes)
         count, horizon = episodes.actions.shape[:2]
         rows = jax.vmap(_rows)(episodes)
         stored, given = (jtu.tree_map(lambda x, n=n: (x.shape[n:], x.dtype), x) for x, n in ((self.steps, 1), (rows, 2)))

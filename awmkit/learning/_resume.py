@@ -13,6 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._fingerprint import fingerprint, first_difference
+from ..models._ensemble import members_of
 from ..models._world_model import AbstractWorldModel
 from ._checkpoint import load, read_header, save, versions
 from ._metrics import Metrics
@@ -55,7 +56,7 @@ def load_run(
     if header["versions"] != versions():
         warnings.warn(f"{path} was written by {header['versions']}; the run is resumed with {versions()}.", stacklevel=3)
     epochs, sums = header["config"]["epochs"], EpochSums.zeros(float)
-    fitted = sums.model_loss if isinstance(learned["model"], AbstractWorldModel) else None
+    fitted = sums.model_loss if isinstance(members_of(learned["model"]), AbstractWorldModel) else None
     row = Metrics(sums.iterations, sums.iterations, sums.model_loss, sums.model_loss, fitted, fitted, sums.policy_update)
     runs = *settings_of(sweep_of(config)), *key.shape
     row_shapes = jtu.tree_map(lambda x: jax.ShapeDtypeStruct((*runs, epochs), x.dtype), row)

@@ -65,7 +65,7 @@ def one_of(tree: T, index: int, shape: tuple[int, ...], *, of: str = "seed") -> 
     return jtu.tree_map(lambda x: x[index] if eqx.is_array(x) else x, tree)
 
 
-def best_of(returns: Float[Array, "*runs updates"]) -> int:
+def best_of(returns: Float[Array | np.ndarray, "*runs updates"]) -> int:
     """Return the number of the seed or setting whose last return is the highest; of a setting, in the mean over its seeds."""
     last = np.asarray(returns)[..., -1]
     means = last.reshape(len(last), -1).mean(axis=1)

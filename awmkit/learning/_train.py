@@ -68,8 +68,6 @@ class TrainResult(eqx.Module):
         """Return the result of one of several seeds, or of one setting of a sweep."""
         parts, of = (self.state, self.metrics), "setting" if self.sweep else "seed"
         state, metrics = one_of(parts, index, self.metrics.steps.shape[:-1], of=of)
-        if not isinstance(self.model, AbstractTrainable):  # All seeds share a simulator.
-            state = dataclasses.replace(state, model=self.model)
         return TrainResult(state.model, state.policy, state.reward, state.termination, metrics, self.seconds, state)
 
     def best(self) -> "TrainResult":
@@ -315,7 +313,8 @@ def _capacity(config: RunConfig, capacity: int | None, steps: int) -> int:
     if capacity is None:
         last = 0 if steps == 0 else config.steps_per_iteration  # The last episodes may end after the last step.
         warmup = config.warmup_episodes * config.task.horizon
-        return given + max(steps, warmup) + last + (warmup if is_uneven(config.task) else 0)
+        needed = given + max(steps, warmup) + last + (warmup if is_uneven(config.task) else 0)
+        return max(needed, config.task.horizon)
     check_counts("train", least=max(config.steps_per_iteration, config.task.horizon), capacity=capacity)
     if given > capacity:
         raise ValueError(

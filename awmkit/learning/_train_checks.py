@@ -19,7 +19,7 @@ from .._policies import memory_of
 from .._progress import check_progress
 from .._reward import check_reward, with_next_state
 from .._termination import check_termination, rule_of
-from .._trajectory import check_episodes, Trajectory
+from .._trajectory import check_episodes, check_whole, Trajectory
 from .._unroll_checks import warn_of_constant_reward
 from .._windows import draw_windows
 from ..models._anchored import Anchored
@@ -140,6 +140,7 @@ def _windows_of(episodes, window: int):
 def _check_data(task: AbstractTask, episodes: Trajectory, collected: Trajectory) -> None:
     """Raise if the episodes that a run begins with are not like those that it collects."""
     check_episodes("train", episodes, state_size=task.state_size, action_size=task.action_size)
+    check_whole("train", episodes)
     if episodes.rewards is None:
         raise ValueError("train got episodes without rewards; give each step its reward.")
     if episodes.horizon > task.horizon:

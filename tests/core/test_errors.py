@@ -784,7 +784,19 @@ MISUSES = {
         lambda: improve(SYSTEM, RECURRENT, STATES[0], reward=SYSTEM.reward, key=KEY, horizon=4, ascent=FullHorizon(length=2)),
         "GRUPolicy has a memory, which is unknown where",
     ),
+    "a history model from the middle of an episode": (
+        lambda: unroll(HWM(2, 1, Transformer(4, 1, 1, key=KEY), key=KEY), jnp.zeros((3, 1)), STATE, 3, t=2),
+        "HWM predicts from all steps since t = 0.*pass the carry=",
+    ),
+    "episodes that happen with a probability": (
+        lambda: Trajectory.from_episodes([Trajectory(jnp.zeros((3, 2)), jnp.zeros((2, 1)), survival=jnp.ones(2))]),
+        "Episode 0 has survival.*join such episodes with Trajectory.concatenate",
+    ),
     "a reward that reads hidden entries": (lambda: PartlyObserved(SYSTEM, (0,)), "reads entries of the state that are hidden"),
+    "a reward that reads hidden entries at the last step": (
+        lambda: PartlyObserved(OneBounce(20), (1, 2, 3)),
+        "reads entries of the state that are hidden",
+    ),
     "entries out of order": (lambda: PartlyObserved(SYSTEM, (1, 0)), "from 0 to 1 in ascending order"),
     "an empty replay buffer": (lambda: _replay().sample(KEY, 1), "empty replay buffer; add episodes first"),
     "recency=0": (lambda: _replay().sample(KEY, 1, recency=0.0), r"recency=0.0; pass a number in \(0, 1\]"),

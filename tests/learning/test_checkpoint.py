@@ -28,6 +28,7 @@ from reach import ASCENT, host_task, make, MODEL_UPDATES, parts, Reach, run
 from tensorboardX.proto.event_pb2 import Event
 
 from awmkit import (
+    Ensemble,
     held_actions,
     JSONLines,
     load,
@@ -154,10 +155,12 @@ def test_a_run_interrupted_at_any_moment_ends_as_an_uninterrupted_one(epochs, mo
         assert [row["steps"] for row in _lines(log)] == [24, 36, 48, 60, 72]
 
 
-@pytest.mark.parametrize("kind", ["one seed", "two seeds", "on the host", "all steps are kept"])
+@pytest.mark.parametrize("kind", ["one seed", "two seeds", "on the host", "all steps are kept", "an ensemble"])
 def test_a_finished_run_can_be_prolonged(kind, tmp_path):
     key = KEYS if kind == "two seeds" else KEY
     options = {"on the host": {"task": host_task()}, "all steps are kept": {"capacity": None}}.get(kind, {})
+    if kind == "an ensemble":
+        options = {"model": Ensemble(make(KEYS)["model"])}
     long = run(key, **options)
     run(key, steps=36, checkpoint=tmp_path / "run", **options)
     prolonged = run(key, checkpoint=tmp_path / "run", **options)

@@ -169,6 +169,58 @@ def test_offline_learning_takes_no_step_and_improves_the_policy_in_the_model_of_
     says(lambda: run(KEY, task, **{**options, "episodes": dataclasses.replace(data, rewards=None)}), "episodes without rewards")
 
 
+def test_of_episodes_longer_than_the_horizon_only_the_first_steps_are_read():
+    made, task = make(KEY), Reach()
+    plans = jax.random.uniform(KEY, (4, 12, 2), minval=-1.0)
+    long = jax.vmap(lambda plan: unroll(task, plan, jnp.zeros(2), 12, reward=task.reward))(plans)
+    long = dataclasses.replace(
+        long, length=jnp.array([12, 12, 9, 2]), terminated=jnp.array([False, True, False, True])
+    ).filled()
+    short = Trajectory.from_episodes(
+        [(e.states[:5], e.actions[:4], e.rewards[:4], bool(e.terminated) and len(e.actions) <= 4) for e in long]
+    )
+    ascent = ShortHorizon(
+        Critic(2, 4, width=8, depth=1, key=KEY), length=2, batch_size=8, optimiser=optax.adam(1e-2), entropy=0.1
+    )
+    options = {"reward": task.reward, "key": KEY, "horizon": 4, "updates": 3, "ascent": ascent, "progress": NoProgress()}
+    read, expected = (improve(task, made["policy"], data, **options).updates for data in (long, short))
+    assert np.isfinite(read.entropy).all() and (read.entropy != 0).all() and not read.skipped.any()
+    np.testing.assert_array_equal(read.predicted_return, expected.predicted_return)
+
+
+class Fading(Reach):
+    """`Reach` where each step is the last one with a probability of 1/2."""
+
+    def terminates(self, state, action, t, next_state):
+        return jnp.full((), 0.5, state.dtype)
+
+
+def test_an_end_with_a_probability_is_drawn_where_episodes_are_collected():
+    found = evaluate(Fading(), policy_of(KEY), episodes=2_000, key=KEY)
+    shares = np.bincount(found.lengths, minlength=7)[1:] / 2_000
+    np.testing.assert_allclose(shares, [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 32], atol=0.04)
+    assert found.terminated[found.lengths < 6].all() and 0.2 < found.terminated[found.lengths == 6].mean() < 0.8
+    result = run(KEY, Fading(), steps=60, capacity=None, termination=TerminationModel(2, 2, width=8, depth=1, key=KEY))
+    episodes = result.state.replay.episodes
+    assert episodes.terminated.mean() > 0.7 and episodes.length.mean() < 3
+
+
+def test_data_shorter_than_one_episode_of_the_task_are_enough():
+    data = Trajectory(jnp.zeros((2, 3, 2)), jnp.zeros((2, 2, 2)), jnp.zeros((2, 2)), jnp.full(2, 2), jnp.ones(2, bool))
+    options = {"episodes": data, "steps": 0, "reward": None, "model": Fading(), "capacity": None}
+    result = run(KEY, Fading(), policy=policy_of(KEY), ascent=FullHorizon(initial_updates=1, paths=Paths(), **PLAIN), **options)
+    assert result.state.replay.added == 4 and np.isfinite(result.metrics.true_return[0])
+
+
+def test_windows_of_longer_episodes_are_refused_where_whole_ones_are_needed():
+    windows = Trajectory(jnp.zeros((2, 7, 2)), jnp.zeros((2, 6, 2)), jnp.zeros((2, 6)), t=jnp.array([0, 5]))
+    options = {"reward": Reach().reward, "key": KEY, "ascent": FullHorizon(**PLAIN)}
+    message = "whole episodes.*number 1 is a window that begins at step 5"
+    says(lambda: improve(Reach(), policy_of(KEY), windows, **options), message)
+    says(lambda: run(KEY, Reach(), episodes=windows), message)
+    says(lambda: Replay.empty(100, jax.tree.map(lambda x: x[0], windows)).add(windows), message)
+
+
 def test_steps_after_the_end_of_the_problem_count_neither_for_the_return_nor_for_the_entropy():
     task, policy, state = Reach(), make(KEY)["policy"], jnp.ones(2)
     options = {"reward": task.reward, "termination": None, "key": KEY, "entropy_key": KEY, "t": 4, "until": 6}

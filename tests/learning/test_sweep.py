@@ -17,6 +17,7 @@ from awmkit import (
     fit,
     FullHorizon,
     improve,
+    ImproveResult,
     JSONLines,
     Markov,
     MLPPolicy,
@@ -24,10 +25,12 @@ from awmkit import (
     NoProgress,
     Optimiser,
     Paths,
+    plot,
     ShortHorizon,
     TargetEntropy,
     Trajectory,
     unroll_grad,
+    UpdateInfo,
 )
 from awmkit.learning.tensorboard import TensorBoard
 
@@ -164,3 +167,22 @@ MISUSES = {
 @pytest.mark.parametrize("name", MISUSES)
 def test_misuse_of_a_sweep_is_one_sentence(name):
     says(*MISUSES[name])
+
+
+def held(action, state, t, *, key=None):
+    return action
+
+
+def test_a_run_whose_last_update_was_skipped_is_neither_the_best_nor_drawn():
+    fields = {field.name: jnp.full((3, 2), -5.0) for field in dataclasses.fields(UpdateInfo)}
+    fields |= {
+        "predicted_return": jnp.array([[-9.0, -8.0], [-9.0, 0.0], [-9.0, -7.0]]),
+        "skipped": jnp.zeros((3, 2)).at[1, 1].set(1),
+    }
+    result = ImproveResult(
+        eqx.Partial(held, jnp.arange(3.0)), UpdateInfo(**fields), None, 1.0, {"ascent.clip": np.array([0.1, 1.0, 2.0])}
+    )
+    assert result.best().policy.args == (2,) and "last -7.5" in str(result)
+    np.testing.assert_array_equal(plot.swept(result).lines[0].get_xdata(), [0.1, 2.0])
+    nowhere = plot.swept(result, metric=lambda result: np.full((3, 2), np.nan))
+    assert nowhere.lines[0].get_xdata().size == 0

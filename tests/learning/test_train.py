@@ -158,6 +158,11 @@ def test_two_seeds_in_one_program_equal_two_runs_and_each_learns_with_a_learned_
         assert metrics.model_error[-1] < 0.1 * metrics.model_error[0]
 
 
+def test_one_of_several_seeds_has_a_simulator_of_its_own():
+    together = run(jax.random.split(KEY), model=Reach(limit=5.0), steps=24)
+    assert together[0].model.limit == together.best().state.model.limit == 5.0
+
+
 def test_a_policy_and_a_reward_are_learned_from_a_gymnasium_environment():
     result = run(KEY, host_task(), steps=396)
     assert result.metrics.true_return[-1] > -0.8 and result.metrics.collected_return[0] < -2.0  # The best return is -1/2.
