@@ -85,6 +85,11 @@ def _checked_reward(reward: Callable) -> Callable:
     return checked
 
 
+def _is_method(attribute: Any) -> bool:
+    """Return whether the attribute of a class is called with `self`, whose sizes its arguments are checked against."""
+    return callable(attribute) and not isinstance(attribute, staticmethod | classmethod)
+
+
 _CHECKED = {"init": _checked_init, "step": _checked_step, "open_loop": _checked_open_loop, "rollout_segment": _checked_segment}
 
 
@@ -137,7 +142,7 @@ class AbstractDynamics(eqx.Module):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         for name, checked in _CHECKED.items():
-            if name in cls.__dict__:
+            if _is_method(cls.__dict__.get(name)):
                 setattr(cls, name, checked(cls.__dict__[name]))
 
     def __check_init__(self):
@@ -285,8 +290,7 @@ class AbstractTask(AbstractDynamics):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        # A static method has no sizes to check against.
-        if "reward" in cls.__dict__ and not isinstance(cls.__dict__["reward"], staticmethod | classmethod):
+        if _is_method(cls.__dict__.get("reward")):
             cls.reward = _checked_reward(cls.__dict__["reward"])
         if inspect.isfunction(cls.__dict__.get("terminates")):
             cls.terminates = _checked_rule(cls.__dict__["terminates"])

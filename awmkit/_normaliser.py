@@ -204,7 +204,7 @@ def fill(tree: T, fitted: T) -> T:
 def rows_of(episodes: Trajectory, count: int) -> Bool[Array, "*batch T"] | None:
     """Return which of the first `count` rows of each episode are no padding: H steps, or H + 1 states. `None` stands for all.
 
-    An empty window has none, not even a state.
+    An empty window has no rows.
     """
     if episodes.length is None:
         return None

@@ -64,8 +64,8 @@ def run(
 ) -> tuple[Rollout, Bool[Array, " H"] | None]:
     """Return what `method.run` returns, and for a hard rule whether the episode has ended at each step.
 
-    After the end, neither the dynamics nor the policy reads the states of the episode, or what it remembered of them. What they
-    compute from s_0 instead is discarded, so their values and derivatives beyond the end reach nothing, even if they are not finite.
+    After the end, neither the dynamics nor the policy reads the states of the episode, nor the floating-point arrays of its carry or
+    memory. What they compute from the first ones instead is discarded, so their values and derivatives beyond the end reach nothing, even if they are not finite.
     A dynamics that predicts from the actions alone runs on.
     """
     hard = rule is not None and is_hard(rule, state, jax.ShapeDtypeStruct((dynamics.action_size,), state.dtype))
@@ -110,8 +110,10 @@ class _Flagged(AbstractDynamics):
         ended = _is_over(state[-1])
         before = jnp.where(ended, self.start, state[:-1])
         begun = lambda first, now: now if first is None else jnp.where(ended, first, now)
-        carry = jtu.tree_map(begun, self.first, carry, is_leaf=lambda x: x is None)
-        carry, after = self.dynamics.step(carry, before, action, t, key=key)
+        given = jtu.tree_map(begun, self.first, carry, is_leaf=lambda x: x is None)
+        new, after = self.dynamics.step(given, before, action, t, key=key)
+        # What the step returns as it was given is constant, which `Newton` sees only if it is the same array.
+        carry = jtu.tree_map(lambda old, given, new: old if new is given else new, carry, given, new)
         ends = lax.stop_gradient(evaluate(self.rule)(before, action, t, after).astype(state.dtype))
         over = jnp.where(ended, state[-1], 1 - (1 - state[-1]) * (1 - ends))
         return carry, jnp.append(jnp.where(ended, state[:-1], after), over)
@@ -157,7 +159,8 @@ def scored(
             goes_on = 1 - jax.vmap(evaluate(rule))(*inputs).astype(states.dtype)
             return jnp.concatenate([jnp.ones_like(goes_on[:1]), jnp.cumprod(goes_on[:-1])])
 
-        happens = ~_is_over(1 - lax.stop_gradient(surviving(inputs)))
+        # Once over, always over: after that the rule may be undefined.
+        happens = jnp.cumsum(_is_over(1 - lax.stop_gradient(surviving(inputs)))) == 0
         survival = jnp.where(happens, surviving(where(happens)), 0)
         return Trajectory(states, actions, score(*where(happens)), survival=survival)
     over = jnp.any(ended)

@@ -321,8 +321,8 @@ def _row(index: int, episode: Any) -> dict[str, Any]:
     if isinstance(episode, Trajectory):
         if episode.survival is not None:
             raise ValueError(
-                f"Episode {index} has survival, the probability of each step, as imagined episodes do; join such episodes with "
-                "Trajectory.concatenate."
+                f"Episode {index} has survival, the probability of each step, as imagined episodes do; join such episodes, each with a "
+                "leading axis, with Trajectory.concatenate."
             )
         n = None if episode.length is None or episode.actions.ndim != 2 else int(episode.length)
         rewards = None if episode.rewards is None else episode.rewards[:n]

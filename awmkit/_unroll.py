@@ -82,7 +82,7 @@ def unroll(
     - `policy`: called as `policy(state, t, *, key)`, returns an action of shape (A,) in [-1, 1]; or an array of actions, shape
       (H, A), one row per step.
     - `state`: s_0, shape (S,), floating point.
-    - `horizon`: the number of steps H, a Python int of at least 1.
+    - `horizon`: the number of steps H, a whole number of at least 1.
     - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter named
       `next_state`; returns a scalar. Define it once, outside of loops: every new function is compiled again.
     - `termination`: a rule, or a model of one. By default the rule of `dynamics` if it is a task that has one.
@@ -144,7 +144,7 @@ def unroll_grad(
     - `policy`: a module with floating-point parameters, called as `policy(state, t, *, key)`, that returns an action of shape
       (A,) in [-1, 1]; or an array of actions, shape (H, A).
     - `state`: s_0, shape (S,), floating point.
-    - `horizon`: the number of steps H, a Python int of at least 1.
+    - `horizon`: the number of steps H, a whole number of at least 1.
     - `reward`: called as `reward(state, action, t)`, or as `reward(state, action, t, next_state)` if it has a parameter named
       `next_state`; returns a scalar. Define it once, outside of loops: every new function is compiled again.
     - `termination`: a rule, or a model of one, as for `unroll`: J weighs rewards by the probability of having survived, or sums

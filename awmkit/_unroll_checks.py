@@ -88,7 +88,7 @@ def check_start(dynamics, method, state, horizon, t, carry) -> tuple[int | Array
         t = operator.index(t)
         if t < 0:
             raise ValueError(f"t must be at least 0, the index of the first step, got {t}.")
-    # A resizable carry has one entry for each step since t = 0.
+    # A resizable carry has one entry for each step since t = 0. Any other may begin at any step, as an empty memory.
     if carry is None and (dynamics.resizable or not dynamics.reads_state) and not (isinstance(t, int) and t == 0):
         reads = "all steps" if dynamics.reads_state else "the first state and all actions"
         raise ValueError(

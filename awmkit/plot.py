@@ -156,7 +156,7 @@ def growth(results: GradientGrowth | Mapping[str, GradientGrowth], *, axes: Axes
     of = _common("kind of gradient", [result.of for *_, result in each])
     axes = _axes(axes)
     for colour, name, result in each:
-        low, middle, high = quartiles(result.norms, axis=1)
+        low, middle, high = quartiles(np.where(np.isnan(result.norms), np.inf, result.norms), axis=1)
         axes.plot(result.horizons, middle, "o-", color=colour, label=f"{name}: {result}" if name else str(result))
         axes.fill_between(result.horizons, low, high, color=colour, alpha=0.12, lw=0)
     axes.set(xlabel="horizon H (steps)", ylabel=r"$\|dJ_H/da\|$" if of == "return" else r"$\|ds_H/da_0\|$")

@@ -1,21 +1,19 @@
 """Gradients of the return of the first H steps, for many horizons H in one pass.
 
 A step cannot affect earlier ones, so one unroll to the longest horizon contains all shorter ones. Where its states overflow, it
-ends: in reverse mode a later step would add 0 times infinity to the gradients of the earlier ones.
+ends one step earlier: in reverse mode that step would add 0 times infinity to the gradients of the earlier ones.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._normaliser import trainable
-from .._reward import with_next_state
 from .._trajectory import discounts
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_functions, warn_of_constants
@@ -31,33 +29,20 @@ def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTre
 def returns(
     dynamics, policy, state, longest: int, horizons: Int[Array, " n"], *, reward, discount, key, **options
 ) -> Float[Array, " n"]:
-    """J_H = sum_{t<H} discount^t r_t for each of `horizons`; NaN after the first state that is not finite."""
+    """J_H = sum_{t<H} discount^t r_t for each of `horizons`; NaN where a state up to s_H is not finite."""
     check_functions(dynamics, policy, state, longest, reward=reward, key=key)
-    ends, reward = (_diverges, _FiniteReward(with_next_state(reward))) if dynamics.reads_state else (None, reward)
+    ends, happened = None, longest
+    if dynamics.reads_state:
+        states = unchecked_unroll(dynamics, policy, state, longest, key=key, **options).states[1:]
+        finite = jnp.all(jnp.isfinite(lax.stop_gradient(states)), axis=1)
+        happened = jnp.where(jnp.all(finite), longest, jnp.argmin(finite))
+        ends = lambda state, action, t: t >= happened - 1
     episode = unchecked_unroll(dynamics, policy, state, longest, reward=reward, termination=ends, key=key, **options)
     assert episode.rewards is not None
     steps = jnp.arange(longest)
     # `where` and not a product with 0, because rewards after step H may be infinite.
     paid = jnp.where(steps[None] < horizons[:, None], (discounts(discount, longest, state.dtype) * episode.rewards)[None], 0)
-    totals = jnp.sum(paid, axis=1)
-    return totals if episode.length is None else jnp.where(horizons > episode.length, jnp.nan, totals)
-
-
-def _diverges(state, action, t, next_state) -> Bool[Array, ""]:
-    return ~jnp.all(jnp.isfinite(next_state))
-
-
-class _FiniteReward(eqx.Module):
-    """A reward that is NaN, with a gradient of 0, where the next state is not finite and it reads it."""
-
-    reward: Any  # From `with_next_state`.
-
-    def __call__(self, state, action, t, next_state):
-        if not self.reward.reads_next_state:
-            return self.reward(state, action, t, next_state)
-        finite = jnp.all(jnp.isfinite(next_state))
-        value = self.reward(state, action, t, jnp.where(finite, next_state, state))
-        return jnp.where(finite, value, jnp.nan)
+    return jnp.where(horizons > happened, jnp.nan, jnp.sum(paid, axis=1))
 
 
 @eqx.filter_jit

@@ -59,7 +59,7 @@ class Landscape(eqx.Module):
     def local_maxima(self) -> Int[Array, "*batch"]:
         """The number of inner points higher than all their neighbours (2 on a line, 8 on a square).
 
-        Rounding adds and hides maxima where the return changes by less than some 1e-7 of its size (in float32) between two points.
+        Rounding adds and hides maxima where the return changes by less than about 1e-7 of its size (in float32) between two points.
         """
         inner = (..., *(slice(1, -1) for _ in self._axes))
         shifts = [s for s in np.ndindex(*(3,) * len(self._axes)) if any(i != 1 for i in s)]

@@ -70,14 +70,14 @@ def to_gaussian_policy(actor: dict, env: FunctionalEnv) -> GaussianPolicy:
 
 # Modules and not functions, because `jax.vmap` can return a policy that contains them.
 class Swish(eqx.Module):
-    """x sigmoid(x)."""
+    """The activation function x sigmoid(x)."""
 
     def __call__(self, x):
         return jax.nn.swish(x)
 
 
 class Identity(eqx.Module):
-    """x."""
+    """Return the input."""
 
     def __call__(self, x):
         return x

@@ -200,8 +200,9 @@ def _check_repeatable(policy: Any, memory, state: np.ndarray, t: int, key: PRNGK
         np.array_equal(x, y, equal_nan=x.dtype.kind in "fc") for x, y in zip(*constants, strict=True)
     ):
         raise ValueError(
-            "The policy has other numbers when JAX traces it again, and a compiled policy repeats those of the first time at every "
-            "step; draw random numbers from its argument key with jax.random, or pass an array of actions."
+            "The policy gives other numbers each time that JAX traces it, as one that draws from NumPy does; once compiled, it would "
+            "repeat the first ones at every step. Draw random numbers from its argument key with jax.random, or pass an array of "
+            "actions."
         )
 
 

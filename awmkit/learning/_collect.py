@@ -35,7 +35,7 @@ def collect(task: AbstractTask, policy, episodes: int, key: PRNGKeyArray) -> Tra
 
 
 class _Drawn(eqx.Module):
-    """A termination rule that returns a probability, as one that draws whether the episode ends."""
+    """A rule that draws whether the episode ends, from one that returns the probability."""
 
     rule: Termination
     key: PRNGKeyArray

@@ -61,7 +61,7 @@ def evaluate(
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,). JAX traces it, so it draws random
       numbers from `key`.
     - `episodes`: number of episodes N, 20 by default.
-    - `key`: for the initial states, `jax.random.key(0)` by default.
+    - `key`: for the initial states, and for the noise and the end of a task that has them; `jax.random.key(0)` by default.
     - `stochastic`: whether a stochastic policy is sampled. By default it takes its mode.
 
     **Returns:** an `Evaluation`.

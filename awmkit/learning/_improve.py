@@ -111,7 +111,7 @@ def improve(
     - `policy`: called as `policy(state, t, *, key)`, returns an action in [-1, 1], shape (A,).
     - `starts`: initial states of imagined episodes, shape (N, S), drawn uniformly; or whole episodes. An ascent then draws their
       initial states, or any of their states (see `FullHorizon(length=...)` and `ShortHorizon`). Of episodes that are longer than
-      `horizon`, the first steps are read.
+      `horizon`, only the first steps are read, unless a critic without a horizon values what comes after.
     - `reward`: `reward(state, action, t)`, or with a fourth parameter `next_state`, such as `task.reward` or a fitted
       `awmkit.RewardModel`.
     - `key`: one `jax.random.key`, or an array of keys of shape (K,) for K seeds.
@@ -134,7 +134,8 @@ def improve(
     check_counts("improve", updates=updates)
     _check(model, policy, reward, key, ascent)
     sweep, ascent = sweep_of(ascent, "ascent."), as_data(ascent)
-    replay, horizon, data = _starts(model, starts, horizon)
+    endless = getattr(getattr(ascent, "critic", None), "horizon", 0) is None  # Then steps after the horizon count too.
+    replay, horizon, data = _starts(model, starts, horizon, cut=not endless)
     ascent.check(model, horizon)
     rules = {"reward": reward, "termination": termination}
     state, policy = _begin(ascent, model, policy, replay, data, horizon, rules, key)
@@ -175,7 +176,7 @@ def _no_updates(updates: int, runs: tuple[int, ...]) -> UpdateInfo:
     return UpdateInfo(zeros, zeros, zeros, zeros, zeros)
 
 
-def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Trajectory | None]:
+def _starts(model, starts: Any, horizon: int | None, cut: bool) -> tuple[Replay, int, Trajectory | None]:
     """Return a replay buffer to draw starts from, the number of imagined steps, and episodes with rewards if there are any."""
     if isinstance(starts, Trajectory):
         check_episodes("improve", starts, state_size=model.state_size, action_size=model.action_size)
@@ -191,7 +192,9 @@ def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Traje
         episodes = Trajectory(states, jnp.zeros((len(starts), 1, model.action_size), states.dtype))
     check_counts("improve", horizon=horizon)
     horizon = operator.index(horizon)
-    episodes = episodes.padded(horizon) if episodes.horizon <= horizon else _first_steps(episodes, horizon)
+    if cut and episodes.horizon > horizon:
+        episodes = _first_steps(episodes, horizon)
+    episodes = episodes.padded(max(episodes.horizon, horizon))
     capacity = max(int(np.sum(episodes.mask)), episodes.horizon)
     replay = Replay.empty(capacity, jtu.tree_map(lambda x: x[0], episodes)).add(episodes)
     data = episodes if episodes.rewards is not None else None
@@ -199,12 +202,13 @@ def _starts(model, starts: Any, horizon: int | None) -> tuple[Replay, int, Traje
 
 
 def _first_steps(episodes: Trajectory, horizon: int) -> Trajectory:
-    """Return the first steps of episodes, where those after them are not imagined."""
+    """Cut episodes to their first `horizon` steps."""
     lengths = jnp.full(len(episodes), episodes.horizon) if episodes.length is None else jnp.asarray(episodes.length)
     rewards = None if episodes.rewards is None else episodes.rewards[:, :horizon]
     ended = None if episodes.terminated is None else episodes.terminated & (lengths <= horizon)
     states, actions = episodes.states[:, : horizon + 1], episodes.actions[:, :horizon]
-    return Trajectory(states, actions, rewards, length=jnp.minimum(lengths, horizon), terminated=ended)
+    survival = None if episodes.survival is None else episodes.survival[:, :horizon]
+    return Trajectory(states, actions, rewards, jnp.minimum(lengths, horizon), ended, survival=survival)
 
 
 def _check(model, policy, reward, key, ascent) -> None:

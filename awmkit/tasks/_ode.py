@@ -81,15 +81,16 @@ def ode_step(
     - `field`: the vector field, called as `field(t, x, args)`, where t is the time since the start of the step.
     - `state`: x at the start of the step, an array or a tree of arrays.
     - `args`: anything that is constant over the step, such as an action.
-    - `solver`: any diffrax solver. An implicit one needs a root finder with tolerances, because no step-size controller lends it
-      its own: `diffrax.Kvaerno3(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-6))`.
+    - `solver`: any diffrax solver. An implicit one needs a root finder with its own tolerances, because there is no step-size
+      controller: `diffrax.Kvaerno3(root_finder=diffrax.VeryChord(rtol=1e-6, atol=1e-6))`.
     - `dt`: duration of the whole step, in the unit of time of `field`.
     - `substeps`: number of solver steps.
 
-    **Returns:** x at the end of the step, in the form of `state`.
+    **Returns:** x at the end of the step, in the form of `state`. It is NaN if a step of an implicit solver does not converge; take
+    more substeps then, or a looser tolerance.
 
     **Raises:** `ValueError` if `substeps` is not a positive whole number, the field returns arrays of other shapes than `state`, or
-    an implicit solver has no tolerances. `RuntimeError` if a step of an implicit solver does not converge.
+    an implicit solver has no tolerances.
     """
     check_counts("ode_step", substeps=substeps)
     check_shapes("ode_step", "pass one number", dt=(dt, ()))
@@ -169,6 +170,7 @@ def _diffrax_step(
     def substep(loop, t):
         y, solver_state = loop
         y, _, _, solver_state, result = solver.step(term, t, t + h, y, args, solver_state, made_jump=False)
-        return result.error_if(y, result != diffrax.RESULTS.successful), solver_state
+        converged = result == diffrax.RESULTS.successful
+        return jtu.tree_map(lambda x: jnp.where(converged, x, jnp.nan), y), solver_state
 
     return substep, (y, solver.init(term, jnp.zeros_like(h), h, y, args))

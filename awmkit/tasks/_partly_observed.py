@@ -122,7 +122,7 @@ class PartlyObserved(AbstractTask):
         one, other, last, drawn = jax.random.normal(jax.random.key(1), (4, 32, start.size), start.dtype) * (1 + jnp.abs(start))
         replace = lambda x, y: x.at[:, jnp.array(self._hidden)].set(y[:, jnp.array(self._hidden)])
         actions = jnp.tanh(jax.random.normal(jax.random.key(2), (32, self.action_size), start.dtype))
-        steps = (jnp.arange(32) % self.horizon).at[16:].set(self.horizon - 1)
+        steps = jnp.concatenate([jnp.linspace(0, self.horizon - 1, 16).astype(int), jnp.full(16, self.horizon - 1)])
         called = jax.vmap(function)
         plain, replaced = (
             called(start + one, actions, steps, start + last),

@@ -127,8 +127,30 @@ def test_states_that_overflow_later_change_no_gradient_before_and_one_diverging_
     assert (
         not np.isfinite(found.norms[3:, 3]).any() and np.isfinite(found.norms[:, :3]).all() and np.isfinite(found.median).all()
     )
+
+
+class Bursting(AbstractDynamics):
+    """x' = e^x - 1 + a / 10, whose derivative is infinite where the next state is."""
+
+    state_size: int = eqx.field(static=True, default=1)
+    action_size: int = eqx.field(static=True, default=1)
+
+    def step(self, carry, state, action, t, *, key=None):
+        return carry, jnp.expm1(state) + 0.1 * action
+
+
+def test_a_step_that_overflows_reaches_no_gradient_before_it():
+    states, actions, reward = (
+        jnp.array([[1.3], [1.2]]),
+        jnp.zeros((2, 12, 1)),
+        lambda state, action, t, next_state: jnp.sum(next_state),
+    )
+    found = gradient_growth(Bursting(), states, actions, reward=reward, horizons=[1, 2, 3, 12])
+    exact = gradient_growth(Bursting(), states, actions[:, :4], reward=reward, horizons=[1, 2, 3, 4])
+    np.testing.assert_allclose(found.norms[:3], exact.norms[:3], rtol=1e-12)
+    assert np.isfinite(found.norms[:3]).all() and np.isnan(found.norms[3]).all()
     reference = true_gradient(
-        Henon(), actions[0], states[2:], reward=reward, horizons=[2, 4], key=jax.random.key(0), sigma=1e-3, pairs=16
+        Bursting(), actions[0], states, reward=reward, horizons=[1, 2], key=jax.random.key(0), sigma=1e-3, pairs=16
     )
     assert np.isfinite(reference.exact).all()
 

@@ -122,7 +122,11 @@ def test_a_probability_that_reaches_1_ends_an_episode_like_a_hard_rule():
     fall, plan = Endless(), jnp.linspace(-0.5, 0.5, 9)[:, None]
     surely = lambda state, action, t, next_state: jax.nn.sigmoid(-1e4 * next_state[0])
     play = lambda rule: unroll_grad(fall, plan, HEIGHT, 9, reward=fall.reward, termination=rule)
-    assert_close(play(surely), play(lambda state, action, t, next_state: next_state[0] < 0), 1e-9)
+    hard = play(lambda state, action, t, next_state: next_state[0] < 0)
+    assert_close(play(surely), hard, 1e-9)
+    # Undefined where the episode has ended.
+    undefined = lambda state, action, t, next_state: jnp.clip(1 - 1e4 * next_state[0] * jnp.sqrt(state[0]), 0, 1)
+    assert_close(play(undefined), hard, 1e-9)
 
 
 class Marked(Endless):

@@ -369,7 +369,7 @@ MISUSES = {
     "a complex plan": (lambda: gathered(PLAN + 0j), r"must be real numbers of shape \(5, 1\), got complex128\[5, 1\]"),
     "a policy with random numbers of NumPy": (
         lambda: gathered(lambda s, t, *, key=None: np.random.default_rng().uniform(-1, 1, 1)),
-        "other numbers when JAX traces it again.*draw random numbers from its argument key",
+        "other numbers each time that JAX traces it.*Draw random numbers from its argument key",
     ),
     "a policy of the wrong size": (
         lambda: gathered(lambda s, t, key: jnp.zeros(2)),

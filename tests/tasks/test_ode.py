@@ -3,7 +3,6 @@
 import functools
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +82,7 @@ def test_a_step_equals_that_of_diffrax_to_rounding(solver, numbers, dt, dtype):
 
 
 @pytest.mark.parametrize("solver", [diffrax.ImplicitEuler, diffrax.Kvaerno3])
-def test_an_implicit_solver_equals_diffeqsolve_and_raises_where_it_does_not_converge(solver):
+def test_an_implicit_solver_equals_diffeqsolve_and_is_nan_where_it_does_not_converge(solver):
     tight = solver(root_finder=diffrax.VeryChord(rtol=1e-9, atol=1e-9))
     linear, cubic = (lambda t, x, rate: rate * (jnp.cos(t) - x)), (lambda t, x, rate: -rate * x**3)
     end = lambda x: ode_step(linear, x, 50.0, solver=tight, dt=0.5, substeps=20)
@@ -92,7 +91,6 @@ def test_an_implicit_solver_equals_diffeqsolve_and_raises_where_it_does_not_conv
     np.testing.assert_allclose(end(start), theirs.ys[0], rtol=1e-7)
     change = (end(start + 1) - end(start - 1)) / 2
     np.testing.assert_allclose([jax.grad(end)(start), jax.jacfwd(end)(start)], change, rtol=1e-3)
-    with pytest.raises(RuntimeError, match="diverged"):
-        eqx.filter_jit(ode_step)(cubic, start, 50.0, solver=tight, dt=0.5, substeps=4)
+    assert jnp.isnan(ode_step(cubic, start, 50.0, solver=tight, dt=0.5, substeps=4))
     with pytest.raises(ValueError, match=r"needs tolerances.*root_finder=diffrax.VeryChord\(rtol="):
         ode_step(linear, start, 50.0, solver=solver(), dt=0.5)

@@ -133,7 +133,7 @@ def imagine(
     if until is not None:
         counts = (steps < until).astype(episode.states.dtype)
         assert episode.rewards is not None
-        episode = eqx.tree_at(lambda x: x.rewards, episode, counts * episode.rewards)
+        episode = eqx.tree_at(lambda x: x.rewards, episode, jnp.where(steps < until, episode.rewards, 0))
     value = episode.returns(discount)
     survived = jnp.ones_like(value)
     if episode.length is not None:
@@ -144,12 +144,17 @@ def imagine(
     if episode.survival is not None:
         counts = episode.survival if counts is None else counts * episode.survival
         rule: Any = termination if termination is not None else rule_of(dynamics)
-        last = evaluate(rule)(episode.states[-2], episode.actions[-1], steps[-1], episode.states[-1])
-        survived = episode.survival[-1] * (1 - last)
+        alive = episode.survival[-1] > 0  # Otherwise the rule may be undefined at the last state.
+        before, after = (jnp.where(alive, x, episode.states[0]) for x in episode.states[-2:])
+        last = evaluate(rule)(before, episode.actions[-1], steps[-1], after)
+        survived = jnp.where(alive, episode.survival[-1] * (1 - last), 0)
     if not hasattr(policy, "entropy"):
         return Imagined(value, jnp.zeros_like(value), jnp.zeros_like(value), episode.states[-1], survived)
     assert entropy_key is not None and not isinstance(policy, Array)
-    inputs = paths.to_policy(episode.states[:-1]), steps, jax.random.split(entropy_key, horizon)
+    seen = episode.states[:-1]
+    if counts is not None:  # An entropy at a state that does not count may be infinite.
+        seen = jnp.where((counts > 0)[:, None], seen, seen[:1])
+    inputs = paths.to_policy(seen), steps, jax.random.split(entropy_key, horizon)
     if memory is None:
         entropies = jax.vmap(lambda s, t, k: policy.entropy(s, t, key=k))(*inputs)
     else:
