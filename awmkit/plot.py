@@ -183,6 +183,7 @@ def hops(results: HopSpectrum | Mapping[str, HopSpectrum], *, axes: Axes | None 
     """The share of the derivative's norm in paths of each number of hops, over all pairs and starts together."""
     weights = {}
     for _, name, result in _each(results, HopSpectrum):
+        _check("hops", name, parts=(result.parts, ("*", "N", *("t", "k")[: result.pair_axes], "D", "E")))
         norms = np.moveaxis(np.asarray(result.norms, float), -result.pair_axes - 1, 0)
         norms = norm(norms, tuple(range(1, norms.ndim)))
         weights[name] = norms / (norms.sum() or 1)

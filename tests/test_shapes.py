@@ -357,6 +357,8 @@ def model_rows():
     segment = lambda state, actions: awm.rollout_segment(awm.init(STATE, 9), state, actions, 0)[1]
     yield "AWM.rollout_segment", Row(segment, {"state": "S", "actions": "B A"}, "B S")
     yield "AWM.resize_carry", Row(lambda x, y: cached.resize_carry(([(x, y)], STATE), 9)[1], {"x": "T 3 4", "y": "T 3 4"}, "S")
+    remembers = awmkit.HWM(3, 2, BACKBONES["Transformer"], key=KEY)
+    yield "HWM.resize_carry", Row(lambda x, y: remembers.resize_carry([(x, y)], 9)[0][0], {"x": "T 3 4", "y": "T 3 4"})
     yield "AbstractWorldModel.decode", Row(markov.decode, {"outputs": "* S", "base": "* S | S", "t": "* | "}, "* S")
     normal = lambda mean, deviation, **x: markov.decode(awmkit.Gaussian(mean, deviation), **x).deviation
     of_two = {"mean": "* S", "deviation": "* S", "base": "* S | S", "t": "* | "}
@@ -503,7 +505,8 @@ def plot_rows():
     growth = lambda **x: analysis.GradientGrowth("state", **x, law=None)
     yield "plot.growth", Row(draw(plot.growth, growth), {"horizons": "n", "norms": "n N"}, numpy=True)
     yield "plot.jacobian", Row(draw(plot.jacobian, analysis.ActionJacobian), {"blocks": "H+1 H D P"}, numpy=True)
-    yield "plot.hops", Row(draw(plot.hops, analysis.HopSpectrum), {"parts": "* N D P"}, numpy=True)
+    spectrum = lambda parts: analysis.HopSpectrum(parts, 1)
+    yield "plot.hops", Row(draw(plot.hops, spectrum), {"parts": "* N B D P"}, numpy=True)
     exponents = lambda running: analysis.Lyapunov(running, running)
     yield "plot.exponents", Row(draw(plot.exponents, exponents), {"running": "T D | N T D"}, numpy=True)
     cut = {"coordinates": "n", "values": "n | n n"}

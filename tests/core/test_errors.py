@@ -790,7 +790,7 @@ MISUSES = {
     ),
     "episodes that happen with a probability": (
         lambda: Trajectory.from_episodes([Trajectory(jnp.zeros((3, 2)), jnp.zeros((2, 1)), survival=jnp.ones(2))]),
-        "Episode 0 has survival.*join such episodes with Trajectory.concatenate",
+        "Episode 0 has survival.*leading axis, with Trajectory.concatenate",
     ),
     "a reward that reads hidden entries": (lambda: PartlyObserved(SYSTEM, (0,)), "reads entries of the state that are hidden"),
     "a reward that reads hidden entries at the last step": (
