@@ -64,9 +64,9 @@ def run(
 ) -> tuple[Rollout, Bool[Array, " H"] | None]:
     """Return what `method.run` returns, and for a hard rule whether the episode has ended at each step.
 
-    After the end, neither the dynamics nor the policy reads the states of the episode, nor the floating-point arrays of its carry or
-    memory. What they compute from the first ones instead is discarded, so their values and derivatives beyond the end reach nothing, even if they are not finite.
-    A dynamics that predicts from the actions alone runs on.
+    After the end, neither the dynamics nor the policy reads the states of the episode, nor the floating-point arrays of its carry
+    or memory. What they compute from the first ones instead is discarded, so their values and derivatives beyond the end reach
+    nothing, even if they are not finite. A dynamics that predicts from the actions alone runs on.
     """
     hard = rule is not None and is_hard(rule, state, jax.ShapeDtypeStruct((dynamics.action_size,), state.dtype))
     if rule is None or not hard and not dynamics.reads_state:
@@ -79,8 +79,9 @@ def run(
         method = eqx.tree_at(lambda m: m.start, method, jnp.pad(method.start, ((0, 0), (0, 1))))
     start = lax.stop_gradient(state)
     sizes = {"state_size": dynamics.state_size + 1, "action_size": dynamics.action_size}
-    first = dynamics.init(start, horizon) if options["carry"] is None else options["carry"]
-    first = jtu.tree_map(lax.stop_gradient, eqx.filter(first, eqx.is_inexact_array))
+    if options["carry"] is None:
+        options["carry"] = dynamics.init(state, horizon)
+    first = jtu.tree_map(lax.stop_gradient, eqx.filter(options["carry"], eqx.is_inexact_array))
     flagged = _Flagged(dynamics=dynamics, rule=rule, start=start, first=first, **sizes)
     policy = policy if isinstance(policy, Array) else _Acting(policy, start)
     states, actions, sweeps = method.run(flagged, policy, jnp.pad(state, (0, 1)), horizon, **options)
