@@ -60,8 +60,9 @@ def collect(
     have one length and none terminated.
 
     **Raises:** `ValueError` if a space is not a Box of numbers, if an action bound is infinite, if there is no horizon, if the
-    policy draws random numbers outside of JAX, if an action has the wrong shape or is outside of [-1, 1], if the environment does not return what its spaces and Gymnasium's
-    interface say, if an observation, action or reward is not finite, and unless one of `episodes` and `steps` is given.
+    policy draws random numbers outside of JAX, if an action has the wrong shape or is outside of [-1, 1], if the environment does
+    not return what its spaces and Gymnasium's interface say, if an observation, action or reward is not finite, and unless one of
+    `episodes` and `steps` is given.
     """
     _, actions = box_spaces(env)
     horizon = find_horizon(env, horizon)
@@ -192,7 +193,7 @@ _REPEATABLE = weakref.WeakSet()  # Compiled policies that have been checked.
 
 
 def _check_repeatable(policy: Any, memory, state: np.ndarray, t: int, key: PRNGKeyArray | None) -> None:
-    """Raise if a policy is another function each time that JAX traces it, as one with random numbers of NumPy is."""
+    """Raise if a policy changes each time that JAX traces it, as one that draws from NumPy does."""
     programs = [jax.make_jaxpr(lambda *args: call_policy(policy, *args))(memory, state, np.asarray(t), key) for _ in range(2)]
     text = [re.sub("0x[0-9a-f]+", "", str(program)) for program in programs]  # Some primitives show the address of a function.
     constants = [[np.asarray(_plain(x)) for x in program.consts] for program in programs]

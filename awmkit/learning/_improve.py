@@ -67,7 +67,7 @@ class ImproveResult(eqx.Module):
 
     def best(self) -> "ImproveResult":
         """Return the result of the seed whose last predicted return is the highest; of a sweep, of the setting whose mean over
-        seeds is; of one seed, this result. A seed whose last update was skipped counts as the worst."""
+        seeds is; of one seed, this result. One in which the last update was skipped counts as the worst."""
         return self if self._curve.ndim == 1 else self[best_of(self._curve)]
 
     @property
