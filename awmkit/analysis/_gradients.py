@@ -1,7 +1,6 @@
 """Gradients of the return of the first H steps, for many horizons H in one pass.
 
-A step cannot affect earlier ones, so one unroll to the longest horizon contains all shorter ones. Where its states overflow, it
-ends one step earlier: in reverse mode that step would add 0 times infinity to the gradients of the earlier ones.
+A step cannot affect earlier ones, so one unroll to the longest horizon contains all shorter ones.
 """
 
 from collections.abc import Callable
@@ -26,17 +25,25 @@ def flat_parameters(policy) -> tuple[Float[Array, " P"], Callable[[Array], PyTre
     return flat, lambda flat: eqx.combine(unravel(flat), rest)
 
 
+def before_overflow(dynamics, policy, state, horizon: int, **options):
+    """Return the number of steps up to the last finite state, and a termination that ends the episode there.
+
+    Without it the step that overflows, in reverse mode, adds 0 times infinity to the gradients of the steps before.
+    """
+    if not dynamics.reads_state:  # No step passes a state on to the next.
+        return horizon, None
+    states = unchecked_unroll(dynamics, policy, state, horizon, **options).states[1:]
+    finite = jnp.all(jnp.isfinite(lax.stop_gradient(states)), axis=1)
+    happened = jnp.where(jnp.all(finite), horizon, jnp.argmin(finite))
+    return happened, lambda state, action, t: t >= happened - 1
+
+
 def returns(
     dynamics, policy, state, longest: int, horizons: Int[Array, " n"], *, reward, discount, key, **options
 ) -> Float[Array, " n"]:
     """J_H = sum_{t<H} discount^t r_t for each of `horizons`; NaN where a state up to s_H is not finite."""
     check_functions(dynamics, policy, state, longest, reward=reward, key=key)
-    ends, happened = None, longest
-    if dynamics.reads_state:
-        states = unchecked_unroll(dynamics, policy, state, longest, key=key, **options).states[1:]
-        finite = jnp.all(jnp.isfinite(lax.stop_gradient(states)), axis=1)
-        happened = jnp.where(jnp.all(finite), longest, jnp.argmin(finite))
-        ends = lambda state, action, t: t >= happened - 1
+    happened, ends = before_overflow(dynamics, policy, state, longest, key=key, **options)
     episode = unchecked_unroll(dynamics, policy, state, longest, reward=reward, termination=ends, key=key, **options)
     assert episode.rewards is not None
     steps = jnp.arange(longest)

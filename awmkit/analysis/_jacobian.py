@@ -14,6 +14,7 @@ from .._norms import norm
 from .._unroll import unchecked_unroll
 from .._unroll_checks import check_functions
 from ._arguments import check_plan
+from ._gradients import before_overflow
 
 
 class ActionJacobian(eqx.Module):
@@ -91,7 +92,10 @@ def _jacobian(dynamics, state, actions, key, mode, batch_size) -> ActionJacobian
         basis = jnp.eye(actions.size, dtype=actions.dtype).reshape(-1, *actions.shape)
         columns = lax.map(push, basis, batch_size=min(batch_size, actions.size))
         return ActionJacobian(columns.reshape(horizon, action_size, *states).transpose(2, 0, 3, 1))
+    happened, ends = before_overflow(dynamics, actions, state, horizon, key=key)
+    f = lambda actions: unchecked_unroll(dynamics, actions, state, horizon, termination=ends, key=key).states
     pull = jax.vjp(f, actions)[1]
     basis = jnp.eye(states[0] * states[1], dtype=state.dtype).reshape(-1, *states)
     rows = lax.map(lambda ds: pull(ds)[0], basis, batch_size=min(batch_size, basis.shape[0]))
-    return ActionJacobian(rows.reshape(*states, horizon, action_size).transpose(0, 2, 1, 3))
+    blocks = rows.reshape(*states, horizon, action_size).transpose(0, 2, 1, 3)
+    return ActionJacobian(jnp.where((jnp.arange(states[0]) > happened)[:, None, None, None], jnp.nan, blocks))

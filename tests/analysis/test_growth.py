@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from systems import DYNAMICS, reward
 
 from awmkit import AbstractDynamics, AWM, RNN, Transformer, unroll_grad
-from awmkit.analysis import fit_growth, gradient_growth, lyapunov, true_gradient
+from awmkit.analysis import action_jacobian, fit_growth, gradient_growth, lyapunov, true_gradient
 from awmkit.tasks import Henon, LinearQuadratic, spiral
 
 HORIZONS = np.array([4, 8, 16, 32, 64, 128, 256, 512])
@@ -153,6 +153,11 @@ def test_a_step_that_overflows_reaches_no_gradient_before_it():
         Bursting(), actions[0], states, reward=reward, horizons=[1, 2], key=jax.random.key(0), sigma=1e-3, pairs=16
     )
     assert np.isfinite(reference.exact).all()
+    forward, reverse = (action_jacobian(Bursting(), states[0], actions[0], mode=m).blocks for m in ("forward", "reverse"))
+    finite = np.isfinite(forward).all((1, 2, 3))
+    assert finite[:4].all() and not finite[-1]
+    np.testing.assert_allclose(reverse[finite], forward[finite], rtol=1e-12)
+    assert np.isnan(reverse[~finite]).all()
 
 
 def test_several_dynamics_are_pooled_and_a_zero_gradient_is_reported():
