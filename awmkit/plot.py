@@ -322,8 +322,8 @@ def swept(
 
     - `result`: of `train` or `improve`, of a sweep.
     - `metric`: called as `metric(result)`, returns one number per setting, shape (N,), or per setting and seed, shape (N, K). By
-      default the last `true_return` of `train`, or the last `predicted_return` of `improve`. Numbers that are not finite, and those
-      of skipped updates, are not drawn.
+      default the last `true_return` of `train`, or the last `predicted_return` of `improve`. Numbers that are not finite are not
+      drawn.
     - `against`: the path of the number on the x axis, such as "ascent.optimiser.learning_rate"; the first in `result.sweep` by
       default.
 
@@ -336,10 +336,7 @@ def swept(
     against = next(iter(result.sweep)) if against is None else against
     if against not in result.sweep:
         raise ValueError(f"The sweep has no number {against!r}; it has {', '.join(result.sweep)}.")
-    if isinstance(result, TrainResult):
-        curves = result.metrics.true_return
-    else:  # In skipped updates the predicted return is 0.
-        curves = np.where(np.asarray(result.updates.skipped) == 1, np.nan, result.updates.predicted_return)
+    curves = result.metrics.true_return if isinstance(result, TrainResult) else result.updates.predicted_return
     x = result.sweep[against]
     y = np.asarray(curves[..., -1] if metric is None else metric(result), float)
     if y.shape[:1] != x.shape or y.ndim > 2:

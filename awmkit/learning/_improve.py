@@ -37,6 +37,7 @@ class ImproveResult(eqx.Module):
 
     - `policy`: the improved policy.
     - `updates`: an `awmkit.UpdateInfo` whose fields have a last axis of updates; `updates.predicted_return` is the learning curve.
+      In skipped updates all fields but `skipped` are NaN.
     - `ascent_state`: the state of the ascent: the policy's optimiser, the scale of returns, a critic.
     - `seconds`: wall time in seconds, compilation included.
     - `sweep`: the numbers that vary, by the paths of the arguments, such as "ascent.optimiser.learning_rate"; empty if none does.
@@ -49,14 +50,15 @@ class ImproveResult(eqx.Module):
     sweep: dict[str, np.ndarray] = eqx.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        runs = of_runs(self._curve.shape[:-1], self.sweep)
+        curve = np.asarray(self.updates.predicted_return)
+        runs = of_runs(curve.shape[:-1], self.sweep)
         seeds = f" (medians of {runs})" if runs else ""
-        ends = [x[np.isfinite(x)] for x in (self._curve[..., 0], self._curve[..., -1])]
+        ends = [x[np.isfinite(x)] for x in (curve[..., 0], curve[..., -1])]
         first, last = (np.median(x) if x.size else np.nan for x in ends)
         skipped = int(np.sum(self.updates.skipped))
         return (
             f"ImproveResult(policy={type(self.policy).__name__}, predicted_return: first {first:.4g}, last {last:.4g} "
-            f"of {self._curve.shape[-1]}{seeds}, {skipped} skipped, seconds={self.seconds:.1f})"
+            f"of {curve.shape[-1]}{seeds}, {skipped} skipped, seconds={self.seconds:.1f})"
         )
 
     def __getitem__(self, index: int) -> "ImproveResult":
@@ -68,12 +70,8 @@ class ImproveResult(eqx.Module):
     def best(self) -> "ImproveResult":
         """Return the result of the seed whose last predicted return is the highest; of a sweep, of the setting whose mean over
         seeds is; of one seed, this result. One in which the last update was skipped counts as the worst."""
-        return self if self._curve.ndim == 1 else self[best_of(self._curve)]
-
-    @property
-    def _curve(self) -> np.ndarray:
-        """The predicted returns; NaN instead of 0 in skipped updates."""
-        return np.where(np.asarray(self.updates.skipped) == 1, np.nan, self.updates.predicted_return)
+        curve = self.updates.predicted_return
+        return self if curve.ndim == 1 else self[best_of(curve)]
 
 
 def improve(
@@ -168,7 +166,10 @@ def improve(
 
 def _result(carry, done: int, began: float, sweep: dict) -> ImproveResult:
     state, policy, infos = carry
-    return ImproveResult(policy, jtu.tree_map(lambda x: x[..., :done], infos), state, time.monotonic() - began, sweep)
+    infos = jtu.tree_map(lambda x: x[..., :done], infos)
+    shown = jtu.tree_map(lambda x: jnp.where(infos.skipped == 1, jnp.nan, x), infos)
+    updates = dataclasses.replace(shown, skipped=infos.skipped)
+    return ImproveResult(policy, updates, state, time.monotonic() - began, sweep)
 
 
 def _no_updates(updates: int, runs: tuple[int, ...]) -> UpdateInfo:

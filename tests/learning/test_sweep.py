@@ -17,7 +17,6 @@ from awmkit import (
     fit,
     FullHorizon,
     improve,
-    ImproveResult,
     JSONLines,
     Markov,
     MLPPolicy,
@@ -30,7 +29,6 @@ from awmkit import (
     TargetEntropy,
     Trajectory,
     unroll_grad,
-    UpdateInfo,
 )
 from awmkit.learning.tensorboard import TensorBoard
 
@@ -169,20 +167,17 @@ def test_misuse_of_a_sweep_is_one_sentence(name):
     says(*MISUSES[name])
 
 
-def held(action, state, t, *, key=None):
-    return action
-
-
 def test_a_run_whose_last_update_was_skipped_is_neither_the_best_nor_drawn():
-    fields = {field.name: jnp.full((3, 2), -5.0) for field in dataclasses.fields(UpdateInfo)}
-    fields |= {
-        "predicted_return": jnp.array([[-9.0, -8.0], [-9.0, 0.0], [-9.0, -7.0]]),
-        "skipped": jnp.zeros((3, 2)).at[1, 1].set(1),
-    }
-    result = ImproveResult(
-        eqx.Partial(held, jnp.arange(3.0)), UpdateInfo(**fields), None, 1.0, {"ascent.clip": np.array([0.1, 1.0, 2.0])}
-    )
-    assert result.best().policy.args == (2,) and "last -7.5" in str(result)
-    np.testing.assert_array_equal(plot.swept(result).lines[0].get_xdata(), [0.1, 2.0])
+    gains = jnp.array([0.5, 1e200, 1.0])  # With the second the gradient overflows.
+    ascent = FullHorizon(optimiser=optax.adam(1e-3), entropy=0.0, batch_size=2, paths=Paths(state_to_model=gains))
+    options = {"reward": Reach().reward, "horizon": 6, "updates": 8, "progress": NoProgress()}
+    policy = MLPPolicy(2, 2, width=8, depth=1, key=jax.random.key(0))
+    result = improve(Reach(), policy, jnp.ones((1, 2)), ascent=ascent, key=jax.random.key(1), **options)
+    skipped = np.asarray(result.updates.skipped) == 1
+    assert skipped[1].all() and not skipped[[0, 2]].any()
+    for field in ("predicted_return", "entropy", "gradient_norm", "clipped_norm"):
+        np.testing.assert_array_equal(np.isnan(getattr(result.updates, field)), skipped)
+    assert np.isfinite(result.best().updates.predicted_return).all()
+    np.testing.assert_allclose(plot.swept(result).lines[0].get_xdata(), [0.5, 1.0])
     nowhere = plot.swept(result, metric=lambda result: np.full((3, 2), np.nan))
     assert nowhere.lines[0].get_xdata().size == 0
