@@ -13,12 +13,13 @@ pendulum, whose steps are 12 and 48 stages of a Runge-Kutta solver. One copy rea
 compiled code takes longer than a little numpy.
 """
 
+import argparse
 import time
 from typing import Any
 
 import gymnasium
 import numpy as np
-from raw import arguments, markdown, Raw
+from raw import arguments, markdown, Raw, until_stopped
 
 import awmkit.gym  # noqa: F401  (registers the environments)
 from awmkit import TqdmProgress
@@ -48,8 +49,9 @@ def together(envs: gymnasium.vector.VectorEnv, steps: int) -> float:
     return steps * envs.num_envs / (time.perf_counter() - start)
 
 
-def measure(ids: list[str], copies: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """Return the steps per second of each environment in each round."""
+def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the steps per second of each environment in each round that was not interrupted."""
+    ids, copies, rounds = options.ids, options.copies, 3 if options.quick else 11
     names = [YARDSTICK, *ids]
     ones = {id: gymnasium.make(id) for id in names}
     many = {id: gymnasium.make_vec(id, copies, vectorization_mode="sync" if id == YARDSTICK else None) for id in names}
@@ -62,12 +64,15 @@ def measure(ids: list[str], copies: int, rounds: int) -> dict[str, dict[str, Any
             alone(ones[id], horizon + 1)
             together(many[id], 2 if id == YARDSTICK else horizon + 2)
             bar.update(i + 1, id)
-    with TqdmProgress().start("measure", rounds) as bar:
+    with until_stopped(options), TqdmProgress().start("measure", rounds) as bar:
         for i in range(rounds):
-            for id in names:
-                rates[id]["alone"].append(alone(ones[id], 1000))
-                rates[id]["together"].append(together(many[id], 10 if id == YARDSTICK else 210))
+            found = {id: (alone(ones[id], 1000), together(many[id], 10 if id == YARDSTICK else 210)) for id in names}
+            for id, (one, copied) in found.items():
+                rates[id]["alone"].append(one)
+                rates[id]["together"].append(copied)
             bar.update(i + 1)
+    if not rates[YARDSTICK]["alone"]:
+        raise SystemExit("Stopped before the end of the first round; nothing was measured.")
     return rates
 
 
@@ -88,8 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     raw = Raw(options, "env_speed")
     if not raw.rows:
-        rates = measure(options.ids, options.copies, 3 if options.quick else 11)
-        raw.add({id: ({"id": id, "copies": options.copies}, row) for id, row in rates.items()})
+        raw.add({id: ({"id": id, "copies": options.copies}, row) for id, row in measure(options).items()})
     for id in raw.rows:
         raw.run(id, {"id": id, "copies": options.copies}, dict)  # Rows of another number of copies raise an error.
     raw.write(table(raw.rows, options.copies))
