@@ -27,6 +27,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import gymnasium
 import jax
 import matplotlib.pyplot as plt
@@ -38,6 +39,7 @@ from study import arguments, markdown, read, RESULTS, Row, Study
 from awmkit import (
     AWM,
     Critic,
+    Ensemble,
     evaluate,
     GaussianPolicy,
     GRU,
@@ -56,6 +58,7 @@ from awmkit.mjx import MJXTask
 # Whether episodes can end early, and the width of an end that has a gradient, in the units of the state.
 WIDTHS = {"InvertedDoublePendulum-v5": 0.05, "Reacher-v5": None, "HalfCheetah-v5": None}
 SAC = "SAC of Stable-Baselines3"
+ENSEMBLE, MEMBERS = "Markov, ensemble", 5
 AHEAD, EPISODES = 10, 20  # imagined steps, and episodes of an evaluation
 
 
@@ -78,7 +81,9 @@ def in_a_model(name: str, id: str, steps: int, seed: int) -> dict[str, Any]:
         model = AWM(*sizes, GRU(64, key=keys[0]), key=keys[5])
         updates = ModelUpdates(steps_per_update=1.0, batch_size=64, window=AHEAD, initial_updates=1000)
     else:
-        model = Markov(*sizes, key=keys[0])
+        markov = lambda key: Markov(*sizes, key=key)
+        members = jax.random.split(keys[0], MEMBERS)
+        model = markov(keys[0]) if name == "Markov" else Ensemble(eqx.filter_vmap(markov)(members), "episode")
         updates = ModelUpdates(steps_per_update=1.0, batch_size=256, window=1, initial_updates=1000)
     result = train(
         task,
@@ -133,11 +138,12 @@ def soft_actor_critic(id: str, steps: int, seed: int) -> dict[str, Any]:
 
 ARMS: dict[str, Callable[[str, int, int], dict[str, Any]]] = {
     "Markov": partial(in_a_model, "Markov"),
+    ENSEMBLE: partial(in_a_model, ENSEMBLE),
     "AWM": partial(in_a_model, "AWM"),
     "simulator": in_the_simulator,
     SAC: soft_actor_critic,
 }
-COLOURS = plot.COLOURS | {SAC: plot.COLOURS["SAC"]}
+COLOURS = plot.COLOURS | {SAC: plot.COLOURS["SAC"], ENSEMBLE: "tab:olive"}
 
 
 def figure(rows: dict[Any, Row]) -> Figure:
