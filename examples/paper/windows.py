@@ -13,7 +13,7 @@ or with `window=task.horizon, from_start=0.5`: half of each batch are the rests 
 time and the mean of each step, and without.
 
 The table has the cosine of the gradient of the return in the model with the simulator's, at the plan halfway: the median over seeds,
-each, and that of the mean of the models' gradients, which is that of an `Ensemble` of them. The published values are those of InvasivePlant.
+each, and that of the mean of the models' gradients, which is that of an `Ensemble` of them.
 """
 
 from functools import partial
