@@ -86,15 +86,14 @@ def _jacobian(dynamics, state, actions, key, mode, batch_size) -> ActionJacobian
     """Return all ds_t/da_k, one column (forward) or one row (reverse) of the whole Jacobian at a time."""
     (horizon, action_size), states = actions.shape, (actions.shape[0] + 1, state.shape[0])
     check_functions(dynamics, actions, state, horizon, reward=None, key=key)
-    f = lambda actions: unchecked_unroll(dynamics, actions, state, horizon, key=key).states
+    states_of = lambda actions, **options: unchecked_unroll(dynamics, actions, state, horizon, key=key, **options).states
     if mode == "forward":
-        push = lambda da: jax.jvp(f, (actions,), (da,))[1]
+        push = lambda da: jax.jvp(states_of, (actions,), (da,))[1]
         basis = jnp.eye(actions.size, dtype=actions.dtype).reshape(-1, *actions.shape)
         columns = lax.map(push, basis, batch_size=min(batch_size, actions.size))
         return ActionJacobian(columns.reshape(horizon, action_size, *states).transpose(2, 0, 3, 1))
     happened, ends = before_overflow(dynamics, actions, state, horizon, key=key)
-    f = lambda actions: unchecked_unroll(dynamics, actions, state, horizon, termination=ends, key=key).states
-    pull = jax.vjp(f, actions)[1]
+    pull = jax.vjp(lambda actions: states_of(actions, termination=ends), actions)[1]
     basis = jnp.eye(states[0] * states[1], dtype=state.dtype).reshape(-1, *states)
     rows = lax.map(lambda ds: pull(ds)[0], basis, batch_size=min(batch_size, basis.shape[0]))
     blocks = rows.reshape(*states, horizon, action_size).transpose(0, 2, 1, 3)

@@ -5,8 +5,9 @@
     python examples/benchmarks/env_speed.py --from-raw    the published table
 
 The environments come from `gymnasium.make` and `make_vec` and get random actions; ends of episodes and resets are included,
-compilation is not. The yardstick is Pendulum-v1: one copy, and as many copies in Gymnasium's SyncVectorEnv. All environments
-take turns in each round. The table has medians over rounds, and the median of each round's ratio to the yardstick.
+compilation is not. The yardstick is Pendulum-v1: one copy, and as many copies in Gymnasium's SyncVectorEnv. All environments take
+turns in each round. Ctrl-C or `--minutes` keeps the rounds so far; to measure more, choose another folder with `--out`. The table
+has medians over rounds, and the median of each round's ratio to the yardstick.
 
 Expected with 1,024 copies: 70 to 150 times the yardstick for closed-form tasks, 17 for the passive and 7 for the driven double
 pendulum, whose steps are 12 and 48 stages of a Runge-Kutta solver. One copy reaches a fifth of the yardstick, because calling

@@ -1,7 +1,7 @@
 """Do learned models and MuJoCo's own gradient learn to move Gymnasium's bodies as fast as soft actor-critic?
 
     pip install "awmkit[gym,mjx]" stable-baselines3       the last for SAC only; it brings PyTorch
-    python examples/paper/bodies.py --arms Markov "Markov, ensemble" AWM          three seeds, three bodies: 3 hours on one core
+    python examples/paper/bodies.py --arms Markov "Markov, ensemble" AWM          three seeds, three bodies: 2 hours on one core
     python examples/paper/bodies.py                       the same with SAC and the simulator: some 15 hours
     python examples/paper/bodies.py --ids Reacher-v5 --arms Markov "SAC of Stable-Baselines3"        some cells
     python examples/paper/bodies.py --quick               one arm of one body, 300 steps: 1 minute
